@@ -1,0 +1,5 @@
+"""Sensitivity analysis of diffusion models."""
+
+from importlib.metadata import version
+
+__version__ = version("scoresens")
