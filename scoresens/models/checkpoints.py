@@ -1,0 +1,143 @@
+"""Checkpoints: a denoiser in one safetensors file that can be read without unpickling anything.
+
+The tensors are the parameters, named by their path in the module (``network.read.kernel``). The
+header holds one JSON text under ``scoresens``: the architecture, enough to build the module again,
+and whatever the writer wished to remember (``metadata``).
+"""
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from scoresens.models.architectures import ModelSettings, build
+from scoresens.models.mlp import ResidualMLP
+from scoresens.models.preconditioning import Denoiser
+from scoresens.models.unet import UNet
+
+HEADER = "scoresens"
+
+
+def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
+    """Writes a denoiser to a file, whole or not at all.
+
+    Args:
+        path: where to; an existing file is replaced.
+        model: a `Denoiser` of one of this package's networks.
+        metadata: anything JSON can hold: the data's name, the training settings.
+
+    Raises:
+        ValueError: if the network is not this package's, or the metadata is not JSON.
+    """
+    header = json.dumps({"architecture": _describe(model), "metadata": metadata}, allow_nan=False)
+    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(model)}
+    beside = Path(f"{path}.{os.getpid()}.part")
+    try:
+        save_file(tensors, beside, metadata={HEADER: header})
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> tuple[Denoiser, dict]:
+    """Returns the denoiser in a file, and the metadata saved with it.
+
+    Args:
+        path: a file written by `save`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, was not written by `save`, holds other tensors or
+            shapes than its architecture has, or values that are not finite.
+    """
+    header, tensors = _read(Path(path))
+    skeleton = _skeleton(path, header)
+    expected = dict(_named_leaves(skeleton))
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"{path} lacks the tensors {missing}: it was not written for this model")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{path} has tensors no part of its model: {extra}")
+    for name, leaf in expected.items():
+        _check_tensor(path, name, tensors[name], leaf.shape)
+    leaves = [jnp.asarray(tensors[name]) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(skeleton), leaves), header["metadata"]
+
+
+def pretrained(name: str) -> tuple[Denoiser, dict]:
+    """Returns a denoiser that comes with the package, and its metadata.
+
+    Args:
+        name: ``"digits"``, a residual MLP trained on `scoresens.datasets.load("digits")`.
+
+    Raises:
+        FileNotFoundError: if no model of this name comes with the package.
+    """
+    with resources.as_file(resources.files("scoresens") / "data" / f"{name}.safetensors") as path:
+        return load(path)
+
+
+def _describe(model: Denoiser) -> dict:
+    """Returns the architecture as JSON can hold it; `_skeleton` is its inverse."""
+    network = model.network
+    if not isinstance(network, ResidualMLP | UNet):
+        raise ValueError(
+            f"cannot save a network of type {type(network).__name__}: "
+            "only a ResidualMLP or a UNet can be built again"
+        )
+    return {
+        "kind": "mlp" if isinstance(network, ResidualMLP) else "unet",
+        "width": network.width,
+        "depth": network.depth,
+        "shape": list(network.shape),
+        "sigma_data": model.sigma_data,
+    }
+
+
+def _skeleton(path: str | Path, header: dict) -> Denoiser:
+    """Returns the module that a header describes, with shapes in place of arrays."""
+    try:
+        about = dict(header["architecture"])
+        shape, sigma_data = tuple(about.pop("shape")), about.pop("sigma_data")
+        settings = ModelSettings(**about)
+        return jax.eval_shape(lambda: build(settings, shape, sigma_data, key=jax.random.key(0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: train one, or correct the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    try:
+        header = json.loads(text or "null")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a damaged header: {error}") from error
+    if not isinstance(header, dict) or not {"architecture", "metadata"} <= header.keys():
+        raise ValueError(f"{path} was not written by scoresens: its header names no architecture")
+    return header, tensors
+
+
+def _check_tensor(path: str | Path, name: str, found: np.ndarray, shape: tuple[int, ...]) -> None:
+    if found.shape != shape:
+        raise ValueError(f"{path}: tensor {name} should be of shape {shape}, came {found.shape}")
+    if not np.isfinite(found).all():
+        raise ValueError(f"{path}: tensor {name} has values that are not finite: train it again")
+
+
+def _named_leaves(model: Denoiser) -> list[tuple[str, jax.Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    return [
+        (name.removesuffix(".value"), leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
