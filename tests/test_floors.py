@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "scoresens"
 FLOORS = (
     {"_checks"},
     {"processes", "traces"},
-    {"scores", "measures"},
+    {"measures"},
+    {"scores"},
     {"perturbations", "paths"},
     {"sensitivity", "attribution", "counterfactual", "fokker_planck"},
     {"models", "importers", "datasets"},
