@@ -1,0 +1,104 @@
+"""Clear errors at the public door.
+
+Each check says what was expected, what came, and what to do. Values that are traced (inside `jit`,
+`vmap`, `grad`) have no number yet: their shapes and dtypes are checked, their values are not.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """True where `value` is a number or an array whose entries can be looked at now."""
+    return isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array) and not (
+        isinstance(value, jax.core.Tracer)
+    )
+
+
+def is_array(value: Any) -> bool:
+    """True for arrays, traced or not; false for the placeholders that tree transformations pass."""
+    return isinstance(value, np.ndarray | jax.Array)
+
+
+def floating(name: str, value: Any) -> jax.Array:
+    """`value` as a floating-point array of JAX's current precision."""
+    if not hasattr(value, "dtype"):
+        value = np.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} holds {value.dtype} where floating-point numbers belong; "
+            f"convert it first, for example jnp.asarray({name}, jnp.float32)"
+        )
+    return jnp.asarray(value)
+
+
+def finite(name: str, value: Any) -> None:
+    """Refuse NaN and infinity."""
+    if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(value))))
+        raise ValueError(
+            f"{name} has {bad} entries that are NaN or infinite; remove or repair them first"
+        )
+
+
+def positive(name: str, value: Any) -> None:
+    """Refuse a number that is not finite and greater than zero."""
+    if is_concrete(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):
+        raise ValueError(f"{name} must be a finite number greater than 0, got {value}")
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Refuse a number that is negative or not finite."""
+    if is_concrete(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+        raise ValueError(f"{name} must be a finite number, 0 or greater, got {value}")
+
+
+def weights(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse weights of another shape, or that are negative, not finite, or all zero in a row."""
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    finite(name, value)
+    if is_concrete(value):
+        if bool(jnp.any(value < 0)):
+            raise ValueError(f"{name} must be 0 or greater, its smallest entry is {jnp.min(value)}")
+        if bool(jnp.any(jnp.sum(value, -1) <= 0)):
+            raise ValueError(f"{name} sums to 0: no point is left to draw from")
+
+
+def samples(name: str, value: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """`value` as a floating batch `[M, *shape]` with at least one entry, all of them finite."""
+    value = floating(name, value)
+    if value.ndim < 2 or value.shape[0] == 0:
+        raise ValueError(
+            f"{name} must be a batch [M, *shape] with M >= 1, got shape {tuple(value.shape)}; "
+            "add a leading axis to a single sample"
+        )
+    if shape is not None and tuple(value.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"{name} must have shape [M, {', '.join(map(str, shape))}] to match the other "
+            f"arguments, got {tuple(value.shape)}"
+        )
+    finite(name, value)
+    return value
+
+
+def key_given(name: str, key: Any, why: str) -> None:
+    """Refuse a missing random key, saying what needs it."""
+    if key is None:
+        raise ValueError(f"{name} needs key=jax.random.key(...): {why}")
+
+
+def score_shape(score: Any, t: Any, x: Any) -> None:
+    """Refuse a score whose value is not shaped like one sample; costs an abstract evaluation."""
+    out = jax.eval_shape(score, t, x)
+    if not hasattr(out, "shape") or tuple(out.shape) != tuple(x.shape):
+        came = tuple(out.shape) if hasattr(out, "shape") else type(out).__name__
+        raise ValueError(
+            f"score(t, x) must return an array of x's shape {tuple(x.shape)} for one sample, got "
+            f"{came}; a score takes one sample without a batch axis: the library maps over samples"
+        )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"score(t, x) must return floating-point numbers, got {out.dtype}")

@@ -1,0 +1,389 @@
+r"""Paths between data and noise, and log-densities along them.
+
+All paths run in the canonical frame, where the state is in units of the data and the clock is the
+noise level tau (mathematics in `processes`). Down from `tau_max = noise_level(t_max)` to `tau_min`:
+
+    (1.3)  dx/dtau = (x - D(x, tau)) / tau                                  probability flow
+    (1.2)  dz = D(x, tau) dw + dB_w,     z = x / tau^2, w = 1 / tau^2       reverse SDE
+    (3.1)  d log rho/dtau = -div v = (tr J_D - d) / tau                     along the flow
+    (3.2)  d log rho/dtau = (tr J_D - d) / tau + (u - v).s         along any curve dx/dtau = u
+
+In the variables (z, w), those of stochastic localization, the reverse SDE has a bounded drift and a
+constant diffusion: Ito's and Stratonovich's integrals agree, so that a Heun step is valid, and an
+Euler step is the ancestral sampler's.
+
+Results are in units of the data at noise level `tau_min` (0.002 by default, invisible on data of
+order 1): `x` is a draw of rho_tau_min, and `log_density` is log rho_tau_min(x). Noise goes in and
+comes out in the process's own frame, at t_max.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scoresens import _checks
+from scoresens.measures import Measure
+from scoresens.processes import Process, Scalar
+from scoresens.scores import Score, as_pytree, canonical_denoiser
+from scoresens.solve import (
+    Solve,
+    Stats,
+    grid,
+    integrate,
+    integrate_noisy,
+    over_samples,
+    raise_if_failed,
+    stats_of,
+)
+from scoresens.traces import TraceEstimator
+
+
+class Path(NamedTuple):
+    """The far end of M paths."""
+
+    x: Float[Array, "M *shape"]
+    log_density: (
+        Float[Array, " M"] | None
+    )  # nats, of the law at the data end; None if not asked for
+    stats: Stats
+
+
+def sample_ode(
+    process: Process,
+    score: Score,
+    noise: Float[Array, "M *shape"],
+    *,
+    log_density: TraceEstimator | None = None,
+    prior: Measure | None = None,
+    key: PRNGKeyArray | None = None,
+    solve: Solve = Solve(),
+) -> Path:
+    """Samples at the data end of the probability flow (1.1) from given noise, and their log-density
+    (3.1).
+
+    Args:
+        process: the forward process.
+        score: `score(t, x)` of one sample.
+        noise: `[M, *shape]` in the process's frame at t_max (`process.sample_prior`).
+        log_density: the trace estimator to follow log rho with; None follows the samples alone.
+        prior: the law whose noised log-density starts log rho at t_max; None is the process's
+            prior. The data set itself (`Points`) removes the mismatch between the prior and the
+            noised data.
+        key: for estimators that draw probes; sample i uses `fold_in(key, i)`.
+        solve: the numerics.
+
+    Returns:
+        Path: `x [M, *shape]` in units of the data, `log_density [M]` in nats.
+
+    Raises:
+        ValueError: shapes, dtypes or a score that do not fit, a missing key.
+        FloatingPointError: a solve that failed or a result that is not finite (outside `jit`;
+            inside it, see `stats`).
+
+    Notes:
+        Cost: `2 steps` network evaluations a sample with Heun, each with one Jacobian-vector
+            product a probe.
+
+    References:
+        Song et al. 2021, arXiv 2011.13456, eq. 13 and 39; Karras et al. 2022, arXiv 2206.00364,
+        algorithm 1.
+    """
+    noise, score = _checked_start(process, score, noise)
+    if log_density is None:
+        return _finish(solve, *_flow(process, score, noise, solve))
+    keys = sample_keys(log_density, key, len(noise))
+    return _finish(
+        solve, *_flow_with_density(process, score, noise, log_density, prior, keys, solve)
+    )
+
+
+def encode(
+    process: Process,
+    score: Score,
+    x: Float[Array, "M *shape"],
+    *,
+    log_density: TraceEstimator | None = None,
+    prior: Measure | None = None,
+    key: PRNGKeyArray | None = None,
+    solve: Solve = Solve(),
+) -> Path:
+    """The noise that the probability flow sends each sample to, and the sample's log-density (3.1).
+
+    Args:
+        x: `[M, *shape]` data, taken to be at noise level `solve.tau_min`.
+        (the others as in `sample_ode`)
+
+    Returns:
+        Path: `x [M, *shape]` noise in the process's frame at t_max; `log_density [M]` of the
+            *data*, in nats.
+
+    Notes:
+        The inverse of `sample_ode` up to the solver's error. Raises and cost as there.
+    """
+    x, score = _checked_start(process, score, x, name="x")
+    tau = jnp.full(len(x), lowest_level(process, solve), x.dtype)
+    return _finish(solve, *_climb(process, score, x, tau, log_density, prior, key, solve))
+
+
+def sample_sde(
+    process: Process,
+    score: Score,
+    noise: Float[Array, "M *shape"],
+    *,
+    key: PRNGKeyArray,
+    solve: Solve = Solve(),
+) -> Path:
+    """Samples at the data end of the reverse SDE (1.2).
+
+    Args:
+        key: the Brownian paths; sample i uses `fold_in(key, i)`.
+        (the others as in `sample_ode`; the grid must be fixed)
+
+    Returns:
+        Path: `x [M, *shape]` in units of the data; `log_density` is None.
+
+    Notes:
+        Raises and cost as `sample_ode`.
+
+    References:
+        Anderson 1982; Song et al. 2021, arXiv 2011.13456, eq. 6; the variables: Montanari 2023,
+        arXiv 2305.10690.
+    """
+    _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
+    if solve.adaptive:
+        raise ValueError("sample_sde runs on the fixed grid: leave rtol and atol out of Solve")
+    noise, score = _checked_start(process, score, noise)
+    return _finish(solve, *_diffuse(process, score, noise, _fold(key, len(noise)), solve))
+
+
+def log_density_along(
+    process: Process,
+    score: Score,
+    velocity: Score,
+    noise: Float[Array, "M *shape"],
+    *,
+    log_density: TraceEstimator,
+    prior: Measure | None = None,
+    key: PRNGKeyArray | None = None,
+    solve: Solve = Solve(),
+) -> Path:
+    """log rho_t of the score's law along curves that another velocity drives (3.2).
+
+    Args:
+        velocity: `velocity(t, x)` of one sample, dx/dt of the curve in the process's own frame and
+            time.
+        (the others as in `sample_ode`)
+
+    Returns:
+        Path: `x [M, *shape]`, where the curves end, in units of the data; `log_density [M]` of the
+            score's law there.
+
+    Notes:
+        With the score's own velocity this is `sample_ode`. One more evaluation a stage than it: the
+        velocity's.
+    """
+    noise, score = _checked_start(process, score, noise)
+    keys = sample_keys(log_density, key, len(noise))
+    velocity = as_pytree(velocity)
+    return _finish(
+        solve, *_foreign(process, score, velocity, noise, log_density, prior, keys, solve)
+    )
+
+
+# ------------------------------------------------------------------ what other verbs build on
+
+
+def noise_end(
+    process: Process, noise: Float[Array, "*shape"], prior: Measure | None
+) -> tuple[Float[Array, "*shape"], Scalar, Scalar]:
+    """One sample's canonical start: (x^, tau_max, log rho^ there), from noise in the process's
+    frame."""
+    t = jnp.asarray(process.t_max, noise.dtype)
+    tau, hat = process.noise_level(t), process.to_canonical(t, noise)
+    if prior is not None:
+        return hat, tau, prior.log_density(tau, hat)
+    return hat, tau, process.prior_log_density(noise) + noise.size * process.log_alpha(t)
+
+
+def lowest_level(process: Process, solve: Solve) -> Scalar:
+    """Where paths end: `solve.tau_min`, or the noise that the process has at t = 0 if that is
+    larger."""
+    return jnp.maximum(solve.tau_min, process.noise_level(0.0))
+
+
+def sample_keys(estimator: TraceEstimator, key: PRNGKeyArray | None, count: int) -> Array | None:
+    """One key a sample, or None for an estimator that draws nothing."""
+    if not estimator.needs_key:
+        return None
+    name = type(estimator).__name__
+    _checks.key_given(name, key, "its probes are drawn from it, once a path")
+    return _fold(key, count)
+
+
+def flow_rates(denoised: Array, trace: Scalar, tau: Scalar, x: Array) -> tuple[Array, Scalar]:
+    """dx/dtau and d log rho/dtau of the canonical flow, (1.3) and (3.1)."""
+    return (x - denoised) / tau, (trace - x.size) / tau
+
+
+# ------------------------------------------------------------------ kernels, compiled once a shape
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _flow(process, score, noise, solve):
+    def one(noise):
+        hat, tau, _ = noise_end(process, noise, None)
+        return integrate(
+            _flow_field, (process, score), hat, tau, lowest_level(process, solve), solve
+        )
+
+    x, steps, solved = over_samples(one, solve, noise)
+    return x, None, stats_of(x, steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _flow_with_density(process, score, noise, estimator, prior, keys, solve):
+    def one(noise, key):
+        hat, tau, start = noise_end(process, noise, prior)
+        args = (process, score, estimator, estimator.draw(key, hat))
+        return integrate(
+            _density_field, args, (hat, start), tau, lowest_level(process, solve), solve
+        )
+
+    state, steps, solved = over_samples(one, solve, noise, keys)
+    return *state, stats_of(state, steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _foreign(process, score, velocity, noise, estimator, prior, keys, solve):
+    def one(noise, key):
+        hat, tau, start = noise_end(process, noise, prior)
+        args = (process, score, velocity, estimator, estimator.draw(key, hat))
+        return integrate(
+            _foreign_field, args, (hat, start), tau, lowest_level(process, solve), solve
+        )
+
+    state, steps, solved = over_samples(one, solve, noise, keys)
+    return *state, stats_of(state, steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _diffuse(process, score, noise, keys, solve):
+    def one(noise, key):
+        hat, tau, _ = noise_end(process, noise, None)
+        clock = grid(tau, lowest_level(process, solve), solve) ** -2
+        start, args = clock[0] * hat, (process, score)
+        z, *ran = integrate_noisy(_localization_field, args, start, clock, key, solve)
+        return z / clock[-1], *ran
+
+    x, steps, solved = over_samples(one, solve, noise, keys)
+    return x, None, stats_of(x, steps, solved)
+
+
+def _climb(process, score, x, tau, estimator, prior, key, solve):
+    """From level tau (one a sample) up to the noise; the log-density is the lower end's."""
+    if estimator is None:
+        return _climb_alone(process, score, x, tau, solve)
+    keys = sample_keys(estimator, key, len(x))
+    return climb_with_density(process, score, x, tau, estimator, prior, keys, solve)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _climb_alone(process, score, x, tau, solve):
+    top = process.noise_level(jnp.asarray(process.t_max, x.dtype))
+
+    def one(x, tau):
+        return integrate(_flow_field, (process, score), x, tau, top, solve)
+
+    hat, steps, solved = over_samples(one, solve, x, tau)
+    noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
+    return noise, None, stats_of(noise, steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def climb_with_density(process, score, x, tau, estimator, prior, keys, solve):
+    """Canonical states `x [M, *shape]` at levels `tau [M]` up to the noise, with log
+    rho^_tau(x)."""
+    top = process.noise_level(jnp.asarray(process.t_max, x.dtype))
+
+    def one(x, tau, key):
+        args = (process, score, estimator, estimator.draw(key, x))
+        zero = jnp.zeros((), x.dtype)
+        (hat, gained), steps, solved = integrate(_density_field, args, (x, zero), tau, top, solve)
+        noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
+        return noise, noise_end(process, noise, prior)[2] - gained, steps, solved
+
+    noise, log_density, steps, solved = over_samples(one, solve, x, tau, keys)
+    return noise, log_density, stats_of((noise, log_density), steps, solved)
+
+
+# ------------------------------------------------------------------ fields of one sample
+
+
+def _flow_field(tau, x, args):
+    process, score = args
+    return (x - canonical_denoiser(process, score, tau, x)) / tau
+
+
+def _density_field(tau, state, args):
+    x, _ = state
+    denoised, trace, _ = denoise_and_push(tau, x, jnp.zeros((0, *x.shape), x.dtype), args)
+    return flow_rates(denoised, trace, tau, x)
+
+
+def denoise_and_push(tau, x, riders, args):
+    """D, tr J_D and J_D riders from one linearisation and one linear pass; args end in (estimator,
+    probes)."""
+    process, score, estimator, probes = args
+    denoised, push = jax.linearize(functools.partial(canonical_denoiser, process, score, tau), x)
+    trace, pushed = estimator.apply(jax.vmap(push), probes, riders)
+    return denoised, trace, pushed
+
+
+def _foreign_field(tau, state, args):
+    process, score, velocity, estimator, probes = args
+    x, _ = state
+    riders = jnp.zeros((0, *x.shape), x.dtype)
+    denoised, trace, _ = denoise_and_push(tau, x, riders, (process, score, estimator, probes))
+    own, rate = flow_rates(denoised, trace, tau, x)
+    foreign = _canonical_velocity(process, velocity, tau, x)
+    return foreign, rate + jnp.vdot(foreign - own, (denoised - x) / jnp.square(tau))
+
+
+def _canonical_velocity(process, velocity, tau, x):
+    """dx^/dtau of a curve whose dx/dt is given in the process's frame: quotient rule, then the
+    change of clock."""
+    t = jnp.asarray(process.time(tau), x.dtype)
+    alpha, log_alpha_rate = process.alpha(t), jax.grad(process.log_alpha)(t)
+    tau_rate = jax.grad(process.noise_level)(t)
+    return (velocity(t, alpha * x) / alpha - log_alpha_rate * x) / tau_rate
+
+
+def _localization_field(clock, z, args):
+    process, score = args
+    return canonical_denoiser(process, score, clock**-0.5, z / clock)
+
+
+# ------------------------------------------------------------------ the public door
+
+
+def _checked_start(process, score, x, name="noise"):
+    x, score = _checks.samples(name, x), as_pytree(score)
+    if not isinstance(process, Process):
+        raise ValueError(
+            "process must be one of VP, SubVP, VE, EDM, OU, Cosine, FlowMatching, "
+            f"got {type(process)}"
+        )
+    _checks.score_shape(score, jnp.asarray(process.t_max, x.dtype), x[0])
+    return x, score
+
+
+def _fold(key, count):
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+
+
+def _finish(solve, x, log_density, stats):
+    raise_if_failed(solve, stats)
+    return Path(x, log_density, stats)

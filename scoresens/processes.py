@@ -1,0 +1,309 @@
+r"""Forward processes, and the canonical frame in which every path is solved.
+
+A scalar Gaussian process `dx = f(t, x) dt + g(t) dW` started from data `x_0` has
+
+    x_t = alpha(t) x_0 + sigma(t) n,        K_t(x|y) = N(x; alpha y, sigma^2 I)
+    f = (alpha'/alpha) x,                   g^2 = (sigma^2)' - 2 (alpha'/alpha) sigma^2
+
+with `t = 0` at the data and `t = process.t_max` at the noise. Dividing by alpha turns all of them
+into one, the **canonical frame**:
+
+    (1.3)   x^ = x / alpha = x_0 + tau n,   tau = sigma / alpha,
+            log rho_t(x) = log rho^_tau(x^) - d log alpha
+
+A process states four functions of time (`log_alpha`, `variance`, the inverse `time(tau)`, and the
+spread of its prior); the rest follows from them.
+"""
+
+import abc
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scoresens import _checks
+
+Scalar = Float[Array, ""] | float
+
+
+class Process(abc.ABC):
+    """A scalar Gaussian process between data (t = 0) and noise (t = t_max).
+
+    Abstract: `t_max`, `log_alpha`, `variance`, `time`, `prior_std`. Everything else is derived.
+    All methods are for one sample `x [*shape]` and a scalar time, and are smooth in both.
+    """
+
+    t_max: float
+
+    @abc.abstractmethod
+    def log_alpha(self, t: Scalar) -> Scalar:
+        """Logarithm of the signal's scale alpha(t)."""
+
+    @abc.abstractmethod
+    def variance(self, t: Scalar) -> Scalar:
+        """Variance sigma(t)^2 of the noise."""
+
+    @abc.abstractmethod
+    def time(self, tau: Scalar) -> Scalar:
+        """The time at which the noise-to-signal ratio sigma/alpha is `tau`."""
+
+    @property
+    @abc.abstractmethod
+    def prior_std(self) -> Scalar:
+        """Standard deviation of the law that samplers start from at t_max."""
+
+    def alpha(self, t: Scalar) -> Scalar:
+        """Scale of the signal at time t."""
+        return jnp.exp(self.log_alpha(t))
+
+    def sigma(self, t: Scalar) -> Scalar:
+        """Standard deviation of the noise at time t."""
+        return jnp.sqrt(self.variance(t))
+
+    def noise_level(self, t: Scalar) -> Scalar:
+        """Noise-to-signal ratio tau = sigma / alpha: the clock of the canonical frame."""
+        return self.sigma(t) / self.alpha(t)
+
+    def drift(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Drift f(t, x) = (alpha'/alpha) x of the forward process."""
+        return jax.grad(self.log_alpha)(jnp.asarray(t, x.dtype)) * x
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        """Diffusion coefficient g(t) of the forward process."""
+        t = jnp.asarray(t, jnp.result_type(float))
+        growth = jax.grad(self.variance)(t) - 2 * jax.grad(self.log_alpha)(t) * self.variance(t)
+        return jnp.sqrt(growth)
+
+    def kernel_log_density(
+        self, t: Scalar, x: Float[Array, "*shape"], y: Float[Array, "*shape"]
+    ) -> Float[Array, ""]:
+        """log K_t(x|y) = log N(x; alpha(t) y, sigma(t)^2 I), in nats."""
+        return jnp.sum(norm.logpdf(x, self.alpha(t) * y, self.sigma(t)))
+
+    def perturb(
+        self, key: PRNGKeyArray, t: Scalar, y: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """One draw of x_t given x_0 = y."""
+        return self.alpha(t) * y + self.sigma(t) * jax.random.normal(key, y.shape, y.dtype)
+
+    def sample_prior(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "M *shape"]:
+        """Starting noise `[M, *shape]` at t_max, drawn from N(0, prior_std^2 I).
+
+        Sample i depends on `key` and i alone, so that the first samples of a larger batch are the
+        smaller batch.
+        """
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shape[0]))
+        draw = jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.result_type(float)))
+        return self.prior_std * draw(keys)
+
+    def prior_log_density(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
+        """Log-density of the prior N(0, prior_std^2 I) at one sample, in nats."""
+        return jnp.sum(norm.logpdf(x, 0.0, self.prior_std))
+
+    def to_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """x^ = x / alpha(t): the state in units of the data."""
+        return x / self.alpha(t)
+
+    def from_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """x = alpha(t) x^: the inverse of `to_canonical`."""
+        return self.alpha(t) * x
+
+
+def _positive_fields(process: Process, *names: str) -> None:
+    for name in names:
+        _checks.positive(f"{type(process).__name__}.{name}", getattr(process, name))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving, beta linear in t: alpha = exp(-1/2 int beta), sigma^2 = 1 - alpha^2.
+
+    Song et al. 2021, arXiv 2011.13456, eq. 32; the time in [0, t_max].
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_max: float = 1.0
+
+    def __post_init__(self):
+        _positive_fields(self, "beta_min", "beta_max", "t_max")
+
+    def log_alpha(self, t):
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def variance(self, t):
+        return -jnp.expm1(2 * self.log_alpha(t))
+
+    def time(self, tau):
+        return self._time_of_integral(jnp.log1p(jnp.square(tau)))
+
+    @property
+    def prior_std(self):
+        return 1.0
+
+    def _time_of_integral(self, integral):
+        """The t at which the integral of beta is `integral`: the root of a quadratic, kept
+        stable."""
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SubVP(VP):
+    """Sub-VP: VP's alpha with sigma = 1 - alpha^2 (Song et al. 2021, arXiv 2011.13456, eq. 14)."""
+
+    def variance(self, t):
+        return jnp.square(jnp.expm1(2 * self.log_alpha(t)))
+
+    def time(self, tau):
+        return self._time_of_integral(2 * jnp.arcsinh(jnp.asarray(tau) / 2))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
+
+    At t = 0 the noise is sigma_min, not 0 (Song et al. 2021, arXiv 2011.13456, eq. 30, with the
+    usual kernel that counts the first sigma_min).
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_max: float = 1.0
+
+    def __post_init__(self):
+        _positive_fields(self, "sigma_min", "sigma_max", "t_max")
+
+    def log_alpha(self, t):
+        return jnp.zeros_like(t)
+
+    def variance(self, t):
+        return jnp.square(self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
+
+    def time(self, tau):
+        return jnp.log(tau / self.sigma_min) / jnp.log(self.sigma_max / self.sigma_min)
+
+    @property
+    def prior_std(self):
+        return self.sigma(self.t_max)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EDM(Process):
+    """The canonical frame itself: alpha = 1, sigma = t (Karras et al. 2022, arXiv 2206.00364)."""
+
+    t_max: float = 80.0
+
+    def __post_init__(self):
+        _positive_fields(self, "t_max")
+
+    def log_alpha(self, t):
+        return jnp.zeros_like(t)
+
+    def variance(self, t):
+        return jnp.square(t)
+
+    def time(self, tau):
+        return jnp.asarray(tau)
+
+    @property
+    def prior_std(self):
+        return self.t_max
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OU(Process):
+    """Ornstein-Uhlenbeck, dx = -theta x dt + g dW, started from its stationary law at t_max."""
+
+    theta: float = 1.0
+    g: float = 2.0**0.5
+    t_max: float = 5.0
+
+    def __post_init__(self):
+        _positive_fields(self, "theta", "g", "t_max")
+
+    def log_alpha(self, t):
+        return -self.theta * jnp.asarray(t)
+
+    def variance(self, t):
+        return -jnp.expm1(2 * self.log_alpha(t)) * self.prior_std**2
+
+    def time(self, tau):
+        return jnp.log1p(jnp.square(tau / self.prior_std)) / (2 * self.theta)
+
+    @property
+    def prior_std(self):
+        return self.g / jnp.sqrt(2 * self.theta)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cosine(Process):
+    """Cosine schedule, alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Nichol & Dhariwal 2021, arXiv 2102.09672, without the offset. The signal vanishes at t = 1, so
+    paths start a little before it: the default t_max is at tau = 80.
+    """
+
+    t_max: float = 0.9920425
+
+    def __post_init__(self):
+        _before_the_end(self)
+
+    def log_alpha(self, t):
+        return jnp.log(jnp.cos(0.5 * jnp.pi * t))
+
+    def variance(self, t):
+        return jnp.square(jnp.sin(0.5 * jnp.pi * t))
+
+    def time(self, tau):
+        return 2 / jnp.pi * jnp.arctan(tau)
+
+    @property
+    def prior_std(self):
+        return 1.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FlowMatching(Process):
+    """The straight path x_t = (1 - t) x_0 + t n (Lipman et al. 2022, arXiv 2210.02747; here t = 0
+    is data).
+
+    The signal vanishes at t = 1, so paths start a little before it: the default t_max is at tau =
+    80.
+    """
+
+    t_max: float = 80.0 / 81.0
+
+    def __post_init__(self):
+        _before_the_end(self)
+
+    def log_alpha(self, t):
+        return jnp.log1p(-t)
+
+    def variance(self, t):
+        return jnp.square(t)
+
+    def time(self, tau):
+        return tau / (1 + tau)
+
+    @property
+    def prior_std(self):
+        return 1.0
+
+
+def _before_the_end(process: Process) -> None:
+    _positive_fields(process, "t_max")
+    if _checks.is_concrete(process.t_max) and process.t_max >= 1:
+        raise ValueError(
+            f"{type(process).__name__}.t_max must be below 1, where the signal vanishes and the "
+            f"noise-to-signal ratio is infinite; got {process.t_max}"
+        )

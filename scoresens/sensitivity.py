@@ -1,0 +1,276 @@
+r"""First-order answers: how scores and samples move when the training data do.
+
+With `rho_eps = rho + eps chi`, chi = sum_j c_j (nu_j - rho), for one sample x in the canonical
+frame:
+
+    (2.1)  dD  = sum_j c_j r_j (D_j - D),         r_j = nu_j,tau(x) / rho_tau(x)
+    (4.1)  d(dx)/dtau = (dx - J_D dx - dD) / tau,  dx = 0 at the noise
+
+(2.1) needs the density ratio r_j. Against the model's own law (`base=None`, black box) log rho
+rides along by (3.1), and D is the network's. Against the data's law (`base=data`, 6.3) both are
+closed forms of the data,
+
+    (6.3)  D_new = D + D^'_h - D^_h
+           dD    = sum_j c_j r^_j (D^_j - D^_h),   r^_j = nu_j,tau,h / rho^_tau,h
+
+and neither a log-density nor a trace is needed. Every point is a bump of the data's bandwidth h.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scoresens import _checks, paths
+from scoresens.measures import Measure, Points
+from scoresens.perturbations import Perturbation
+from scoresens.processes import Process, Scalar
+from scoresens.scores import Score, as_pytree, canonical_denoiser
+from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
+from scoresens.traces import Hutchinson, TraceEstimator
+
+
+class ScoreSensitivity(NamedTuple):
+    """Derivatives of the score at M places for K directions."""
+
+    tangent: Float[Array, "M K *shape"]  # d score / d mass
+    log_density: Float[
+        Array, " M"
+    ]  # log rho_t(x) of the law divided by, nats, in the process's frame
+    stats: Stats
+
+
+class SampleSensitivity(NamedTuple):
+    """M samples and their derivatives for K directions."""
+
+    x: Float[Array, "M *shape"]
+    tangent: Float[Array, "M K *shape"]  # d x / d mass, units of the data
+    log_density: Float[Array, " M"] | None  # of the model's law at x, nats; None with base=data
+    stats: Stats
+
+
+def score_sensitivity(
+    process: Process,
+    score: Score,
+    perturbation: Perturbation,
+    t: Scalar,
+    x: Float[Array, "M *shape"],
+    *,
+    base: Measure | None = None,
+    log_density: Float[Array, " M"] | None = None,
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    key: PRNGKeyArray | None = None,
+    solve: Solve = Solve(),
+) -> ScoreSensitivity:
+    """Derivatives of the optimal score at (t, x) with respect to the data's law (2.1).
+
+    Args:
+        process: the forward process.
+        score: `score(t, x)` of one sample.
+        perturbation: K directions.
+        t: scalar time in (0, t_max].
+        x: `[M, *shape]` noised samples in the process's own frame.
+        base: None divides by the model's law; a measure (the data) divides by it instead (6.3).
+        log_density: `[M]`, log rho_t(x) of the model where it is known already; None solves (3.1)
+            for it.
+        trace, prior, key: as `log_density, prior, key` of `paths.sample_ode`, for that solve.
+        solve: its numerics.
+
+    Returns:
+        ScoreSensitivity: `tangent [M, K, *shape]`, the derivative of the score per unit of mass.
+
+    Raises:
+        ValueError: shapes, dtypes, times or a score that do not fit; a missing key.
+        FloatingPointError: results that are not finite (outside `jit`).
+
+    Notes:
+        Cost: with `base` or a known `log_density` at most one network evaluation a sample; else the
+            path from x up to
+        the noise, as `paths.encode`.
+
+    References:
+        Scarvelis & Solomon 2025, arXiv 2509.23092.
+    """
+    x, score = _checks.samples("x", x, perturbation.shape), as_pytree(score)
+    _checks.score_shape(score, jnp.asarray(t, x.dtype), x[0])
+    check_time(process, t)
+    t = jnp.asarray(t, x.dtype)
+    if base is not None:
+        tangent, density = _score_tangent_of_data(process, perturbation, base, t, x, solve)
+    elif log_density is not None:
+        density = _checks.floating("log_density", log_density)
+        if density.shape != (len(x),):
+            raise ValueError(f"log_density must have shape ({len(x)},), got {density.shape}")
+        tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
+    else:
+        keys = paths.sample_keys(trace, key, len(x))
+        hat, tau = process.to_canonical(t, x), process.noise_level(t)
+        taus = jnp.full(len(x), tau, x.dtype)
+        _, density, climb = paths.climb_with_density(
+            process, score, hat, taus, trace, prior, keys, solve
+        )
+        raise_if_failed(solve, climb)
+        density = density - x[0].size * process.log_alpha(t)
+        tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
+    stats = stats_of((tangent, density), jnp.zeros(len(x), int), jnp.ones(len(x), bool))
+    raise_if_failed(solve, stats)
+    return ScoreSensitivity(tangent, density, stats)
+
+
+def sample_sensitivity(
+    process: Process,
+    score: Score,
+    perturbation: Perturbation,
+    noise: Float[Array, "M *shape"],
+    *,
+    base: Measure | None = None,
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    key: PRNGKeyArray | None = None,
+    solve: Solve = Solve(),
+) -> SampleSensitivity:
+    """Samples from given noise, and their derivatives with respect to the data's law (4.1).
+
+    Args:
+        process: the forward process.
+        score: `score(t, x)` of one sample.
+        perturbation: K directions (`add`, `remove`, `reweight`, `replace`).
+        noise: `[M, *shape]` in the process's frame at t_max, held fixed while the data change.
+        base: None divides by the model's law (black box: no data needed); a measure, usually the
+            data as `Points(images, bandwidth=default_bandwidth(images))`, divides by it (6.3),
+            needs no trace, and is the better predictor where it can be had.
+        trace: estimator of tr J_D for the log-density, used with `base=None` alone.
+        prior: as in `paths.sample_ode`.
+        key: for estimators that draw probes; sample i uses `fold_in(key, i)`.
+        solve: the numerics.
+
+    Returns:
+        SampleSensitivity: `x [M, *shape]`, `tangent [M, K, *shape]` per unit of mass, `log_density
+            [M]`.
+
+    Raises:
+        ValueError: shapes, dtypes or a score that do not fit; a missing key.
+        FloatingPointError: a solve that failed or a result that is not finite (outside `jit`).
+
+    Notes:
+        Cost at each of the solver's stages (80 by default): one evaluation of the network, one
+        linearisation, and one batched linear pass over the K tangents and the probes. Memory:
+        (batch, K, d) tangents.
+
+    References:
+        Scarvelis & Solomon 2025, arXiv 2509.23092.
+    """
+    noise = _checks.samples("noise", noise, perturbation.shape)
+    score = as_pytree(score)
+    _checks.score_shape(score, jnp.asarray(process.t_max, noise.dtype), noise[0])
+    if base is not None:
+        result = _push_with_data(process, score, perturbation, noise, base, solve)
+    else:
+        keys = paths.sample_keys(trace, key, len(noise))
+        result = _push(process, score, perturbation, noise, trace, prior, keys, solve)
+    raise_if_failed(solve, result.stats)
+    return result
+
+
+def bandwidth_of(base: Measure) -> Scalar:
+    """The bump that a base puts on each point, which its perturbations must share (6.3)."""
+    return base.bandwidth if isinstance(base, Points) else 0.0
+
+
+def check_time(process: Process, t: Scalar) -> None:
+    """Refuse a time outside (0, t_max]."""
+    if _checks.is_concrete(t) and not bool(jnp.all((t > 0) & (t <= process.t_max * (1 + 1e-6)))):
+        raise ValueError(
+            f"t must lie in (0, {process.t_max}] for {type(process).__name__} (0 is data, where "
+            f"scores of points are singular), got {t}"
+        )
+
+
+# ------------------------------------------------------------------ kernels, compiled once a shape
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _push(process, score, perturbation, noise, trace, prior, keys, solve):
+    def one(noise, key):
+        hat, tau, start = paths.noise_end(process, noise, prior)
+        state = (hat, start, jnp.zeros((len(perturbation), *hat.shape), hat.dtype))
+        args = (perturbation, (process, score, trace, trace.draw(key, hat)))
+        end = paths.lowest_level(process, solve)
+        return integrate(_black_box_field, args, state, tau, end, solve)
+
+    (x, density, tangent), *ran = over_samples(one, solve, noise, keys)
+    return SampleSensitivity(x, tangent, density, stats_of((x, density, tangent), *ran))
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _push_with_data(process, score, perturbation, noise, base, solve):
+    perturbation = perturbation.with_default_bandwidth(bandwidth_of(base))
+
+    def one(noise):
+        hat, tau, _ = paths.noise_end(process, noise, None)
+        state = (hat, jnp.zeros((len(perturbation), *hat.shape), hat.dtype))
+        args = (perturbation, base, process, score)
+        end = paths.lowest_level(process, solve)
+        return integrate(_relative_field, args, state, tau, end, solve)
+
+    (x, tangent), *ran = over_samples(one, solve, noise)
+    return SampleSensitivity(x, tangent, None, stats_of((x, tangent), *ran))
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _score_tangent_of_data(process, perturbation, base, t, x, solve):
+    perturbation = perturbation.with_default_bandwidth(bandwidth_of(base))
+    tau, alpha = process.noise_level(t), process.alpha(t)
+
+    def one(x):
+        hat = x / alpha
+        density, mean = base.posterior(tau, hat)
+        change = perturbation.denoiser_derivative(tau, hat, density, mean)
+        return _score_change(alpha, tau, change), density - x.size * jnp.log(alpha)
+
+    return over_samples(one, solve, x)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _score_tangent_of_model(process, score, perturbation, t, x, density, solve):
+    tau, alpha = process.noise_level(t), process.alpha(t)
+
+    def one(x, density):
+        hat = x / alpha
+        denoised = canonical_denoiser(process, score, tau, hat)
+        canonical = density + x.size * jnp.log(alpha)
+        return _score_change(
+            alpha, tau, perturbation.denoiser_derivative(tau, hat, canonical, denoised)
+        )
+
+    return over_samples(one, solve, x, density)
+
+
+def _score_change(alpha, tau, denoiser_change):
+    """ds = dD / (alpha tau^2), from the canonical frame back into the process's."""
+    return denoiser_change / (alpha * jnp.square(tau))
+
+
+# ------------------------------------------------------------------ fields of one sample
+
+
+def _black_box_field(tau, state, args):
+    """(x, log rho, K tangents) together: one linearisation, one linear pass over tangents and
+    probes."""
+    x, density, tangent = state
+    perturbation, network = args
+    denoised, trace, pushed = paths.denoise_and_push(tau, x, tangent, network)
+    change = perturbation.denoiser_derivative(tau, x, density, denoised)
+    return *paths.flow_rates(denoised, trace, tau, x), (tangent - pushed - change) / tau
+
+
+def _relative_field(tau, state, args):
+    """(x, K tangents) together, the ratio and its bracket both from the data."""
+    x, tangent = state
+    perturbation, base, process, score = args
+    denoised, push = jax.linearize(functools.partial(canonical_denoiser, process, score, tau), x)
+    change = perturbation.denoiser_derivative(tau, x, *base.posterior(tau, x))
+    return (x - denoised) / tau, (tangent - jax.vmap(push)(tangent) - change) / tau

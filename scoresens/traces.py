@@ -1,0 +1,95 @@
+r"""The trace of a Jacobian from its products with vectors.
+
+`div v = tr J_v` is all that the log-density along a path asks of the network (3.1). An estimator is
+a noun with two verbs:
+
+    probes = estimator.draw(key, x)                        once a path
+    trace, images = estimator.apply(push, probes, riders)  at every step
+
+`push` maps a stack of tangents `[k, *shape]` to their images under the Jacobian, in one linear
+pass. `riders` are further tangents that go through the same pass, so that the sensitivity of a
+sample costs no second one. Probes are drawn once a path: an adaptive solver rejects without end
+when the field that it integrates is redrawn at each evaluation.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
+
+
+class TraceEstimator(abc.ABC):
+    """Estimates tr J of one sample's Jacobian. Abstract: `draw` and `apply`."""
+
+    needs_key = True
+
+    @abc.abstractmethod
+    def draw(self, key: PRNGKeyArray | None, x: Float[Array, "*shape"]) -> Any:
+        """The randomness of one path, for a sample shaped like x."""
+
+    @abc.abstractmethod
+    def apply(
+        self, push: Push, probes: Any, riders: Float[Array, "K *shape"]
+    ) -> tuple[Float[Array, ""], Float[Array, "K *shape"]]:
+        """The trace, and the images of the riders `[K, *shape]` (K may be 0)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Exact(TraceEstimator):
+    """The trace itself, from d Jacobian-vector products in blocks of `block_size`.
+
+    Cost: d products a step. Blocks keep the working memory at `block_size` tangents; 32 measured
+    faster than all d at once on a CPU.
+    """
+
+    block_size: int = field(default=32, metadata={"static": True})
+    needs_key = False
+
+    def draw(self, key, x):
+        return None
+
+    def apply(self, push, probes, riders):
+        shape = riders.shape[1:]
+        size = math.prod(shape)
+
+        def diagonal(i):
+            unit = jnp.zeros(size, riders.dtype).at[i].set(1.0).reshape(1, *shape)
+            return push(unit).reshape(-1)[i]
+
+        diagonals = jax.lax.map(diagonal, jnp.arange(size), batch_size=min(self.block_size, size))
+        return jnp.sum(diagonals), push(riders) if riders.shape[0] else riders
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hutchinson(TraceEstimator):
+    """The mean of v.Jv over `probes` random v: unbiased, one product a probe (Hutchinson 1989).
+
+    With S = (J + J^T)/2 the variance is 2 (|S|_F^2 - |diag S|^2) / probes for Rademacher probes
+    (the default) and 2 |S|_F^2 / probes for normal ones (`gaussian=True`). Probes and riders share
+    one batched linear pass.
+    """
+
+    probes: int = field(default=1, metadata={"static": True})
+    gaussian: bool = field(default=False, metadata={"static": True})
+
+    def __post_init__(self):
+        if not (isinstance(self.probes, int) and self.probes >= 1):
+            raise ValueError(f"Hutchinson.probes must be a whole number >= 1, got {self.probes}")
+
+    def draw(self, key, x):
+        sample = jax.random.normal if self.gaussian else jax.random.rademacher
+        return sample(key, (self.probes, *x.shape), x.dtype)
+
+    def apply(self, push, probes, riders):
+        images = push(jnp.concatenate([probes, riders]))
+        trace = jnp.vdot(probes, images[: self.probes]) / self.probes
+        return trace, images[self.probes :]
