@@ -129,7 +129,7 @@ def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 
-def downsample(images: Float[np.ndarray, "N H W C"], size: int) -> Float[np.ndarray, "N S S C"]:
+def downsample(images: Float[np.ndarray, "N *shape"], size: int) -> Float[np.ndarray, "N S S C"]:
     """Returns images of ``size x size``: averaged over k x k pixels, then padded with -1.
 
     ``k = ceil(max(H, W) / size)``, the least that fits: 28 x 28 becomes 14 x 14 within 16 x 16.
@@ -252,8 +252,9 @@ def _read_arrays(name: str, path: Path) -> Dataset:
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the file's images and labels, known to be numbers of matching shapes."""
     try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
         images, labels = arrays["images"], arrays.get("labels")
     except KeyError:
         raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}") from None

@@ -59,14 +59,14 @@ class TrainSettings:
         ValueError: if a number is out of range.
     """
 
-    steps: int = 20_000
+    steps: int = 12_000
     batch_size: int = 256
     learning_rate: float = 1e-3
     warmup: int = 500
     decay: bool = True
-    ema_halflife: float = 1000.0
-    p_mean: float = -0.6
-    p_std: float = 1.3
+    ema_halflife: float = 500.0
+    p_mean: float = -0.2
+    p_std: float = 1.2
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "learning_rate", "ema_halflife", "p_std"):
@@ -131,8 +131,8 @@ def train(
         The averaged model, and the mean loss over each 50 steps.
 
     Raises:
-        ValueError: if images have not the model's shape, or weights are negative or all zero.
-        FloatingPointError: if the loss stops being finite.
+        ValueError: if images have not the model's shape, if weights are negative or all zero, or
+            if the loss stops being finite.
 
     Notes:
         One forward and one backward evaluation of the network a batch. One compiled step is called
@@ -175,8 +175,7 @@ def train_to_file(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if the network cannot take these images.
-        FloatingPointError: if the loss stops being finite.
+        ValueError: if the network cannot take these images, or the loss stops being finite.
     """
     start, draws = jax.random.split(jax.random.key(seed))
     began = time.monotonic()
@@ -276,11 +275,17 @@ def train_step(
     updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
     model = jax.tree.map(jnp.add, state.model, updates)
     step = state.step + 1
-    keep = 2 ** (-1 / jnp.minimum(settings.ema_halflife, EMA_RAMP * step))
-    ema = jax.tree.map(
-        lambda old, new: new + keep.astype(new.dtype) * (old - new), state.ema, model
-    )
+    ema = jax.tree.map(functools.partial(_toward, _pull(step, settings)), state.ema, model)
     return TrainState(model, ema, opt_state, step), loss
+
+
+def _pull(step: Int[Array, ""], settings: TrainSettings) -> Float[Array, ""]:
+    """Returns the share 1 - b of the newest parameters in the average."""
+    return 1 - 2 ** (-1 / jnp.minimum(settings.ema_halflife, EMA_RAMP * step))
+
+
+def _toward(share: Float[Array, ""], old: Array, new: Array) -> Array:
+    return old + share.astype(new.dtype) * (new - old)
 
 
 def _batch(
@@ -340,13 +345,14 @@ def _cumulative(weights: np.ndarray) -> np.ndarray:
 def _check_images(model: Denoiser, images: Float[Arrays, "N *shape"]) -> Array:
     shape = model.network.shape
     if images.shape[1:] != shape or not len(images):
-        raise ValueError(f"expected images of shape [N, {shape}], came {images.shape}")
+        expected = ", ".join(map(str, ("N", *shape)))
+        raise ValueError(f"expected images of shape [{expected}], came {images.shape}")
     return jnp.asarray(images)
 
 
 def _check_finite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
-        raise FloatingPointError(
+        raise ValueError(
             f"the loss became {loss} by step {step + 1}: lower the learning rate, lengthen the "
             "warm-up, and look for values in the images that are not finite"
         )

@@ -9,12 +9,13 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialized
 
 from scoresens.models.architectures import ModelSettings, build
 from scoresens.models.mlp import ResidualMLP
@@ -39,7 +40,7 @@ def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
     tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(model)}
     beside = Path(f"{path}.{os.getpid()}.part")
     try:
-        save_file(tensors, beside, metadata={HEADER: header})
+        beside.write_bytes(serialized(tensors, metadata={HEADER: header}))
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -135,7 +136,8 @@ def _check_tensor(path: str | Path, name: str, found: np.ndarray, shape: tuple[i
         raise ValueError(f"{path}: tensor {name} has values that are not finite: train it again")
 
 
-def _named_leaves(model: Denoiser) -> list[tuple[str, jax.Array]]:
+def _named_leaves(model: Denoiser) -> list[tuple[str, Any]]:
+    """Returns the parameters, or their shapes in a skeleton, with their names."""
     leaves = jax.tree_util.tree_leaves_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     return [
