@@ -18,11 +18,6 @@ def is_concrete(value: Any) -> bool:
     )
 
 
-def is_array(value: Any) -> bool:
-    """True for arrays, traced or not; false for the placeholders that tree transformations pass."""
-    return isinstance(value, np.ndarray | jax.Array)
-
-
 def floating(name: str, value: Any) -> jax.Array:
     """`value` as a floating-point array of JAX's current precision."""
     if not hasattr(value, "dtype"):

@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoresens import _checks
+from scoresens._pytrees import register_dataclass
 from scoresens.processes import Process, Scalar
 
 BLOCK = 4096  # points in one block: the (M, BLOCK) table is the working memory
@@ -105,7 +106,7 @@ class Measure(abc.ABC):
         return self.log_density(process.noise_level(t), hat) - x.size * process.log_alpha(t)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Points(Measure):
     """A weighted data set: each point a Dirac mass, or a Gaussian bump of the given bandwidth.
@@ -127,10 +128,8 @@ class Points(Measure):
     bandwidth: Scalar = 0.0
 
     def __post_init__(self):
-        # Tree transformations rebuild this class around placeholders, which are not checked.
-        if _checks.is_array(self.points) or isinstance(self.points, list | tuple):
-            object.__setattr__(self, "points", _checks.samples("points", self.points))
-        if _checks.is_array(self.weights) or isinstance(self.weights, list | tuple):
+        object.__setattr__(self, "points", _checks.samples("points", self.points))
+        if self.weights is not None:
             weights = _checks.floating("weights", self.weights)
             _checks.weights("weights", weights, (*weights.shape[:-1], len(self.points)))
             object.__setattr__(self, "weights", weights)

@@ -18,19 +18,23 @@ A score changes by (2.1), which in the canonical frame is
     dD_k(x) = sum_j c_kj r_j (D_j - D),     r_j = nu_j,tau(x) / rho_tau(x).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from scoresens import _checks
+from scoresens._pytrees import register_dataclass
 from scoresens.measures import Measure, Points
 from scoresens.processes import Scalar
 
+Indices = Int[ArrayLike, " K"] | Sequence[int]
 
-@jax.tree_util.register_dataclass
+
+@register_dataclass
 @dataclass(frozen=True)
 class Perturbation:
     """K directions in the space of data laws. Made by `add`, `remove`, `reweight`, `replace`."""
@@ -104,7 +108,7 @@ def add(new: Measure | Float[ArrayLike, "K *shape"]) -> Perturbation:
     return _added(points, jnp.eye(len(points), dtype=points.points.dtype))
 
 
-def remove(data: Points, which: Int[ArrayLike, " K"] | ArrayLike) -> Perturbation:
+def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbation:
     """Directions away from some of the data: at mass 1 they are gone, and the rest share their
     weight.
 
@@ -144,9 +148,7 @@ def reweight(data: Points, weights: Float[ArrayLike, "K N"]) -> Perturbation:
     return _edited(data, np.arange(len(data)), rows - data.normalized_weights)
 
 
-def replace(
-    data: Points, index: Int[ArrayLike, " K"], new: Float[ArrayLike, "K *shape"]
-) -> Perturbation:
+def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> Perturbation:
     """Directions that exchange a data point for another: `chi_k = w_i (new_k - data_i)`, i =
     index[k].
 
@@ -170,7 +172,7 @@ def replace(
     )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class ChangedLaw:
     """K laws `rho + mass chi_k`, each what is kept of the data mixed with what is added. Made by

@@ -24,8 +24,9 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
+from scoresens._pytrees import register_dataclass
 
-Scalar = Float[Array, ""] | float
+Scalar = Float[Array, ""] | float | int
 
 
 class Process(abc.ABC):
@@ -35,7 +36,7 @@ class Process(abc.ABC):
     All methods are for one sample `x [*shape]` and a scalar time, and are smooth in both.
     """
 
-    t_max: float
+    t_max: Scalar
 
     @abc.abstractmethod
     def log_alpha(self, t: Scalar) -> Scalar:
@@ -116,7 +117,7 @@ def _positive_fields(process: Process, *names: str) -> None:
         _checks.positive(f"{type(process).__name__}.{name}", getattr(process, name))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class VP(Process):
     """Variance preserving, beta linear in t: alpha = exp(-1/2 int beta), sigma^2 = 1 - alpha^2.
@@ -124,9 +125,9 @@ class VP(Process):
     Song et al. 2021, arXiv 2011.13456, eq. 32; the time in [0, t_max].
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_max: float = 1.0
+    beta_min: Scalar = 0.1
+    beta_max: Scalar = 20.0
+    t_max: Scalar = 1.0
 
     def __post_init__(self):
         _positive_fields(self, "beta_min", "beta_max", "t_max")
@@ -151,7 +152,7 @@ class VP(Process):
         return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class SubVP(VP):
     """Sub-VP: VP's alpha with sigma = 1 - alpha^2 (Song et al. 2021, arXiv 2011.13456, eq. 14)."""
@@ -163,7 +164,7 @@ class SubVP(VP):
         return self._time_of_integral(2 * jnp.arcsinh(jnp.asarray(tau) / 2))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class VE(Process):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t.
@@ -172,9 +173,9 @@ class VE(Process):
     usual kernel that counts the first sigma_min).
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    t_max: float = 1.0
+    sigma_min: Scalar = 0.01
+    sigma_max: Scalar = 50.0
+    t_max: Scalar = 1.0
 
     def __post_init__(self):
         _positive_fields(self, "sigma_min", "sigma_max", "t_max")
@@ -193,12 +194,12 @@ class VE(Process):
         return self.sigma(self.t_max)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class EDM(Process):
     """The canonical frame itself: alpha = 1, sigma = t (Karras et al. 2022, arXiv 2206.00364)."""
 
-    t_max: float = 80.0
+    t_max: Scalar = 80.0
 
     def __post_init__(self):
         _positive_fields(self, "t_max")
@@ -217,14 +218,14 @@ class EDM(Process):
         return self.t_max
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class OU(Process):
     """Ornstein-Uhlenbeck, dx = -theta x dt + g dW, started from its stationary law at t_max."""
 
-    theta: float = 1.0
-    g: float = 2.0**0.5
-    t_max: float = 5.0
+    theta: Scalar = 1.0
+    g: Scalar = 2.0**0.5
+    t_max: Scalar = 5.0
 
     def __post_init__(self):
         _positive_fields(self, "theta", "g", "t_max")
@@ -243,7 +244,7 @@ class OU(Process):
         return self.g / jnp.sqrt(2 * self.theta)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Cosine(Process):
     """Cosine schedule, alpha = cos(pi t / 2), sigma = sin(pi t / 2).
@@ -252,7 +253,7 @@ class Cosine(Process):
     paths start a little before it: the default t_max is at tau = 80.
     """
 
-    t_max: float = 0.9920425
+    t_max: Scalar = 0.9920425
 
     def __post_init__(self):
         _before_the_end(self)
@@ -271,7 +272,7 @@ class Cosine(Process):
         return 1.0
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class FlowMatching(Process):
     """The straight path x_t = (1 - t) x_0 + t n (Lipman et al. 2022, arXiv 2210.02747; here t = 0
@@ -281,7 +282,7 @@ class FlowMatching(Process):
     80.
     """
 
-    t_max: float = 80.0 / 81.0
+    t_max: Scalar = 80.0 / 81.0
 
     def __post_init__(self):
         _before_the_end(self)

@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scoresens._pytrees import register_dataclass
+
 Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
 
 
@@ -41,7 +43,7 @@ class TraceEstimator(abc.ABC):
         """The trace, and the images of the riders `[K, *shape]` (K may be 0)."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Exact(TraceEstimator):
     """The trace itself, from d Jacobian-vector products in blocks of `block_size`.
@@ -68,7 +70,7 @@ class Exact(TraceEstimator):
         return jnp.sum(diagonals), push(riders) if riders.shape[0] else riders
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Hutchinson(TraceEstimator):
     """The mean of v.Jv over `probes` random v: unbiased, one product a probe (Hutchinson 1989).
