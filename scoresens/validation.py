@@ -1,0 +1,192 @@
+r"""Prediction against what training really does.
+
+The truth is a difference of two fine-tunings from one checkpoint, with one key and shared draws: on
+the changed data, and, as the control, on the unchanged data. Both sample from the same starting
+noise, and
+
+    real_i      = x_i(fine-tuned on changed data) - x_i(fine-tuned on unchanged data)
+    predicted_i = mass dx_i / d mass                  first order, (4.1)
+                  x_i(counterfactual) - x_i           finite, (6.3)
+
+are compared over samples i by the measures of `compare`, each with a bootstrap interval over
+samples.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from scipy.stats import rankdata
+
+from scoresens.changes import Change
+from scoresens.counterfactual import counterfactual
+from scoresens.measures import Points
+from scoresens.models import Denoiser
+from scoresens.paths import sample_ode
+from scoresens.perturbations import Perturbation
+from scoresens.processes import EDM
+from scoresens.scores import from_denoiser
+from scoresens.sensitivity import sample_sensitivity
+from scoresens.solve import Solve
+from scoresens.traces import Exact
+from scoresens.training import TrainSettings, train
+
+PROCESS = EDM()
+
+
+class Interval(NamedTuple):
+    """A number and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class RealChange(NamedTuple):
+    """Samples from the same noise after each fine-tuning; their difference is the truth."""
+
+    control: Float[np.ndarray, "M *shape"]
+    changed: Float[np.ndarray, "M *shape"]
+
+
+def predict_change(
+    model: Denoiser,
+    data: Points,
+    change: Change,
+    mass: float,
+    noise: Float[Array, "M *shape"],
+    solve: Solve = Solve(),
+) -> dict[str, Float[np.ndarray, "M *shape"]]:
+    """Predicted displacements of the samples from `noise`, by name of the method.
+
+    Args:
+        model: a denoiser of the canonical frame.
+        data: its training data, with the bandwidth of their bumps.
+        change: from `make_change`, of the same data.
+        mass: how much of it.
+        noise: `[M, *shape]` at tau = 80.
+        solve: the numerics.
+
+    Returns:
+        `first_order_model`, `first_order_data`, `counterfactual_data`, and the baseline
+        `class_mean`, which moves each sample straight toward the mean of what is added (away from
+        what is removed), with ratio r = 1 in (2.1); and `before`, the samples themselves.
+    """
+    score, perturbation = from_denoiser(PROCESS, model), change.perturbation
+    black_box = sample_sensitivity(
+        PROCESS, score, perturbation, noise, trace=Exact(), prior=data, solve=solve
+    )
+    relative = sample_sensitivity(PROCESS, score, perturbation, noise, base=data, solve=solve)
+    finite = counterfactual(PROCESS, score, perturbation, noise, mass=mass, base=data, solve=solve)
+    before = black_box.x
+    return jax.device_get(
+        {
+            "before": before,
+            "first_order_model": mass * black_box.tangent[:, 0],
+            "first_order_data": mass * relative.tangent[:, 0],
+            "counterfactual_data": finite.x[:, 0] - before,
+            "class_mean": mass * _straight(perturbation, before),
+        }
+    )
+
+
+def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:
+    """sum_j c_j (y_j - x): (4.1) as it would be with every ratio 1 and no network."""
+    parts = (
+        (perturbation.added, perturbation.added_coefficients),
+        (perturbation.edited, perturbation.edited_coefficients),
+    )
+    shift = sum(jnp.tensordot(c[0], part.points, 1) for part, c in parts if part is not None)
+    return shift - sum(jnp.sum(c) for part, c in parts if part is not None) * x
+
+
+def real_change(
+    model: Denoiser,
+    data: Points,
+    change: Change,
+    noise: Float[Array, "M *shape"],
+    *,
+    key: PRNGKeyArray,
+    settings: TrainSettings,
+    solve: Solve = Solve(),
+    progress: bool = True,
+) -> RealChange:
+    """What fine-tuning on the changed data does to the samples from `noise`, against its control.
+
+    Args:
+        model: the checkpoint that both fine-tunings start from.
+        data: the unchanged data.
+        change: from `make_change`, of the same data.
+        noise: `[M, *shape]` at tau = 80.
+        key: of the draws, which the two fine-tunings share.
+        settings: of the fine-tuning.
+        solve: the numerics of the sampler.
+        progress: whether to show progress bars.
+
+    Notes:
+        Two trainings and two sampling runs.
+    """
+    tune = functools.partial(
+        train, model, data.points, key=key, settings=settings, progress=progress
+    )
+    control, changed = tune().model, tune(weights=change.weights).model
+    samples = [
+        sample_ode(PROCESS, from_denoiser(PROCESS, tuned), noise, solve=solve).x
+        for tuned in (control, changed)
+    ]
+    return RealChange(*jax.device_get(samples))
+
+
+def compare(
+    predicted: Float[np.ndarray, "M *shape"],
+    real: Float[np.ndarray, "M *shape"],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """How well predicted displacements match real ones.
+
+    Args:
+        predicted: `[M, *shape]`.
+        real: `[M, *shape]`.
+        resamples: bootstrap resamples of the M samples.
+        seed: of the resampling.
+
+    Returns:
+        By name, each with its 95 % percentile interval:
+
+        - `median_cosine`: median over samples of the cosine of the two displacements;
+        - `pooled_pearson`: Pearson correlation of all M d entries;
+        - `relative_l2`: |predicted - real| / |real| over all entries;
+        - `magnitude_ratio`: mean |predicted_i| over mean |real_i|;
+        - `magnitude_spearman`: rank correlation of |predicted_i| and |real_i|.
+    """
+    p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
+    rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
+    values = _measures(p, r)
+    drawn = [_measures(p[chosen], r[chosen]) for chosen in rows]
+    spread = {name: [draw[name] for draw in drawn] for name in values}
+    return {
+        name: Interval(value, *map(float, np.percentile(spread[name], (2.5, 97.5))))
+        for name, value in values.items()
+    }
+
+
+def _measures(predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    sizes_p, sizes_r = np.linalg.norm(predicted, axis=1), np.linalg.norm(real, axis=1)
+    cosines = np.sum(predicted * real, 1) / (sizes_p * sizes_r)
+    return {
+        "median_cosine": float(np.median(cosines)),
+        "pooled_pearson": _pearson(predicted.ravel(), real.ravel()),
+        "relative_l2": float(np.linalg.norm(predicted - real) / np.linalg.norm(real)),
+        "magnitude_ratio": float(sizes_p.mean() / sizes_r.mean()),
+        "magnitude_spearman": _pearson(rankdata(sizes_p), rankdata(sizes_r)),
+    }
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
