@@ -37,7 +37,7 @@ from scoresens.sensitivity import (
     score_sensitivity,
 )
 from scoresens.solve import Solve, Stats
-from scoresens.traces import Exact, Hutchinson, TraceEstimator
+from scoresens.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "Exact",
     "FlowMatching",
     "GaussianMixture",
+    "HutchPlusPlus",
     "Hutchinson",
     "Measure",
     "Path",

@@ -19,9 +19,8 @@ from jaxtyping import Array, Float
 from scoresens import _checks, paths
 from scoresens.measures import Measure
 from scoresens.perturbations import Perturbation, change
-from scoresens.processes import Process
+from scoresens.processes import Process, Scalar
 from scoresens.scores import Score, as_pytree, canonical_denoiser
-from scoresens.sensitivity import bandwidth_of
 from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
 
 
@@ -38,7 +37,7 @@ def counterfactual(
     perturbation: Perturbation,
     noise: Float[Array, "M *shape"],
     *,
-    mass: float,
+    mass: Scalar,
     base: Measure,
     solve: Solve = Solve(),
 ) -> Counterfactual:
@@ -72,7 +71,7 @@ def counterfactual(
     _checks.score_shape(score, jnp.asarray(process.t_max, noise.dtype), noise[0])
     if not isinstance(base, Measure):
         raise ValueError(f"base must be a measure, such as Points(images), got {type(base)}")
-    law = change(base, perturbation.with_default_bandwidth(bandwidth_of(base)), mass)
+    law = change(base, perturbation.with_default_bandwidth(base.bandwidth), mass)
     result = _walk(process, score, law, base, noise, solve)
     raise_if_failed(solve, result.stats)
     return result

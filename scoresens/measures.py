@@ -54,6 +54,8 @@ class Measure(abc.ABC):
     All are for one sample `x [*shape]` and a scalar noise level `tau > 0`.
     """
 
+    bandwidth: Scalar = 0.0  # of each point's bump; what a perturbation of this law takes over
+
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:

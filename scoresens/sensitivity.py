@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks, paths
-from scoresens.measures import Measure, Points
+from scoresens.measures import Measure
 from scoresens.perturbations import Perturbation
 from scoresens.processes import Process, Scalar
 from scoresens.scores import Score, as_pytree, canonical_denoiser
@@ -175,11 +175,6 @@ def sample_sensitivity(
     return result
 
 
-def bandwidth_of(base: Measure) -> Scalar:
-    """The bump that a base puts on each point, which its perturbations must share (6.3)."""
-    return base.bandwidth if isinstance(base, Points) else 0.0
-
-
 def check_time(process: Process, t: Scalar) -> None:
     """Refuse a time outside (0, t_max]."""
     if _checks.is_concrete(t) and not bool(jnp.all((t > 0) & (t <= process.t_max * (1 + 1e-6)))):
@@ -207,7 +202,7 @@ def _push(process, score, perturbation, noise, trace, prior, keys, solve):
 
 @functools.partial(jax.jit, static_argnames="solve")
 def _push_with_data(process, score, perturbation, noise, base, solve):
-    perturbation = perturbation.with_default_bandwidth(bandwidth_of(base))
+    perturbation = perturbation.with_default_bandwidth(base.bandwidth)
 
     def one(noise):
         hat, tau, _ = paths.noise_end(process, noise, None)
@@ -222,7 +217,7 @@ def _push_with_data(process, score, perturbation, noise, base, solve):
 
 @functools.partial(jax.jit, static_argnames="solve")
 def _score_tangent_of_data(process, perturbation, base, t, x, solve):
-    perturbation = perturbation.with_default_bandwidth(bandwidth_of(base))
+    perturbation = perturbation.with_default_bandwidth(base.bandwidth)
     tau, alpha = process.noise_level(t), process.alpha(t)
 
     def one(x):

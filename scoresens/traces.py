@@ -95,3 +95,57 @@ class Hutchinson(TraceEstimator):
         images = push(jnp.concatenate([probes, riders]))
         trace = jnp.vdot(probes, images[: self.probes]) / self.probes
         return trace, images[self.probes :]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class HutchPlusPlus(TraceEstimator):
+    """Exact on a sketch of J's range, Hutchinson's on the rest: `products` products, a third each.
+
+    With Q an orthonormal basis of J S, S `products // 3` random vectors, and G as many probes made
+    orthogonal to Q: `tr(Q^T J Q) + tr(G^T J G) / (products // 3)`. Unbiased; its variance falls as
+    1 / products^2 where J's spectrum decays, and is above Hutchinson's where it is flat.
+
+    Notes:
+        Two linear passes a step. Written out here with Gram-Schmidt: the QR that traceax and
+        matfree call for each sample stops for good, now and then, when XLA's CPU compiler batches
+        it (measured with jax 0.10).
+
+    References:
+        Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649, algorithm 1.
+    """
+
+    products: int = field(default=12, metadata={"static": True})
+
+    def __post_init__(self):
+        if not (isinstance(self.products, int) and self.products >= 3):
+            raise ValueError(
+                f"HutchPlusPlus.products must be a whole number >= 3, got {self.products}"
+            )
+
+    def draw(self, key, x):
+        count = min(self.products // 3, x.size)
+        return jax.random.rademacher(key, (2, count, *x.shape), x.dtype)
+
+    def apply(self, push, probes, riders):
+        sketch, rest = probes
+        count = len(sketch)
+        images = push(jnp.concatenate([sketch, riders]))
+        basis = _orthonormal(images[:count].reshape(count, -1))
+        flat = rest.reshape(count, -1)
+        flat = flat - (flat @ basis.T) @ basis
+        both = jnp.concatenate([basis, flat])
+        products = jnp.sum(both * push(both.reshape(-1, *sketch.shape[1:])).reshape(both.shape), 1)
+        return jnp.sum(products[:count]) + jnp.mean(products[count:]), images[count:]
+
+
+def _orthonormal(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Gram-Schmidt, each row twice; a row within the span of those before it becomes 0."""
+    basis = jnp.zeros_like(rows)
+    for i, row in enumerate(rows):
+        left = row - (basis @ row) @ basis
+        left = left - (basis @ left) @ basis
+        size, whole = jnp.linalg.norm(left), jnp.linalg.norm(row)
+        independent = size > 1e2 * jnp.finfo(rows.dtype).eps * whole
+        basis = basis.at[i].set(jnp.where(independent, left / jnp.where(independent, size, 1), 0))
+    return basis
