@@ -132,7 +132,7 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
     return _edited(data, touched, -taken / left)
 
 
-def reweight(data: Points, weights: Float[ArrayLike, "K N"]) -> Perturbation:
+def reweight(data: Points, weights: Float[ArrayLike, "*K N"]) -> Perturbation:
     """Directions toward the same points with other weights: at mass 1 the data carry `weights`.
 
     Args:
@@ -206,7 +206,7 @@ class ChangedLaw:
         )
 
 
-def change(data: Measure, perturbation: Perturbation, mass: float) -> ChangedLaw:
+def change(data: Measure, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
     """The laws `rho + mass chi_k` of finitely changed data.
 
     Args:
