@@ -20,6 +20,7 @@ A score changes by (2.1), which in the canonical frame is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_field
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.measures import Measure, Points
+from scoresens.measures import Measure, Points, Posterior
 from scoresens.processes import Scalar
 
 Indices = Int[ArrayLike, " K"] | Sequence[int]
@@ -36,35 +37,46 @@ Indices = Int[ArrayLike, " K"] | Sequence[int]
 
 @register_dataclass
 @dataclass(frozen=True)
+class Part:
+    """n components and what each of K directions does to their weights."""
+
+    measure: Measure
+    coefficients: Float[Array, "K n"]  # change of weight per unit of mass
+    index: Int[Array, " n"] | None = None  # where they stand in the data; None: they are new
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Perturbation:
     """K directions in the space of data laws. Made by `add`, `remove`, `reweight`, `replace`."""
 
-    added: Measure | None  # n_a components that the data do not hold
-    added_coefficients: Float[Array, "K n_a"] | None
-    edited: Points | None  # n_e of the data's points, whose weight changes
-    edited_coefficients: Float[Array, "K n_e"] | None
-    index: Int[Array, " n_e"] | None  # where the edited points stand in the data
+    added: Part | None  # what the data do not hold
+    edited: Part | None  # points of the data whose weight grows or shrinks
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that there are."""
+        return tuple(part for part in (self.added, self.edited) if part is not None)
 
     def __len__(self) -> int:
         """K, the number of directions."""
-        parts = (self.added_coefficients, self.edited_coefficients)
-        return next(part.shape[0] for part in parts if part is not None)
+        return self.parts[0].coefficients.shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one data point."""
-        return next(part.shape for part in (self.added, self.edited) if part is not None)
+        return self.parts[0].measure.shape
 
     def with_default_bandwidth(self, bandwidth: Scalar) -> "Perturbation":
         """Points without a bandwidth of their own take this one: those of the law that they
         change."""
-        return Perturbation(
-            None if self.added is None else self.added.with_default_bandwidth(bandwidth),
-            self.added_coefficients,
-            None if self.edited is None else self.edited.with_default_bandwidth(bandwidth),
-            self.edited_coefficients,
-            self.index,
-        )
+
+        def bumped(part):
+            return part and replace_field(
+                part, measure=part.measure.with_default_bandwidth(bandwidth)
+            )
+
+        return Perturbation(bumped(self.added), bumped(self.edited))
 
     def denoiser_derivative(
         self,
@@ -82,13 +94,9 @@ class Perturbation:
             denoised: D(x, tau), `[*shape]`.
         """
         mass, mean = jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), *x.shape), x.dtype)
-        for measure, coefficients in (
-            (self.added, self.added_coefficients),
-            (self.edited, self.edited_coefficients),
-        ):
-            if measure is not None:
-                part = measure.weighted_sums(tau, x, log_density, coefficients)
-                mass, mean = mass + part[0], mean + part[1]
+        for part in self.parts:
+            sums = part.measure.weighted_sums(tau, x, log_density, part.coefficients)
+            mass, mean = mass + sums[0], mean + sums[1]
         return mean - jnp.multiply.outer(mass, denoised)
 
 
@@ -104,7 +112,7 @@ def add(new: Measure | Float[ArrayLike, "K *shape"]) -> Perturbation:
     """
     if isinstance(new, Measure):
         return _added(new, new.normalized_weights[None])
-    points = Points(new)
+    points = Points(_checks.samples("new", new))
     return _added(points, jnp.eye(len(points), dtype=points.points.dtype))
 
 
@@ -165,11 +173,27 @@ def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> 
     if len(points) != len(index):
         raise ValueError(f"replace got {len(index)} indices and {len(points)} new images")
     shares = jnp.diag(data.normalized_weights[index])
-    gone = _edited(data, index, -shares)
-    come = _added(points, shares)
-    return Perturbation(
-        come.added, come.added_coefficients, gone.edited, gone.edited_coefficients, gone.index
-    )
+    return Perturbation(_added(points, shares).added, _edited(data, index, -shares).edited)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Share:
+    """What K mixtures hold of one measure: its weights in each, and the log of its mass."""
+
+    measure: Measure
+    weights: Float[Array, "K n"] | None  # None: the measure's own in all of them
+    log_mass: Float[Array, " K"]
+
+    def posterior(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Posterior:
+        """Log-density, mass included, and posterior mean of share k at sample k."""
+
+        def one(x, weights):
+            measure = self.measure if weights is None else self.measure.with_weights(weights)
+            return measure.posterior(tau, x)
+
+        log_density, mean = jax.vmap(one)(x, self.weights)
+        return Posterior(log_density + self.log_mass, mean)
 
 
 @register_dataclass
@@ -178,32 +202,21 @@ class ChangedLaw:
     """K laws `rho + mass chi_k`, each what is kept of the data mixed with what is added. Made by
     `change`."""
 
-    kept: Measure
-    kept_weights: Float[Array, "K N"] | None  # None: the data's own
-    log_kept: Float[Array, " K"]  # log of the kept share
-    added: Measure | None
-    added_weights: Float[Array, "K n"] | None
-    log_added: Float[Array, " K"]
+    kept: Share
+    added: Share | None
 
     def __len__(self) -> int:
         """K, the number of laws."""
-        return self.log_kept.shape[0]
+        return self.kept.log_mass.shape[0]
 
     def denoise(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Float[Array, "K *shape"]:
-        """The ideal denoiser of law k at sample k, for all K: `D + w (D_added - D_kept)` as in
-        (6.1)."""
-
-        def one(x, kept_weights, log_kept, added_weights, log_added):
-            kept = _with_weights(self.kept, kept_weights).posterior(tau, x)
-            if self.added is None:
-                return kept.mean
-            added = _with_weights(self.added, added_weights).posterior(tau, x)
-            logit = added.log_density + log_added - kept.log_density - log_kept
-            return kept.mean + jax.nn.sigmoid(logit) * (added.mean - kept.mean)
-
-        return jax.vmap(one)(
-            x, self.kept_weights, self.log_kept, self.added_weights, self.log_added
-        )
+        """The ideal denoiser of law k at sample k: `D + w (D_added - D_kept)` as in (6.1)."""
+        kept = self.kept.posterior(tau, x)
+        if self.added is None:
+            return kept.mean
+        added = self.added.posterior(tau, x)
+        weight = jax.nn.sigmoid(added.log_density - kept.log_density)
+        return kept.mean + jax.vmap(jnp.multiply)(weight, added.mean - kept.mean)
 
 
 def change(data: Measure, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
@@ -218,41 +231,45 @@ def change(data: Measure, perturbation: Perturbation, mass: Scalar) -> ChangedLa
         ValueError: other data than the perturbation was made from, or a mass that makes a weight
             negative.
     """
-    parts = (perturbation.added_coefficients, perturbation.edited_coefficients)
-    share = 1 - mass * sum(jnp.sum(part, -1) for part in parts if part is not None)
-    kept_weights, log_kept = None, _log_share(share, mass)
-    if perturbation.edited is not None:
-        _same_data(data, perturbation)
-        own = data.normalized_weights
-        edits = jnp.zeros((len(perturbation), len(data)), own.dtype)
-        edits = edits.at[:, perturbation.index].add(mass * perturbation.edited_coefficients)
-        kept = share[:, None] * own + edits
-        # A weight that cancels to rounding is zero: a ghost of a removed point would rule at
-        # small noise.
-        ghost = 16 * jnp.finfo(own.dtype).eps
-        kept = jnp.where(jnp.abs(kept) <= ghost * jnp.abs(share[:, None] * own), 0, kept)
-        _log_share(kept, mass)
-        kept_weights = _rows(kept, own)
-        log_kept = _log_share(jnp.sum(kept, -1), mass)
-    added_weights, log_added = None, jnp.full(len(perturbation), -jnp.inf)
-    if perturbation.added is not None:
-        come = mass * perturbation.added_coefficients
-        log_added = _log_share(jnp.sum(come, -1), mass)
-        added_weights = _rows(come, perturbation.added.normalized_weights)
-    return ChangedLaw(data, kept_weights, log_kept, perturbation.added, added_weights, log_added)
+    left = 1 - mass * sum(jnp.sum(part.coefficients, -1) for part in perturbation.parts)
+    left = jnp.asarray(left)
+    added = perturbation.added
+    return ChangedLaw(
+        _kept(data, perturbation.edited, left, mass),
+        added and _share(added.measure, mass * added.coefficients, mass),
+    )
+
+
+def _kept(data, edited, left, mass):
+    """What K mixtures hold of the data: `left` of the whole, with the weights of some points
+    edited."""
+    if edited is None:
+        return Share(data, None, _log_share(left, mass))
+    _same_data(data, edited)
+    scaled = jnp.multiply.outer(left, data.normalized_weights)
+    weights = scaled.at[:, edited.index].add(mass * edited.coefficients)
+    # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
+    ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
+    return _share(data, jnp.where(jnp.abs(weights) <= ghost, 0, weights), mass)
+
+
+def _share(measure, weights, mass):
+    """Rows of weights as a share; a row without mass keeps the measure's own, out of sight."""
+    _log_share(weights, mass)  # refuses a negative weight
+    total = jnp.sum(weights, -1, keepdims=True)
+    rows = jnp.where(
+        total > 0, weights / jnp.where(total > 0, total, 1), measure.normalized_weights
+    )
+    return Share(measure, rows, _log_share(total[:, 0], mass))
 
 
 def _added(measure, coefficients):
-    return Perturbation(measure, coefficients, None, None, None)
+    return Perturbation(Part(measure, coefficients), None)
 
 
 def _edited(data, index, coefficients):
     chosen = Points(data.points[index], None, data.bandwidth)
-    return Perturbation(None, None, chosen, coefficients, jnp.asarray(index))
-
-
-def _with_weights(measure, weights):
-    return measure if weights is None else measure.with_weights(weights)
+    return Perturbation(None, Part(chosen, coefficients, jnp.asarray(index)))
 
 
 def _log_share(share, mass):
@@ -266,23 +283,16 @@ def _log_share(share, mass):
     return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
 
 
-def _rows(weights, fallback):
-    """Rows normalised to 1; a row without mass gets `fallback`, which its share of 0 keeps out of
-    sight."""
-    total = jnp.sum(weights, -1, keepdims=True)
-    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), fallback)
-
-
-def _same_data(data, perturbation):
-    points = perturbation.edited.points
+def _same_data(data, edited):
+    points = edited.measure.points
     if not isinstance(data, Points) or data.shape != points.shape[1:]:
         raise ValueError(
             "a perturbation that edits data points needs base=the same Points that it was made from"
         )
-    if not (_checks.is_concrete(perturbation.index) and _checks.is_concrete(data.points)):
+    if not (_checks.is_concrete(edited.index) and _checks.is_concrete(data.points)):
         return
-    fits = int(perturbation.index.max()) < len(data)
-    if not (fits and bool(jnp.all(data.points[perturbation.index] == points))):
+    fits = int(edited.index.max()) < len(data)
+    if not (fits and bool(jnp.all(data.points[edited.index] == points))):
         raise ValueError(
             "base holds other points than the data that the perturbation edits; pass the same "
             "Points to both"

@@ -95,12 +95,9 @@ def predict_change(
 
 def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:
     """sum_j c_j (y_j - x): (4.1) as it would be with every ratio 1 and no network."""
-    parts = (
-        (perturbation.added, perturbation.added_coefficients),
-        (perturbation.edited, perturbation.edited_coefficients),
-    )
-    shift = sum(jnp.tensordot(c[0], part.points, 1) for part, c in parts if part is not None)
-    return shift - sum(jnp.sum(c) for part, c in parts if part is not None) * x
+    parts = [(part.coefficients[0], part.measure.points) for part in perturbation.parts]
+    shift = sum(jnp.tensordot(coefficients, points, 1) for coefficients, points in parts)
+    return shift - sum(jnp.sum(coefficients) for coefficients, _ in parts) * x
 
 
 def real_change(

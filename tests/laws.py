@@ -1,0 +1,351 @@
+"""The laws of docs/mathematics.md, section 8, one check a law: what every process, measure and
+trace estimator must obey. A new one is one more line in the lists of this file."""
+
+import dataclasses
+import functools
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+
+import scoresens as ss
+
+PROCESSES = {
+    "VP": ss.VP(),
+    "SubVP": ss.SubVP(),
+    "VE": ss.VE(sigma_min=1e-3),
+    "EDM": ss.EDM(),
+    "OU": ss.OU(),
+    "Cosine": ss.Cosine(),
+    "FlowMatching": ss.FlowMatching(),
+}
+
+# Paths run between the same noise levels in every process, on 100 steps of a fifth-order solver:
+# its error, 1e-9 on these laws, is smooth in the data and cancels in differences.
+TOP, BOTTOM = 20.0, 0.01
+FINE = ss.Solve(solver=diffrax.Tsit5(), steps=100, tau_min=BOTTOM)
+
+rng = np.random.default_rng(0)  # of the laws below
+
+
+def _mixture(weights):
+    roots = rng.normal(size=(len(weights), 2, 2)) / 2
+    covariances = roots @ roots.swapaxes(1, 2) + 0.1 * np.eye(2)
+    return oracles.Mixture(np.array(weights), rng.normal(size=(len(weights), 2)), covariances)
+
+
+LAW, OTHER = _mixture([0.3, 0.7]), _mixture([0.6, 0.4])
+DATA = oracles.DataSet(
+    points=rng.normal(size=(6, 2)),
+    weights=np.array([1, 2, 3, 1, 2, 1]) / 10,
+    bandwidth=0.4,
+    new=rng.normal(size=2),
+)
+NOISE = TOP * rng.normal(size=(4, 2))  # canonical
+
+
+def close(found, expected, *, relative=0.0, absolute=0.0):
+    """The largest error, against the largest entry: entries near zero have no scale of their
+    own."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape, f"shape {found.shape}, expected {expected.shape}"
+    error, scale = np.max(np.abs(found - expected)), np.max(np.abs(expected))
+    bound = absolute + relative * scale
+    assert error <= bound, f"error {error:.3g} above {bound:.3g}, entries up to {scale:.3g}"
+
+
+def mixture(mass=0.0):
+    """(1 - mass) LAW + mass OTHER as the library's: always as many components, compiled once."""
+    return measure_of(LAW.mixed(OTHER, mass))
+
+
+def measure_of(law):
+    """A mixture as the library's."""
+    return ss.GaussianMixture(*map(jnp.asarray, law))
+
+
+def points_of(law):
+    """A mixture of equal bumps as the library's points."""
+    bandwidth = float(np.sqrt(law.covariances[0, 0, 0]))
+    return ss.Points(jnp.asarray(law.means), jnp.asarray(law.weights), bandwidth)
+
+
+def data_set():
+    """The points of DATA as the library's."""
+    return ss.Points(jnp.asarray(DATA.points), jnp.asarray(DATA.weights), DATA.bandwidth)
+
+
+def toward(weights):
+    """The direction from DATA to its points with other weights, as a law to add."""
+    return ss.add(ss.Points(jnp.asarray(DATA.points), jnp.asarray(weights), DATA.bandwidth))
+
+
+def changes():
+    """name -> (the library's perturbation, the law at a mass by the oracle), one direction each."""
+    data, new = data_set(), jnp.asarray(DATA.new[None])
+    mask, weights = np.array([False, True, False, True, False, False]), np.arange(1.0, 7.0)
+    reweighted = functools.partial(DATA.reweighted, weights=weights)
+    return {
+        "add": (ss.add(new), DATA.added),
+        "remove": (ss.remove(data, mask), functools.partial(DATA.removed, mask=mask)),
+        "reweight": (ss.reweight(data, jnp.asarray(weights)), reweighted),
+        "replace": (ss.replace(data, [2], new), functools.partial(DATA.replaced, index=2)),
+        "toward": (toward(weights), reweighted),
+    }
+
+
+CHANGES = ["add", "remove", "reweight", "replace", "toward"]
+
+
+def between_levels(process, top=TOP):
+    """The process, its noise end moved to the noise level `top`; and NOISE in its frame there."""
+    process = dataclasses.replace(process, t_max=float(process.time(top)))
+    return process, process.from_canonical(process.t_max, jnp.asarray(NOISE))
+
+
+def scales(process, t):
+    """alpha and sigma as plain numbers."""
+    return float(process.alpha(t)), float(process.sigma(t))
+
+
+# ------------------------------------------------------------------ law 1: the score's derivative
+
+
+def check_score_derivative(process, tau):
+    """Against the model's law, its log-density given: the complex step of the exactly perturbed
+    score. 1e-10: float64's 1e-16 over tau^2, and exp(log r_j) at log r_j of some tens."""
+    t = process.time(tau)
+    alpha, sigma = scales(process, t)
+    x = alpha * LAW.sample(np.random.default_rng(1), 4) + sigma * NOISE / TOP
+    measure = mixture()
+    known = jnp.asarray(LAW.noised(alpha, sigma).log_density(x))
+    found = ss.score_sensitivity(
+        process,
+        ss.exact_score(process, measure),
+        ss.add(mixture(1.0)),
+        t,
+        jnp.asarray(x),
+        log_density=known,
+    )
+    expected = oracles.score_derivative(lambda mass: LAW.mixed(OTHER, mass), alpha, sigma, x)
+    close(found.tangent[:, 0], expected, relative=1e-10)
+
+
+def check_score_derivative_of_data(process, tau, kind):
+    """Against the data's law (6.3): the same, for every kind of change."""
+    t = process.time(tau)
+    alpha, sigma = scales(process, t)
+    law = DATA.unchanged()
+    x = alpha * law.sample(np.random.default_rng(2), 4) + sigma * NOISE / TOP
+    data = data_set()
+    perturbation, law_at = changes()[kind]
+    score = ss.exact_score(process, data)
+    found = ss.score_sensitivity(process, score, perturbation, t, jnp.asarray(x), base=data)
+    close(found.tangent[:, 0], oracles.score_derivative(law_at, alpha, sigma, x), relative=1e-10)
+    close(found.log_density, law.noised(alpha, sigma).log_density(x), relative=1e-12)
+
+
+def check_score_derivative_by_solving(process, tau):
+    """Black box, log rho solved for by (3.1): the solver's error in log rho, 1e-7, is the
+    derivative's relative error."""
+    process, _ = between_levels(process)
+    t = process.time(tau)
+    alpha, sigma = scales(process, t)
+    x = alpha * LAW.sample(np.random.default_rng(3), 4) + sigma * NOISE / TOP
+    measure = mixture()
+    found = ss.score_sensitivity(
+        process,
+        ss.exact_score(process, measure),
+        ss.add(mixture(1.0)),
+        t,
+        jnp.asarray(x),
+        trace=ss.Exact(),
+        prior=measure,
+        solve=FINE,
+    )
+    close(found.log_density, LAW.noised(alpha, sigma).log_density(x), absolute=1e-7)
+    expected = oracles.score_derivative(lambda mass: LAW.mixed(OTHER, mass), alpha, sigma, x)
+    close(found.tangent[:, 0], expected, relative=1e-7)
+
+
+# ------------------------------------------------------------------ law 2: the sample's derivative
+
+
+def difference(samples_at, step=1e-5):
+    """d samples / d mass at 0 from masses >= 0 alone, to second order in the step."""
+    return (4 * samples_at(step) - 3 * samples_at(0.0) - samples_at(2 * step)) / (2 * step)
+
+
+def flow_of(process, measure, noise):
+    """Samples of a known law, FINE."""
+    return ss.sample_ode(process, ss.exact_score(process, measure), noise, solve=FINE).x
+
+
+def check_tangent(process):
+    """Black box: finite differences of the exactly perturbed flow. 1e-5: rounding of 1e-13 over a
+    step of 1e-5, and the solver's 1e-9."""
+    process, noise = between_levels(process)
+    measure = mixture()
+    found = black_box_tangent(process, noise, mixture(1.0))
+    expected = difference(lambda e: flow_of(process, mixture(e), noise))
+    close(found.x, flow_of(process, measure, noise), absolute=1e-12)
+    close(found.tangent[:, 0], expected, relative=1e-5)
+    lowest = LAW.noised(1.0, BOTTOM).log_density(np.asarray(found.x))
+    close(found.log_density, lowest, absolute=1e-6)
+
+
+def black_box_tangent(process, noise, other):
+    measure = mixture()
+    score = ss.exact_score(process, measure)
+    return ss.sample_sensitivity(
+        process, score, ss.add(other), noise, trace=ss.Exact(), prior=measure, solve=FINE
+    )
+
+
+def check_tangent_of_data(process, kind="toward"):
+    """Relative to the data (6.3): finite differences of the flow of the exactly changed data."""
+    process, noise = between_levels(process)
+    perturbation, law_at = changes()[kind]
+    found = data_tangent(process, noise, perturbation)
+    expected = difference(lambda e: flow_of(process, points_of(law_at(e)), noise))
+    close(found.tangent[:, 0], expected, relative=1e-5)
+
+
+def data_tangent(process, noise, perturbation):
+    data = data_set()
+    score = ss.exact_score(process, data)
+    return ss.sample_sensitivity(process, score, perturbation, noise, base=data, solve=FINE)
+
+
+# ------------------------------------------------------------------ law 4: log-densities on paths
+
+
+def check_log_density_on_flow(process):
+    """(3.1) against the closed form where the path ends; 1e-6 is the issue's bound on the solver's
+    error."""
+    process, noise = between_levels(process)
+    measure = mixture()
+    score = ss.exact_score(process, measure)
+    path = ss.sample_ode(
+        process, score, noise, log_density=ss.Exact(), prior=measure, solve=FINE
+    )
+    expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(path.x))
+    close(path.log_density, expected, absolute=1e-6)
+
+
+def check_log_density_on_foreign_curve(process):
+    """(3.2) on curves that the flow of another law drives."""
+    process, noise = between_levels(process)
+    measure = mixture()
+    velocity = ss.to_velocity(process, ss.exact_score(process, mixture(1.0)))
+    path = ss.log_density_along(
+        process,
+        ss.exact_score(process, measure),
+        velocity,
+        noise,
+        log_density=ss.Exact(),
+        prior=measure,
+        solve=FINE,
+    )
+    close(path.x, flow_of(process, mixture(1.0), noise), absolute=1e-6)
+    expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(path.x))
+    close(path.log_density, expected, absolute=1e-6)
+
+
+def check_encode(process):
+    """Data go up to the noise that the flow of their law sends back, with log rho at the data."""
+    process, _ = between_levels(process)
+    measure = mixture()
+    score = ss.exact_score(process, measure)
+    x = jnp.asarray(LAW.sample(np.random.default_rng(4), 4))
+    path = ss.encode(process, score, x, log_density=ss.Exact(), prior=measure, solve=FINE)
+    expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(x))
+    close(path.log_density, expected, absolute=1e-6)
+    close(flow_of(process, measure, path.x), x, absolute=1e-6)
+
+
+# ------------------------------------------------------------------ law 6: one answer in all frames
+
+
+def check_same_in_all_frames(process, answer, absolute):
+    """`answer(process, noise)`, arrays in units of the data, against EDM's, from the same canonical
+    noise."""
+    found, expected = answer(*between_levels(process)), _in_canonical_frame(answer)
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, absolute=absolute)
+
+
+@functools.cache
+def _in_canonical_frame(answer):
+    return answer(*between_levels(PROCESSES["EDM"]))
+
+
+# ------------------------------------------------------------------ laws 8 and 9: the law itself
+
+
+def check_law_added_to_itself(process):
+    """chi = rho - rho = 0: nothing moves, black box or not."""
+    process, noise = between_levels(process)
+    found = black_box_tangent(process, noise, mixture(0.0)).tangent
+    close(found, np.zeros_like(found), absolute=1e-7)  # the solver's, in log rho
+    itself = toward(DATA.weights)
+    found = data_tangent(process, noise, itself).tangent
+    close(found, np.zeros_like(found), absolute=1e-11)  # rounding, over tau^2
+    score = ss.exact_score(process, data_set())
+    t, x = process.time(0.5), process.from_canonical(process.time(0.5), NOISE / TOP)
+    found = ss.score_sensitivity(process, score, itself, t, x, base=data_set()).tangent
+    close(found, np.zeros_like(found), absolute=1e-12)
+
+
+def check_linear(process):
+    """A multiple of a change has that multiple of its tangent, and a sum of changes the sum."""
+    process, noise = between_levels(process)
+    one, two = np.random.default_rng(5).dirichlet(np.ones(len(DATA.points)), size=2)
+    tangents = [
+        data_tangent(process, noise, toward(weights)).tangent
+        for weights in (one, two, 0.3 * one + 0.7 * two)
+    ]
+    close(tangents[2], 0.3 * tangents[0] + 0.7 * tangents[1], relative=1e-11)
+    once = toward(one)
+    part = dataclasses.replace(once.added, coefficients=-3 * once.added.coefficients)
+    thrice = dataclasses.replace(once, added=part)
+    close(data_tangent(process, noise, thrice).tangent, -3 * tangents[0], relative=1e-11)
+
+
+# ------------------------------------------------------------------ law 10: finite changes
+
+
+def check_counterfactual(process, kind="toward", masses=(0.05, 0.6, 1.0)):
+    """(6.3) is the flow of the exactly changed law: the same solver on the same field, to
+    rounding."""
+    process, noise = between_levels(process)
+    perturbation, law_at = changes()[kind]
+    for mass in masses:
+        found = after(process, noise, perturbation, mass)
+        close(found[:, 0], flow_of(process, points_of(law_at(mass)), noise), absolute=1e-8)
+
+
+def check_counterfactual_begins_as_the_tangent(process, kind):
+    """Its derivative at mass 0 is `sample_sensitivity` with the same base; bound as in law 2."""
+    process, noise = between_levels(process)
+    perturbation, _ = changes()[kind]
+    slope = difference(lambda mass: after(process, noise, perturbation, mass))
+    close(data_tangent(process, noise, perturbation).tangent, slope, relative=1e-5)
+
+
+def after(process, noise, perturbation, mass):
+    """Samples after a finite change of DATA, FINE."""
+    data = data_set()
+    score = ss.exact_score(process, data)
+    return ss.counterfactual(
+        process, score, perturbation, noise, mass=mass, base=data, solve=FINE
+    ).x
+
+
+def check_counterfactual_of_the_law_itself(process):
+    """Law 8 for finite changes: mass moved from the law to itself moves no sample."""
+    process, noise = between_levels(process)
+    found = after(process, noise, toward(DATA.weights), 0.4)
+    close(found[:, 0], flow_of(process, points_of(DATA.unchanged()), noise), absolute=1e-11)
