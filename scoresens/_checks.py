@@ -86,14 +86,14 @@ def key_given(name: str, key: Any, why: str) -> None:
         raise ValueError(f"{name} needs key=jax.random.key(...): {why}")
 
 
-def score_shape(score: Any, t: Any, x: Any) -> None:
+def score_shape(score: Any, t: Any, x: Any, name: str = "score") -> None:
     """Refuse a score whose value is not shaped like one sample; costs an abstract evaluation."""
     out = jax.eval_shape(score, t, x)
     if not hasattr(out, "shape") or tuple(out.shape) != tuple(x.shape):
         came = tuple(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(
-            f"score(t, x) must return an array of x's shape {tuple(x.shape)} for one sample, got "
-            f"{came}; a score takes one sample without a batch axis: the library maps over samples"
+            f"{name}(t, x) must return an array of x's shape {tuple(x.shape)} for one sample, got "
+            f"{came}; a {name} takes one sample without a batch axis: the library maps over samples"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"score(t, x) must return floating-point numbers, got {out.dtype}")
+        raise ValueError(f"{name}(t, x) must return floating-point numbers, got {out.dtype}")

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoresens import _checks, paths
-from scoresens.measures import Measure
-from scoresens.perturbations import Perturbation, change
+from scoresens import paths
+from scoresens.measures import Measure, check_base
+from scoresens.perturbations import Perturbation, change, check_perturbation
 from scoresens.processes import Process, Scalar
-from scoresens.scores import Score, as_pytree, canonical_denoiser
+from scoresens.scores import Score, canonical_denoiser
 from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
 
 
@@ -66,11 +66,9 @@ def counterfactual(
     Notes:
         Cost: K sampling runs, and at each stage one pass over the data (4 N d operations a sample).
     """
-    noise = _checks.samples("noise", noise, perturbation.shape)
-    score = as_pytree(score)
-    _checks.score_shape(score, jnp.asarray(process.t_max, noise.dtype), noise[0])
-    if not isinstance(base, Measure):
-        raise ValueError(f"base must be a measure, such as Points(images), got {type(base)}")
+    check_perturbation(perturbation)
+    check_base(base)
+    noise, score = paths.checked_start(process, score, noise, shape=perturbation.shape)
     law = change(base, perturbation.with_default_bandwidth(base.bandwidth), mass)
     result = _walk(process, score, law, base, noise, solve)
     raise_if_failed(solve, result.stats)

@@ -125,8 +125,8 @@ class Points(Measure):
         One evaluation costs 4 N d floating-point operations a sample and reads the points once.
     """
 
-    points: Float[Array, "N *shape"]
-    weights: Float[Array, " N"] | None = None
+    points: Float[Array | np.ndarray, "N *shape"]
+    weights: Float[Array | np.ndarray, " N"] | None = None
     bandwidth: Scalar = 0.0
 
     def __post_init__(self):
@@ -324,6 +324,12 @@ def default_bandwidth(points: Float[Array, "N *shape"], *, subset: int = 2048) -
         squares[squares <= 1e-9 * (norms[block, None] + norms)] = np.inf  # itself and its copies
         distances.append(np.sqrt(squares.min(1)))
     return 0.4 * float(np.median(np.concatenate(distances)))
+
+
+def check_base(base: Measure) -> None:
+    """Refuse a base that is no measure, such as bare images."""
+    if not isinstance(base, Measure):
+        raise ValueError(f"base must be a measure, such as Points(images), got {type(base)}")
 
 
 class _Block(NamedTuple):

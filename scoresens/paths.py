@@ -91,7 +91,7 @@ def sample_ode(
         Song et al. 2021, arXiv 2011.13456, eq. 13 and 39; Karras et al. 2022, arXiv 2206.00364,
         algorithm 1.
     """
-    noise, score = _checked_start(process, score, noise)
+    noise, score = checked_start(process, score, noise)
     if log_density is None:
         return _finish(solve, *_flow(process, score, noise, solve))
     keys = sample_keys(log_density, key, len(noise))
@@ -123,7 +123,7 @@ def encode(
     Notes:
         The inverse of `sample_ode` up to the solver's error. Raises and cost as there.
     """
-    x, score = _checked_start(process, score, x, name="x")
+    x, score = checked_start(process, score, x, name="x")
     tau = jnp.full(len(x), lowest_level(process, solve), x.dtype)
     return _finish(solve, *_climb(process, score, x, tau, log_density, prior, key, solve))
 
@@ -155,7 +155,7 @@ def sample_sde(
     _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
     if solve.adaptive:
         raise ValueError("sample_sde runs on the fixed grid: leave rtol and atol out of Solve")
-    noise, score = _checked_start(process, score, noise)
+    noise, score = checked_start(process, score, noise)
     return _finish(solve, *_diffuse(process, score, noise, _fold(key, len(noise)), solve))
 
 
@@ -185,15 +185,35 @@ def log_density_along(
         With the score's own velocity this is `sample_ode`. One more evaluation a stage than it: the
         velocity's.
     """
-    noise, score = _checked_start(process, score, noise)
-    keys = sample_keys(log_density, key, len(noise))
+    noise, score = checked_start(process, score, noise)
     velocity = as_pytree(velocity)
+    _checks.score_shape(velocity, jnp.asarray(process.t_max, noise.dtype), noise[0], "velocity")
+    keys = sample_keys(log_density, key, len(noise))
     return _finish(
         solve, *_foreign(process, score, velocity, noise, log_density, prior, keys, solve)
     )
 
 
 # ------------------------------------------------------------------ what other verbs build on
+
+
+def checked_start(
+    process: Process,
+    score: Score,
+    x: Float[Array, "M *shape"],
+    *,
+    name: str = "noise",
+    shape: tuple[int, ...] | None = None,
+) -> tuple[Float[Array, "M *shape"], Score]:
+    """The samples and the score, each refused if it does not fit the other or the process."""
+    if not isinstance(process, Process):
+        raise ValueError(
+            "process must be one of VP, SubVP, VE, EDM, OU, Cosine, FlowMatching, "
+            f"got {type(process)}"
+        )
+    x, score = _checks.samples(name, x, shape), as_pytree(score)
+    _checks.score_shape(score, jnp.asarray(process.t_max, x.dtype), x[0])
+    return x, score
 
 
 def noise_end(
@@ -364,20 +384,6 @@ def _canonical_velocity(process, velocity, tau, x):
 def _localization_field(clock, z, args):
     process, score = args
     return canonical_denoiser(process, score, clock**-0.5, z / clock)
-
-
-# ------------------------------------------------------------------ the public door
-
-
-def _checked_start(process, score, x, name="noise"):
-    x, score = _checks.samples(name, x), as_pytree(score)
-    if not isinstance(process, Process):
-        raise ValueError(
-            "process must be one of VP, SubVP, VE, EDM, OU, Cosine, FlowMatching, "
-            f"got {type(process)}"
-        )
-    _checks.score_shape(score, jnp.asarray(process.t_max, x.dtype), x[0])
-    return x, score
 
 
 def _fold(key, count):

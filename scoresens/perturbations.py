@@ -137,6 +137,10 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
     weights = data.normalized_weights
     taken = jnp.where(jnp.asarray(mask[:, touched]), weights[touched], 0)
     left = 1 - jnp.sum(taken, -1, keepdims=True)
+    if _checks.is_concrete(left) and bool(jnp.any(left <= 16 * jnp.finfo(left.dtype).eps)):
+        raise ValueError(
+            "remove was asked to take every point of positive weight: nothing would be left"
+        )
     return _edited(data, touched, -taken / left)
 
 
@@ -174,6 +178,15 @@ def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> 
         raise ValueError(f"replace got {len(index)} indices and {len(points)} new images")
     shares = jnp.diag(data.normalized_weights[index])
     return Perturbation(_added(points, shares).added, _edited(data, index, -shares).edited)
+
+
+def check_perturbation(perturbation: Perturbation) -> None:
+    """Refuse what is no perturbation, such as bare images."""
+    if not isinstance(perturbation, Perturbation):
+        raise ValueError(
+            "perturbation must be made by add, remove, reweight or replace, "
+            f"got {type(perturbation)}"
+        )
 
 
 @register_dataclass
@@ -231,6 +244,7 @@ def change(data: Measure, perturbation: Perturbation, mass: Scalar) -> ChangedLa
         ValueError: other data than the perturbation was made from, or a mass that makes a weight
             negative.
     """
+    _checks.finite("mass", mass)
     left = 1 - mass * sum(jnp.sum(part.coefficients, -1) for part in perturbation.parts)
     left = jnp.asarray(left)
     added = perturbation.added

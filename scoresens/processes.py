@@ -179,6 +179,12 @@ class VE(Process):
 
     def __post_init__(self):
         _positive_fields(self, "sigma_min", "sigma_max", "t_max")
+        concrete = _checks.is_concrete(self.sigma_min) and _checks.is_concrete(self.sigma_max)
+        if concrete and self.sigma_max <= self.sigma_min:
+            raise ValueError(
+                f"VE.sigma_max must be greater than sigma_min {self.sigma_min}, "
+                f"got {self.sigma_max}"
+            )
 
     def log_alpha(self, t):
         return jnp.zeros_like(t)

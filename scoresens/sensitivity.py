@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks, paths
-from scoresens.measures import Measure
-from scoresens.perturbations import Perturbation
+from scoresens.measures import Measure, check_base
+from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
-from scoresens.scores import Score, as_pytree, canonical_denoiser
+from scoresens.scores import Score, canonical_denoiser
 from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
 from scoresens.traces import Hutchinson, TraceEstimator
 
@@ -94,8 +94,10 @@ def score_sensitivity(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
     """
-    x, score = _checks.samples("x", x, perturbation.shape), as_pytree(score)
-    _checks.score_shape(score, jnp.asarray(t, x.dtype), x[0])
+    check_perturbation(perturbation)
+    if base is not None:
+        check_base(base)
+    x, score = paths.checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)
     if base is not None:
@@ -163,9 +165,10 @@ def sample_sensitivity(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
     """
-    noise = _checks.samples("noise", noise, perturbation.shape)
-    score = as_pytree(score)
-    _checks.score_shape(score, jnp.asarray(process.t_max, noise.dtype), noise[0])
+    check_perturbation(perturbation)
+    if base is not None:
+        check_base(base)
+    noise, score = paths.checked_start(process, score, noise, shape=perturbation.shape)
     if base is not None:
         result = _push_with_data(process, score, perturbation, noise, base, solve)
     else:

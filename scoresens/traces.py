@@ -55,6 +55,9 @@ class Exact(TraceEstimator):
     block_size: int = field(default=32, metadata={"static": True})
     needs_key = False
 
+    def __post_init__(self):
+        _whole("Exact.block_size", self.block_size)
+
     def draw(self, key, x):
         return None
 
@@ -84,8 +87,7 @@ class Hutchinson(TraceEstimator):
     gaussian: bool = field(default=False, metadata={"static": True})
 
     def __post_init__(self):
-        if not (isinstance(self.probes, int) and self.probes >= 1):
-            raise ValueError(f"Hutchinson.probes must be a whole number >= 1, got {self.probes}")
+        _whole("Hutchinson.probes", self.probes)
 
     def draw(self, key, x):
         sample = jax.random.normal if self.gaussian else jax.random.rademacher
@@ -149,3 +151,8 @@ def _orthonormal(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
         independent = size > 1e2 * jnp.finfo(rows.dtype).eps * whole
         basis = basis.at[i].set(jnp.where(independent, left / jnp.where(independent, size, 1), 0))
     return basis
+
+
+def _whole(name, value):
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be a whole number >= 1, got {value}")
