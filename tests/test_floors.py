@@ -24,7 +24,7 @@ FLOORS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
-SOLVER = "paths"  # the only file that imports diffrax
+SOLVER = "solve"  # the only file that imports diffrax
 HEAVY = {"matplotlib", "torch", "sklearn", "safetensors", "tqdm", "traceax", "scoresens.models"}
 
 

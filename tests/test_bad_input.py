@@ -1,0 +1,382 @@
+"""Every wrong call says what was expected, what came, and what to do."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import scoresens as ss
+
+PROCESS, KEY = ss.VP(), jax.random.key(0)
+POINTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+DATA = ss.Points(POINTS, bandwidth=0.3)
+NOISE = jnp.ones((3, 2))
+SHORT = ss.Solve(steps=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unchecked_annotations():
+    """People run without beartype: the library's own checks must speak."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def score(t, x):
+    return -x
+
+
+def refuses(message, function, *args, error=ValueError, **kwargs):
+    with pytest.raises(error, match=message):
+        function(*args, **kwargs)
+
+
+# ------------------------------------------------------------------ data and laws
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.ones((0, 2)), r"points must be a batch \[M, \*shape\] with M >= 1, got shape \(0, 2\)"),
+        (np.ones(3), "add a leading axis"),
+        (np.ones((3, 2), int), "points holds int64 where floating-point numbers belong; convert"),
+        (np.ones((3, 2), np.uint8), "points holds uint8"),
+        (np.array([[1.0, np.nan], [np.inf, 0.0]]), "points has 2 entries that are NaN or infinite"),
+    ],
+)
+def test_points(points, message):
+    refuses(message, ss.Points, points)
+    refuses(message.replace("points", "new"), ss.add, points)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(4), r"weights must have shape \(5,\), got \(4,\)"),
+        (np.ones(5, int), "weights holds int64"),
+        (np.array([1.0, 1, -1, 1, 1]), "weights must be 0 or greater, its smallest entry is -1"),
+        (np.array([1.0, 1, np.nan, 1, 1]), "weights has 1 entries that are NaN"),
+        (np.array([1.0, 1, np.inf, 1, 1]), "weights has 1 entries that are NaN or infinite"),
+        (np.zeros(5), "weights sums to 0"),
+    ],
+)
+def test_weights(weights, message):
+    refuses(message, ss.Points, POINTS, weights)
+    row = message.replace(r"\(5,\), got \(4,\)", r"\(1, 5\), got \(1, 4\)")
+    refuses(row, ss.reweight, DATA, weights)
+    refuses(message, ss.GaussianMixture, weights, POINTS, jnp.ones(5))
+
+
+@pytest.mark.parametrize("bandwidth", [-0.1, np.nan, np.inf])
+def test_bandwidth(bandwidth):
+    refuses("bandwidth must be a finite number, 0 or greater", ss.Points, POINTS, None, bandwidth)
+
+
+@pytest.mark.parametrize(
+    ("covariances", "message"),
+    [
+        (np.ones((5, 3)), r"covariances must have shape \(5,\), \(5, 2\) or \(5, 2, 2\)"),
+        (np.full(5, -1.0), "negative variance, -1"),
+        (np.full((5, 2), np.nan), "covariances has 10 entries"),
+        (np.ones(5, int), "covariances holds int64"),
+    ],
+)
+def test_covariances(covariances, message):
+    refuses(message, ss.GaussianMixture, jnp.ones(5), POINTS, covariances)
+
+
+def test_default_bandwidth_of_one_point():
+    refuses("at least 2 points, got 1", ss.default_bandwidth, POINTS[:1])
+
+
+# ------------------------------------------------------------------ perturbations
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        ([5], r"index 5\.\.5 lies outside the data's 5 points"),
+        ([0, -6], r"index -6\.\.0 lies outside"),
+        ([0.5], "integer indices, got float64"),
+        ([], "non-empty list of integer indices"),
+        (np.zeros(5, bool), "empty set of points"),
+        (np.ones(5, bool), "nothing would be left"),
+        (np.ones(4, bool), r"mask must have shape \[5\] or \[K, 5\], got \(4,\)"),
+    ],
+)
+def test_remove(which, message):
+    refuses(message, ss.remove, DATA, which)
+
+
+def test_remove_by_index_the_only_point_of_any_weight():
+    data = ss.Points(POINTS, jnp.array([1.0, 0, 0, 0, 0]))
+    refuses("nothing would be left", ss.remove, data, [0])
+
+
+@pytest.mark.parametrize(
+    ("verb", "given"),
+    [
+        (ss.sample_sensitivity, {"noise": NOISE}),
+        (ss.score_sensitivity, {"t": 0.5, "x": NOISE}),
+        (ss.counterfactual, {"noise": NOISE, "mass": 0.5}),
+    ],
+)
+def test_bare_images_for_a_perturbation(verb, given):
+    message = "perturbation must be made by add, remove, reweight or replace"
+    refuses(message, verb, PROCESS, score, perturbation=POINTS, base=DATA, **given)
+
+
+def test_replace():
+    refuses("lies outside", ss.replace, DATA, [7], POINTS[:1])
+    refuses("2 indices and 1 new images", ss.replace, DATA, [0, 1], POINTS[:1])
+    refuses(r"new must have shape \[M, 2\]", ss.replace, DATA, [0], jnp.ones((1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (ss.Points(POINTS + 1), "base holds other points"),
+        (ss.Points(POINTS[:3]), "base holds other points"),
+        (ss.GaussianMixture(jnp.ones(5), POINTS, jnp.ones(5)), "base=the same Points"),
+        (None, "base must be a measure"),
+        (POINTS, "base must be a measure"),
+    ],
+)
+def test_base_of_an_edit(base, message):
+    change = ss.remove(DATA, [4])
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5, base=base)
+
+
+@pytest.mark.parametrize("verb", [ss.sample_sensitivity, ss.score_sensitivity])
+def test_base_that_is_no_measure(verb):
+    place = (0.5, NOISE) if verb is ss.score_sensitivity else (NOISE,)
+    refuses("base must be a measure", verb, PROCESS, score, ss.add(POINTS), *place, base=POINTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "mass"),
+    [
+        (ss.add(POINTS), 1.5),
+        (ss.add(POINTS), -0.1),
+        (ss.remove(DATA, [4]), 1.2),
+        (ss.replace(DATA, [4], POINTS[:1]), 1.2),
+    ],
+)
+def test_mass(change, mass):
+    message = f"mass {mass} makes a weight of the changed data negative .* mass 1 is the whole"
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=mass, base=DATA)
+
+
+@pytest.mark.parametrize("mass", [np.nan, np.inf])
+def test_mass_that_is_no_number(mass):
+    change = ss.add(POINTS)
+    refuses("mass", ss.counterfactual, PROCESS, score, change, NOISE, mass=mass, base=DATA)
+
+
+# ------------------------------------------------------------------ paths
+
+VERBS = {
+    "sample_ode": lambda p, s, x: ss.sample_ode(p, s, x, solve=SHORT),
+    "encode": lambda p, s, x: ss.encode(p, s, x, solve=SHORT),
+    "sample_sde": lambda p, s, x: ss.sample_sde(p, s, x, key=KEY, solve=SHORT),
+    "log_density_along": lambda p, s, x: ss.log_density_along(
+        p, s, score, x, log_density=ss.Exact(), solve=SHORT
+    ),
+    "sample_sensitivity": lambda p, s, x: ss.sample_sensitivity(
+        p, s, ss.add(POINTS), x, base=DATA, solve=SHORT
+    ),
+    "score_sensitivity": lambda p, s, x: ss.score_sensitivity(
+        p, s, ss.add(POINTS), 0.5, x, base=DATA
+    ),
+    "counterfactual": lambda p, s, x: ss.counterfactual(
+        p, s, ss.add(POINTS), x, mass=0.5, base=DATA, solve=SHORT
+    ),
+}
+
+
+@pytest.fixture(params=VERBS)
+def verb(request):
+    return VERBS[request.param]
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (np.ones((0, 2)), r"must be a batch \[M, \*shape\] with M >= 1"),
+        (np.ones(2), "add a leading axis"),
+        (np.ones((3, 2), int), "holds int64 where floating-point"),
+        (np.array([[1.0, np.nan]]), "has 1 entries that are NaN or infinite"),
+    ],
+)
+def test_noise(verb, noise, message):
+    refuses(message, verb, PROCESS, score, noise)
+
+
+@pytest.mark.parametrize("name", ["sample_sensitivity", "score_sensitivity", "counterfactual"])
+def test_noise_unlike_the_data(name):
+    refuses(r"must have shape \[M, 2\] to match", VERBS[name], PROCESS, score, jnp.ones((3, 4)))
+
+
+def test_score_of_another_shape(verb):
+    message = r"score\(t, x\) must return an array of x's shape \(2,\) for one sample, got \(1,\)"
+    refuses(message, verb, PROCESS, lambda t, x: x[:1], NOISE)
+
+
+def test_score_of_a_tuple(verb):
+    refuses("got tuple", verb, PROCESS, lambda t, x: (x, x), NOISE)
+
+
+def test_score_of_integers(verb):
+    refuses("must return floating-point numbers, got int", verb, PROCESS, _integers, NOISE)
+
+
+def _integers(t, x):
+    return x.astype(int)
+
+
+def test_score_that_is_no_function(verb):
+    refuses(r"must be a function \(t, x\)", verb, PROCESS, 3.0, NOISE)
+
+
+def test_not_a_process(verb):
+    refuses("process must be one of VP, SubVP", verb, "VP", score, NOISE)
+
+
+@pytest.mark.parametrize("name", set(VERBS) - {"score_sensitivity"})
+def test_score_of_nan(name):
+    message = "3 of 3 results hold NaN or infinity: check that the score is finite"
+    refuses(message, VERBS[name], PROCESS, _nan, NOISE, error=FloatingPointError)
+
+
+def _nan(t, x):
+    return jnp.nan * x
+
+
+def test_score_sensitivity_of_a_score_of_nan():
+    refuses(
+        "3 of 3 results hold NaN",
+        ss.score_sensitivity,
+        PROCESS,
+        _nan,
+        ss.add(POINTS),
+        0.5,
+        NOISE,
+        log_density=jnp.zeros(3),
+        error=FloatingPointError,
+    )
+
+
+def test_nan_is_returned_when_asked_for_with_its_stats():
+    mixed = jnp.ones((3, 2)).at[1].set(5.0)
+    solve = ss.Solve(steps=2, throw=False)
+    path = ss.sample_ode(PROCESS, _nan_far_out, mixed, solve=solve)
+    np.testing.assert_array_equal(path.stats.finite, [True, False, True])
+    np.testing.assert_array_equal(np.isfinite(path.x).all(1), [True, False, True])
+
+
+def _nan_far_out(t, x):
+    return jnp.where(jnp.sum(x) > 5, jnp.nan, -x)
+
+
+def test_velocity_of_another_shape():
+    refuses(
+        "velocity",
+        ss.log_density_along,
+        PROCESS,
+        score,
+        lambda t, x: x[:1],
+        NOISE,
+        log_density=ss.Exact(),
+        solve=SHORT,
+    )
+
+
+def test_missing_key():
+    probes = ss.Hutchinson()
+    message = "Hutchinson needs key=jax.random.key"
+    refuses(message, ss.sample_ode, PROCESS, score, NOISE, log_density=probes)
+    refuses(message, ss.encode, PROCESS, score, NOISE, log_density=probes)
+    refuses(message, ss.sample_sensitivity, PROCESS, score, ss.add(POINTS), NOISE)
+    refuses(message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), 0.5, NOISE)
+    refuses("sample_sde needs key", ss.sample_sde, PROCESS, score, NOISE, key=None)
+
+
+@pytest.mark.parametrize("t", [0.0, -0.1, 1.5, np.nan])
+def test_time_outside_its_range(t):
+    message = r"t must lie in \(0, 1.0\] for VP"
+    refuses(
+        message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), t, NOISE, base=DATA
+    )
+
+
+def test_log_density_of_another_length():
+    refuses(
+        r"log_density must have shape \(3,\), got \(2,\)",
+        ss.score_sensitivity,
+        PROCESS,
+        score,
+        ss.add(POINTS),
+        0.5,
+        NOISE,
+        log_density=jnp.zeros(2),
+    )
+
+
+# ------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "Solve.steps must be a whole number >= 1, got 0"),
+        ({"steps": 2.5}, "Solve.steps must be a whole number >= 1, got 2.5"),
+        ({"max_steps": 0}, "Solve.max_steps"),
+        ({"batch_size": -1}, "Solve.batch_size"),
+        ({"tau_min": 0.0}, "Solve.tau_min must be a finite number greater than 0, got 0.0"),
+        ({"tau_min": np.nan}, "Solve.tau_min"),
+        ({"rho": -1.0}, "Solve.rho"),
+        ({"rtol": 1e-3}, "rtol and atol together"),
+    ],
+)
+def test_solve(settings, message):
+    refuses(message, ss.Solve, **settings)
+
+
+def test_too_few_steps_for_the_tolerance():
+    solve = ss.Solve(rtol=1e-9, atol=1e-9, max_steps=3, solver=diffrax.Tsit5())
+    message = "3 of 3 paths did not reach their end in 3 steps: loosen rtol"
+    refuses(message, ss.sample_ode, PROCESS, score, NOISE, solve=solve, error=FloatingPointError)
+
+
+def test_sde_with_tolerances():
+    solve = ss.Solve(rtol=1e-3, atol=1e-3)
+    refuses("fixed grid", ss.sample_sde, PROCESS, score, NOISE, key=KEY, solve=solve)
+
+
+@pytest.mark.parametrize(
+    ("process", "parameters", "message"),
+    [
+        (ss.VP, {"beta_min": 0.0}, "VP.beta_min must be a finite number greater than 0, got 0.0"),
+        (ss.VP, {"t_max": -1.0}, "VP.t_max"),
+        (ss.SubVP, {"beta_max": np.nan}, "SubVP.beta_max"),
+        (ss.VE, {"sigma_min": 0.0}, "VE.sigma_min"),
+        (ss.VE, {"sigma_min": 2.0, "sigma_max": 1.0}, "VE.sigma_max"),
+        (ss.EDM, {"t_max": np.inf}, "EDM.t_max"),
+        (ss.OU, {"theta": -1.0}, "OU.theta"),
+        (ss.Cosine, {"t_max": 1.0}, "Cosine.t_max must be below 1, where the signal vanishes"),
+        (ss.FlowMatching, {"t_max": 1.0}, "FlowMatching.t_max must be below 1"),
+    ],
+)
+def test_process_parameters(process, parameters, message):
+    refuses(message, process, **parameters)
+
+
+@pytest.mark.parametrize("probes", [0, -1, 1.5])
+def test_probes(probes):
+    refuses("Hutchinson.probes must be a whole number >= 1", ss.Hutchinson, probes)
+
+
+def test_block_size():
+    refuses("Exact.block_size must be a whole number >= 1", ss.Exact, 0)

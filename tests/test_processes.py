@@ -1,0 +1,146 @@
+"""Forward processes against the moment equations of their textbook coefficients."""
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import oracles
+import pytest
+from scipy.stats import multivariate_normal
+
+import scoresens as ss
+
+# f(t, x) / x and g(t) as the papers write them, and the variance at t = 0.
+TEXTBOOK = {
+    "VP": (lambda t: -(0.1 + 19.9 * t) / 2, lambda t: np.sqrt(0.1 + 19.9 * t), 0.0),
+    "SubVP": (
+        lambda t: -(0.1 + 19.9 * t) / 2,
+        lambda t: np.sqrt((0.1 + 19.9 * t) * -np.expm1(-2 * (0.1 * t + 19.9 * t**2 / 2))),
+        0.0,
+    ),
+    "VE": (lambda t: 0.0, lambda t: 1e-3 * 5e4**t * np.sqrt(2 * np.log(5e4)), 1e-6),
+    "EDM": (lambda t: 0.0, lambda t: np.sqrt(2 * t), 0.0),
+    "OU": (lambda t: -1.0, lambda t: np.sqrt(2.0), 0.0),
+    "Cosine": (
+        lambda t: -np.pi / 2 * np.tan(np.pi * t / 2),
+        lambda t: np.sqrt(np.pi * np.tan(np.pi * t / 2)),
+        0.0,
+    ),
+    "FlowMatching": (lambda t: -1 / (1 - t), lambda t: np.sqrt(2 * t / (1 - t)), 0.0),
+}
+PARTS = [0.05, 0.4, 0.9]
+
+
+@pytest.fixture(scope="module", params=laws.PROCESSES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def process(name):
+    return laws.PROCESSES[name]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_moments_solve_the_forward_equation(name, process, part):
+    rate, diffusion, variance = TEXTBOOK[name]
+    t = part * process.t_max
+    expected = oracles.moments(rate, diffusion, t, variance)
+    laws.close([process.alpha(t), process.variance(t)], expected, relative=1e-8)  # solve_ivp's
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_drift_and_diffusion_are_the_textbook_s(name, process, part):
+    rate, diffusion, _ = TEXTBOOK[name]
+    t, x = part * process.t_max, jnp.array([1.0, -2.0])
+    laws.close(process.drift(t, x), rate(t) * np.array([1.0, -2.0]), relative=1e-12)
+    laws.close(process.diffusion(t), diffusion(t), relative=1e-10)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_drift_and_diffusion_are_derivatives_of_the_scales(process, part):
+    t, step = part * process.t_max, 1e-6
+    log_rate, growth = (
+        (f(t + step) - f(t - step)) / (2 * step) for f in (process.log_alpha, process.variance)
+    )
+    laws.close(process.drift(t, jnp.ones(1)), [log_rate], relative=1e-7, absolute=1e-7)
+    expected = growth - 2 * log_rate * process.variance(t)
+    laws.close(process.diffusion(t) ** 2, expected, relative=1e-7)
+
+
+def test_time_inverts_the_noise_level(process):
+    times = process.t_max * np.linspace(0.02, 1, 20)
+    back = [process.time(process.noise_level(t)) for t in times]
+    laws.close(back, times, relative=1e-12)
+
+
+def test_noise_level_grows(process):
+    levels = [process.noise_level(t) for t in process.t_max * np.linspace(0, 1, 50)]
+    assert np.all(np.diff(levels) > 0)
+
+
+def test_kernel_and_prior_log_densities(process):
+    t, (x, y) = 0.3 * process.t_max, np.random.default_rng(0).normal(size=(2, 3))
+    alpha, sigma = laws.scales(process, t)
+    found = process.kernel_log_density(t, jnp.asarray(x), jnp.asarray(y))
+    laws.close(found, multivariate_normal(alpha * y, sigma**2).logpdf(x), relative=1e-12)
+    found = process.prior_log_density(jnp.asarray(x))
+    expected = multivariate_normal(np.zeros(3), float(process.prior_std) ** 2).logpdf(x)
+    laws.close(found, expected, relative=1e-12)
+
+
+def test_prior_is_the_noised_law_s_far_end(process):
+    """A datum of unit variance leaves the prior's spread but for what the signal still adds."""
+    spread = np.sqrt(float(process.alpha(process.t_max)) ** 2 + process.variance(process.t_max))
+    laws.close(process.prior_std, spread, relative=1e-2)
+
+
+def test_draws_have_their_moments(process):
+    count, key, y = 20_000, jax.random.key(0), jnp.array([1.0, -2.0])
+    noise = process.sample_prior(key, (count, 2))
+    _has_moments(noise, np.zeros(2), float(process.prior_std))
+    t = 0.3 * process.t_max
+    draws = jax.vmap(lambda k: process.perturb(k, t, y))(jax.random.split(key, count))
+    alpha, sigma = laws.scales(process, t)
+    _has_moments(draws, alpha * np.asarray(y), sigma)
+
+
+def _has_moments(draws, mean, std):
+    """Mean and variance within 5 standard errors."""
+    count = len(draws)
+    laws.close(np.mean(draws, 0), mean, absolute=5 * std / np.sqrt(count))
+    laws.close(np.var(draws, 0), np.full(2, std**2), absolute=5 * std**2 * np.sqrt(2 / count))
+
+
+def test_first_samples_of_a_larger_prior_batch():
+    few, many = (ss.EDM().sample_prior(jax.random.key(1), (m, 2, 3)) for m in (4, 9))
+    np.testing.assert_array_equal(few, many[:4])
+
+
+def test_canonical_frame_and_back(process):
+    t, x = 0.3 * process.t_max, jnp.array([1.0, -2.0])
+    hat = process.to_canonical(t, x)
+    laws.close(hat, np.asarray(x) / float(process.alpha(t)), relative=1e-15)
+    laws.close(process.from_canonical(t, hat), x, relative=1e-15)
+
+
+def test_processes_are_pytrees_of_their_parameters(process):
+    leaves, structure = jax.tree.flatten(process)
+    assert jax.tree.unflatten(structure, leaves) == process
+    rate = jax.grad(lambda p: p.log_alpha(0.3) + p.variance(0.3))(process)
+    assert type(rate) is type(process)
+
+
+def test_parameters_have_derivatives():
+    """d alpha / d beta_max of VP at t: -t^2/4 alpha."""
+    rate = jax.grad(lambda p: p.alpha(0.5))(ss.VP()).beta_max
+    laws.close(rate, -(0.5**2) / 4 * float(ss.VP().alpha(0.5)), relative=1e-12)
+
+
+def test_noise_levels_in_float32():
+    """expm1 and log1p keep the small noise levels: 1e-6 is 8 float32 roundings."""
+    for process in laws.PROCESSES.values():
+        t = np.float32(process.time(0.002))
+        if t > 0:
+            exact = float(process.noise_level(float(t)))
+            laws.close(process.noise_level(jnp.float32(t)), exact, relative=1e-6)
