@@ -17,7 +17,7 @@ FLOORS = (
     {"scores"},
     {"perturbations", "paths"},
     {"sensitivity", "attribution", "counterfactual", "fokker_planck"},
-    {"models", "importers", "datasets"},
+    {"models", "importers", "datasets", "drawing"},
     {"training", "sweeps", "changes"},
     {"validation", "report", "config", "results"},
     {"cli"},

@@ -1,0 +1,233 @@
+"""The command `scoresens`: settings in, a folder with numbers and pictures out.
+
+Every command reads its settings from a TOML file into a frozen dataclass (`demo` from its options),
+writes `DIR/result.json` and what else it found beside it, says on standard error what it is doing
+and for how long, and prints a table on standard output. Exit codes: 0 done, 1 the run failed, 2
+usage or settings, 130 interrupted.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scoresens.cli.commands import (
+    DRAWN,
+    GRID,
+    run_demo,
+    run_sample,
+    run_sensitivity,
+    run_train,
+    run_validate,
+)
+from scoresens.cli.progress import blaming, tell
+from scoresens.cli.settings import DemoRun, SampleRun, SensitivityRun, TrainRun, ValidateRun
+from scoresens.config import ConfigError, read
+from scoresens.results import versions
+
+OUT = Path("scoresens-out")
+
+ABOUT = """\
+What would a diffusion model's samples be, had its training data been others?
+
+  scoresens demo                                        see it: half a minute, no settings
+  scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
+  scoresens validate configs/digits-finetune.toml       are the predictions right?
+  scoresens sample configs/sample.toml                  draw samples, with log-densities
+  scoresens train configs/digits.toml                   train a network of your own
+"""
+
+AFTER = """\
+Each command writes result.json (numbers, settings, versions, seconds) and its pictures to
+scoresens-out/COMMAND, or to --out DIR; files of the same name are replaced. Progress goes to
+standard error, the table to standard output.
+
+Exit codes: 0 done; 1 the run failed; 2 usage or settings; 130 interrupted.
+`scoresens COMMAND --help` explains a command and its settings."""
+
+
+class Command(NamedTuple):
+    """One command: what it answers, what it runs, and what it leaves behind."""
+
+    run: Callable[..., str]
+    settings: type
+    brief: str
+    about: str
+    example: str
+    writes: Mapping[str, str]  # what is in each file
+
+
+COMMANDS = {
+    "demo": Command(
+        run_demo,
+        DemoRun,
+        "see what more of one class does to samples of digits",
+        f"""\
+What do samples of the digits become, when a share of one class is added to the training data?
+
+Draws {DRAWN} samples from the checkpoint that comes with the package, and shows those that move
+most and some that move least: before, their first-order change, the counterfactual sample, and the
+added images nearest to it.""",
+        "scoresens demo --class 3 --mass 0.2",
+        {
+            "report.png": "samples before, first-order changes, counterfactual samples",
+            "result.json": "each sample's displacements, the cosine between them, classes",
+        },
+    ),
+    "train": Command(
+        run_train,
+        TrainRun,
+        "train a network on a data set",
+        """\
+How is a checkpoint made? Trains a denoising network on a data set.
+
+Settings: seed; [data] name, path, count, size, seed; [model] kind, width, depth; [train] steps,
+batch_size, learning_rate, warmup, decay, ema_halflife, p_mean, p_std.""",
+        "scoresens train configs/digits.toml --out runs/digits",
+        {
+            "model.safetensors": "the checkpoint; name its path in the other settings",
+            "samples.png": f"{GRID} samples",
+            "loss.png": "the loss while training",
+            "result.json": "losses, number of parameters",
+        },
+    ),
+    "sample": Command(
+        run_sample,
+        SampleRun,
+        "draw samples from a checkpoint",
+        """\
+What does a checkpoint draw, and how likely does it find its own samples?
+
+Settings, all optional (without CONFIG, the bundled digits): checkpoint ("digits", or a path),
+count, seed, sampler ("ode", "sde"), steps, log_density ("exact", "hutchinson"; left out: none).""",
+        "scoresens sample configs/sample.toml",
+        {
+            "samples.npz": "x and noise [M, *shape], log_density [M] if asked for",
+            "samples.png": f"the first {GRID} samples",
+            "result.json": "their mean, spread and log-density",
+        },
+    ),
+    "sensitivity": Command(
+        run_sensitivity,
+        SensitivityRun,
+        "first-order changes of samples",
+        """\
+How does each sample move, to first order, when the training data change?
+
+Settings: checkpoint, count, seed, steps, base ("data", or "model": black box), trace ("exact",
+"hutchinson"; for base = "model"), bandwidth (left out: read off the data); [data] as for train;
+[change] kind ("add", "remove", "half"), classes, images, mass, seed.""",
+        "scoresens sensitivity configs/sensitivity.toml",
+        {
+            "tangents.npz": "x and tangent [M, *shape] per unit of mass; log_density [M], nats,\n"
+            f'{"":22}for base = "model"',
+            "report.png": "samples, their change, the touched images nearest to them",
+            "result.json": "the norms of the changes",
+        },
+    ),
+    "validate": Command(
+        run_validate,
+        ValidateRun,
+        "compare predicted changes with fine-tuned ones",
+        """\
+Are the predictions right? Fine-tunes the checkpoint on the changed data and, as control, on the
+unchanged data with the same randomness, and compares the real with the predicted changes of the
+same samples: first order (both bases), counterfactual, and baselines.
+
+Settings: checkpoint, count, seed, steps, bandwidth, resamples; [data] as for train; [change] as for
+sensitivity; [finetune] as [train].""",
+        "scoresens validate configs/digits-finetune.toml",
+        {
+            "report.png": "before, predicted and real, side by side, with the agreement",
+            "result.json": "each measure of each method, with its bootstrap interval",
+            "displacements.npz": "all samples and predicted changes, to look at again",
+        },
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code.
+
+    Args:
+        argv: the arguments; by default the process's own.
+    """
+    try:
+        given = _parser().parse_args(argv)
+        run, where = _settings(given)
+        with blaming("--out"):
+            given.out.mkdir(parents=True, exist_ok=True)
+        command = COMMANDS[given.command]
+        print(f"\n{command.run(run, given.out, where)}\n")
+        print(f"written to {given.out}: {', '.join(command.writes)}")
+    except SystemExit as stop:  # argparse: help is done, or the usage is wrong
+        return int(stop.code or 0)
+    except ConfigError as error:
+        return _complain(error, 2)
+    except (FloatingPointError, ValueError, OSError) as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted: nothing of this run is half-written", 130)
+    return 0
+
+
+def _settings(given: argparse.Namespace) -> tuple[Any, str]:
+    """The settings of a run, and the name of their source for errors."""
+    if given.settings is DemoRun:
+        with blaming("demo"):
+            options = {field.name: getattr(given, field.name) for field in fields(DemoRun)}
+            return DemoRun(**options), "demo"
+    if given.config is None:
+        return given.settings(), given.command
+    return read(given.config, given.settings), str(given.config)
+
+
+def _complain(error: object, code: int) -> int:
+    words = " ".join(str(error).split())
+    tell(f"scoresens: {words}" if code == 130 else f"scoresens: error: {words}")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "scoresens", description=ABOUT, epilog=AFTER, formatter_class=shape
+    )
+    version = f"scoresens {versions()['scoresens']}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        files = "\n".join(f"  {file:<20}{what}" for file, what in command.writes.items())
+        added = commands.add_parser(
+            name,
+            help=command.brief,
+            description=command.about,
+            epilog=f"example:\n  {command.example}\n\nwrites to DIR:\n{files}",
+            formatter_class=shape,
+        )
+        if command.settings is DemoRun:
+            _add_demo_options(added)
+        else:
+            optional = "?" if command.settings is SampleRun else None
+            added.add_argument(
+                "config", metavar="CONFIG", type=Path, nargs=optional, help="settings, a TOML file"
+            )
+        default = OUT / name
+        added.add_argument(
+            "--out", metavar="DIR", type=Path, default=default, help=f"by default {default}"
+        )
+        added.set_defaults(settings=command.settings)
+    return parser
+
+
+def _add_demo_options(parser: argparse.ArgumentParser) -> None:
+    for flag, field, kind, what in (
+        ("--class", "class_name", str, "the digit to add"),
+        ("--mass", "mass", float, "its additional share of the changed data, in (0, 1]"),
+        ("--count", "count", int, "samples to show"),
+        ("--seed", "seed", int, "of the noise"),
+    ):
+        default = getattr(DemoRun, field)
+        about = f"{what} (default: {default})"
+        parser.add_argument(flag, dest=field, type=kind, default=default, help=about)

@@ -1,0 +1,51 @@
+"""What is being done, for how long, and whose it is to mend: on standard error."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scoresens.config import ConfigError
+
+WIDTH = 62  # columns before the seconds
+
+
+class Stages:
+    """Says what is being done and how long it took; remembers the seconds by name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    @contextmanager
+    def __call__(self, name: str, what: str, *, bars: bool = False) -> Iterator[None]:
+        """One stage, on one line; or on two, around the progress bars that it shows itself."""
+        began = time.monotonic()
+        tell(f"{what + ' …':<{WIDTH}}", end="\n" if bars else "")
+        try:
+            yield
+        except BaseException:
+            tell(" stopped")
+            raise
+        self.seconds[name] = round(time.monotonic() - began, 2)
+        again = f"{'… done':<{WIDTH}}" if bars else ""
+        tell(f"{again}{self.seconds[name]:7.1f} s")
+
+    @property
+    def total(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self.began, 2)
+
+
+def tell(words: str, end: str = "\n") -> None:
+    """Write to standard error, at once."""
+    print(words, end=end, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def blaming(setting: str) -> Iterator[None]:
+    """What goes wrong in here is for the reader of that setting to mend."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{setting}: {error}") from error

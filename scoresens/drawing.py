@@ -1,0 +1,370 @@
+"""Pictures of results: rows of images under titles, plots beside them, a caption below.
+
+Pictures are laid out in inches from the top left corner and sized by what they hold, so that no
+text meets another. Values are grey, dark where they are high; changes are red where a value rises
+and blue where it falls, on limits symmetric about 0: both maps can be told apart by colour-blind
+readers. Figures are made without pyplot: no global state of matplotlib's is read or left behind.
+"""
+
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import AsinhNorm, Normalize
+from matplotlib.figure import Figure
+
+GREY, SIGNED = "gray_r", "RdBu_r"
+FRAME, FAINT, INK = "#b8b8b8", "#5f5f5f", "#1a1a1a"
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DPI = 150
+
+# Inches.
+EDGE, CELL, GAP, SPLIT, NOTE, LABEL = 0.35, 0.92, 0.12, 0.34, 0.19, 1.25
+HEADINGS, BAR, BARS = 0.62, 0.11, 0.75
+PANEL, PANEL_LEFT, PANEL_BELOW = 3.2, 1.5, 0.62
+# Points, and the mean width of a character in units of them.
+TITLE, BODY, SMALL, CHARACTER = 14.0, 9.5, 8.0, 0.5
+
+
+class Column(NamedTuple):
+    """One column of a sheet: a picture a row.
+
+    Args:
+        title: one or two short lines.
+        images: `[R, *shape]`, values or, where `signed`, changes.
+        signed: whether 0 is the middle of the colours.
+        notes: what is written under each picture, if anything.
+        split: whether a wider gap separates it from the column to its left.
+    """
+
+    title: str
+    images: np.ndarray
+    signed: bool = False
+    notes: Sequence[str] = ()
+    split: bool = False
+
+
+class Scatter(NamedTuple):
+    """One panel beside a sheet: points, and the diagonal on which prediction is truth."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: Mapping[str, tuple[np.ndarray, np.ndarray]]  # by the name in the legend
+    logarithmic: bool = False
+
+
+class Dots(NamedTuple):
+    """One panel beside a sheet: numbers with their intervals, a line each."""
+
+    title: str
+    x_label: str
+    values: Mapping[str, Sequence[tuple[float, float, float]]]  # by series; value, low, high
+    names: Sequence[str]  # one a line
+
+
+# ------------------------------------------------------------------ files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, and moves what was written to `path`: whole, or not at all."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def draw_sheet(
+    path: Path,
+    columns: Sequence[Column],
+    labels: Sequence[str],
+    *,
+    title: str,
+    caption: str,
+    values: np.ndarray,
+    panels: Sequence[Scatter | Dots] = (),
+) -> Path:
+    """Write rows of pictures under column titles, beside panels, over a caption.
+
+    Args:
+        path: the PNG file.
+        columns: the pictures; all have the same number of rows R.
+        labels: what stands left of each row, up to three short lines.
+        title: one line or two.
+        caption: what is to be seen, in sentences.
+        values: images that the grey map should span from white to black.
+        panels: plots to the right, from top to bottom.
+
+    Returns:
+        The path of the file.
+    """
+    rows = len(labels)
+    tall, wide = _cell(columns[0].images.shape[1:])
+    pitch = tall + GAP + NOTE * any(column.notes for column in columns)
+    lefts = [EDGE + LABEL]
+    for column in columns[1:]:
+        lefts.append(lefts[-1] + wide + (SPLIT if column.split else GAP))
+    right = lefts[-1] + wide
+    width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
+    page = _Page(width, title, caption)
+    page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
+    top = page.top + HEADINGS
+    norms = _value_norm(values), _change_norm([c.images for c in columns if c.signed])
+    for column, left in zip(columns, lefts, strict=True):
+        page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
+        norm, colours = (norms[1], SIGNED) if column.signed else (norms[0], GREY)
+        for row in range(rows):
+            axes = page.axes(left, top + row * pitch, wide, tall)
+            _show(axes, column.images[row], norm, colours)
+            if column.notes:
+                middle, below = left + wide / 2, top + row * pitch + tall + 0.03
+                page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
+    for row, label in enumerate(labels):
+        middle = top + row * pitch + tall / 2
+        page.text(lefts[0] - 0.12, middle, label, ha="right", va="center", linespacing=1.35)
+    bars = top + rows * pitch + 0.18
+    _bar(page, lefts[0], bars, norms[0], GREY, "grey value")
+    if any(column.signed for column in columns):
+        _bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, "change of grey value")
+    for place, panel in enumerate(panels):
+        height = (page.height - top - page.below - 0.1) / len(panels)
+        box = right + 0.3 + PANEL_LEFT, top + place * height, PANEL, height - PANEL_BELOW - 0.3
+        axes = page.axes(*box)
+        (_scatter if isinstance(panel, Scatter) else _dots)(axes, panel)
+    return page.save(path)
+
+
+def draw_grid(
+    path: Path,
+    images: np.ndarray,
+    *,
+    title: str,
+    caption: str,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write images `[M, *shape]` in rows of eight, each with its note if there are any."""
+    across = min(8, len(images))
+    down = math.ceil(len(images) / across)
+    tall, wide = _cell(images.shape[1:])
+    pitch = tall + GAP + NOTE * bool(notes)
+    page = _Page(max(2 * EDGE + across * (wide + GAP) - GAP, 5.0), title, caption)
+    page.extend(down * pitch + BARS)
+    norm = _value_norm(images)
+    for i, image in enumerate(images):
+        left, top = EDGE + (i % across) * (wide + GAP), page.top + (i // across) * pitch
+        _show(page.axes(left, top, wide, tall), image, norm, GREY)
+        if notes:
+            below = top + tall + 0.03
+            page.text(left + wide / 2, below, notes[i], SMALL, FAINT, ha="center", va="top")
+    _bar(page, EDGE + 0.12, page.top + down * pitch + 0.12, norm, GREY, "grey value")
+    return page.save(path)
+
+
+def draw_loss(
+    path: Path, steps: np.ndarray, losses: np.ndarray, *, title: str, caption: str
+) -> Path:
+    """Write the loss `[n]` against the optimiser steps `[n]`."""
+    page = _Page(6.5, title, caption)
+    page.extend(3.6)
+    axes = page.axes(EDGE + 0.65, page.top + 0.05, 6.5 - 2 * EDGE - 0.75, 2.85)
+    axes.plot(steps, losses, color=OKABE_ITO[0], linewidth=1.2, marker=".", markersize=3)
+    _dress(axes, "optimiser steps", "denoising loss (1: untrained)")
+    return page.save(path)
+
+
+class _Page:
+    """A figure measured in inches from its top left corner: a title, a body, a caption."""
+
+    def __init__(self, width: float, title: str, caption: str):
+        self.width = width
+        self.title = _wrapped(title, width, TITLE)
+        self.caption = _wrapped(caption, width, BODY)
+        self.top = EDGE + _lines(self.title) * TITLE * 1.25 / 72 + 0.12
+        self.below = EDGE + _lines(self.caption) * BODY * 1.4 / 72
+        self.height = self.top + self.below
+        self.figure = Figure((width, self.height), facecolor="white", layout="none")
+        FigureCanvasAgg(self.figure)
+
+    def extend(self, body: float) -> None:
+        """Make room for a body of this height, and write the title and the caption about it."""
+        self.height = self.top + body + self.below
+        self.figure.set_size_inches(self.width, self.height)
+        self.text(EDGE, EDGE, self.title, TITLE, va="top", linespacing=1.25)
+        start = self.height - self.below
+        self.text(EDGE, start, self.caption, colour=FAINT, va="top", linespacing=1.4)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        w, h = self.width, self.height
+        return self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+    def text(
+        self,
+        left: float,
+        top: float,
+        words: str,
+        size: float = BODY,
+        colour: str = INK,
+        **place: str | float,
+    ) -> None:
+        self.figure.text(
+            left / self.width,
+            1 - top / self.height,
+            words,
+            fontsize=size,
+            color=colour,
+            fontfamily="DejaVu Sans",
+            parse_math=False,
+            **place,
+        )
+
+    def save(self, path: Path) -> Path:
+        with replacing(path) as beside:
+            self.figure.savefig(beside, format="png", dpi=DPI, metadata={"Software": "scoresens"})
+        return path
+
+
+def _show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
+    picture = _picture(image)
+    if picture.ndim == 3 and colours == GREY:
+        picture = np.clip(norm(picture), 0, 1)
+    elif picture.ndim == 3:
+        picture = picture.mean(-1)  # a change of colour is shown by its mean over channels
+    axes.imshow(picture, cmap=colours, norm=norm, interpolation="nearest", aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=FRAME, linewidth=0.6)
+
+
+def _picture(sample: np.ndarray) -> np.ndarray:
+    """A sample as rows and columns, and channels where it has three."""
+    if sample.ndim == 3 and sample.shape[-1] == 1:
+        return sample[..., 0]
+    if sample.ndim == 2 or (sample.ndim == 3 and sample.shape[-1] == 3):
+        return sample
+    return sample.reshape(len(sample) if sample.ndim > 1 else 1, -1)
+
+
+def _cell(shape: tuple[int, ...]) -> tuple[float, float]:
+    """Height and width of a picture: the longer side is CELL, the shorter at least a quarter."""
+    rows, columns = _picture(np.zeros(shape)).shape[:2]
+    longest = max(rows, columns)
+    return tuple(CELL * max(side / longest, 0.25) for side in (rows, columns))
+
+
+def _value_norm(values: np.ndarray) -> Normalize:
+    """From the least to the greatest value, but for one in 200 at either end; from -1 to 1 where
+    that is about the same."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    if max(abs(low + 1), abs(high - 1)) < 0.3:
+        low, high = -1.0, 1.0
+    return Normalize(float(low), float(high) if high > low else float(low) + 1)
+
+
+def _change_norm(changes: Sequence[np.ndarray]) -> AsinhNorm:
+    """Symmetric about 0, linear up to a sixteenth of the limit and logarithmic beyond, so that
+    small changes can be seen beside large ones; one entry in 100 may lie beyond."""
+    entries = [np.abs(change).ravel() for change in changes] or [np.ones(1)]
+    limit = float(np.percentile(np.concatenate(entries), 99)) or 1.0
+    return AsinhNorm(limit / 16, -limit, limit)
+
+
+def _bar(page: _Page, left: float, top: float, norm: Normalize, colours: str, label: str) -> None:
+    axes = page.axes(left, top, 2.1, BAR)
+    mapped = ScalarMappable(norm, colours)
+    bar = page.figure.colorbar(mapped, cax=axes, orientation="horizontal", extend="both")
+    bar.outline.set(color=FRAME, linewidth=0.6)
+    ticks = norm.inverse(np.linspace(0, 1, 5))
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", "−") for tick in ticks])
+    bar.minorticks_off()
+    axes.tick_params(labelsize=SMALL, color=FRAME, length=2.5, pad=2)
+    axes.set_xlabel(label, fontsize=SMALL, color=FAINT, labelpad=2)
+
+
+def _scatter(axes: Axes, panel: Scatter) -> None:
+    many = max(np.size(x) for x, _ in panel.points.values()) > 500
+    for (name, (x, y)), colour, marker in zip(
+        panel.points.items(), OKABE_ITO, MARKERS, strict=False
+    ):
+        size, alpha = (3, 0.35) if many else (16, 0.75)
+        style = {"s": size, "alpha": alpha, "color": colour, "marker": marker, "linewidth": 0}
+        axes.scatter(np.ravel(x), np.ravel(y), label=name, **style)
+    entries = np.concatenate([np.ravel(side) for pair in panel.points.values() for side in pair])
+    if panel.logarithmic:
+        axes.set(xscale="log", yscale="log")
+        entries = entries[entries > 0]
+    span = (entries.min(), entries.max()) if entries.size else (0.1, 1.0)
+    axes.plot(span, span, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    _dress(axes, panel.x_label, panel.y_label)
+    _head(axes, panel.title, markerscale=3.0 if many else 1.0)
+
+
+def _dots(axes: Axes, panel: Dots) -> None:
+    lines, series = np.arange(len(panel.names)), len(panel.values)
+    for place, (name, values) in enumerate(panel.values.items()):
+        middle, low, high = np.asarray(values, float).T
+        axes.errorbar(
+            middle,
+            lines + 0.22 * (place - (series - 1) / 2),
+            xerr=np.maximum([middle - low, high - middle], 0),
+            fmt=MARKERS[place],
+            color=OKABE_ITO[place],
+            label=name,
+            markersize=4.5,
+            linewidth=1.2,
+        )
+    axes.set_yticks(lines, panel.names)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
+    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    _dress(axes, panel.x_label, "")
+    _head(axes, panel.title)
+
+
+def _head(axes: Axes, title: str, markerscale: float = 1.0) -> None:
+    """A title, and between it and the plot the legend in one line, clear of every point."""
+    axes.set_title(title, fontsize=BODY, color=INK, loc="left", pad=18)
+    axes.legend(
+        fontsize=SMALL - 0.5,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.04, 0.98),
+        ncols=len(axes.get_legend_handles_labels()[1]),
+        markerscale=markerscale,
+        columnspacing=0.7,
+        handletextpad=0.3,
+        handlelength=1.3,
+    )
+
+
+def _dress(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, fontsize=SMALL, color=INK)
+    axes.set_ylabel(y_label, fontsize=SMALL, color=INK)
+    axes.tick_params(labelsize=SMALL, color=FRAME, labelcolor=INK)
+    axes.tick_params(which="minor", color=FRAME, labelbottom=False, labelleft=False)
+    for side, spine in axes.spines.items():
+        spine.set(color=FRAME, visible=side in ("left", "bottom"))
+
+
+def _wrapped(words: str, width: float, size: float) -> str:
+    """Text in lines that fit a page; line breaks of its own stay."""
+    characters = int((width - 2 * EDGE) * 72 / (size * CHARACTER * 1.08))
+    return "\n".join(textwrap.fill(line, characters) for line in words.splitlines())
+
+
+def _lines(words: str) -> int:
+    return words.count("\n") + 1

@@ -1,0 +1,398 @@
+"""The command line from end to end on tiny runs: files, keys, tables, exit codes, and its words."""
+
+import contextlib
+import io
+import json
+import math
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from scoresens import cli
+from scoresens.cli.commands import _json, _setup
+from scoresens.cli.progress import Stages
+from scoresens.cli.settings import (
+    SampleRun,
+    SensitivityRun,
+    TrainRun,
+    ValidateRun,
+)
+from scoresens.config import read
+from scoresens.datasets import load
+from scoresens.models import load as load_model
+from scoresens.validation import compare
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DATA = """
+[data]
+name = "digits"
+count = 60
+"""
+CHANGE = """
+[change]
+classes = ["3"]
+mass = 0.2
+"""
+MEASURES = {
+    "median_cosine",
+    "pooled_pearson",
+    "relative_l2",
+    "magnitude_ratio",
+    "magnitude_spearman",
+}
+
+
+class Ran(NamedTuple):
+    """One run of the command line."""
+
+    code: int
+    printed: str
+    told: str
+    out: Path
+
+    @property
+    def result(self):
+        return json.loads((self.out / "result.json").read_text())
+
+
+def scoresens(*arguments: object, out: Path) -> Ran:
+    printed, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        code = cli.main([*map(str, arguments), "--out", str(out)])
+    return Ran(code, printed.getvalue(), told.getvalue(), out)
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    file = folder / "run.toml"
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train")
+    text = f"""{DATA}
+    [model]
+    kind = "mlp"
+    width = 16
+    depth = 1
+    [train]
+    steps = 20
+    batch_size = 16
+    warmup = 2
+    ema_halflife = 5
+    """
+    return scoresens("train", settings_file(folder, text), out=folder / "out")
+
+
+def with_checkpoint(folder: Path, trained: Ran, text: str) -> Path:
+    return settings_file(folder, f"checkpoint = '{trained.out}/model.safetensors'\n{text}")
+
+
+def is_complete(ran: Ran, *files: str) -> bool:
+    """Done, with its files and no others, and with what every result.json holds."""
+    assert ran.code == 0, ran.told
+    assert {path.name for path in ran.out.iterdir()} == {"result.json", *files}
+    assert ran.result.keys() >= {"settings", "versions", "seconds", "stages"}
+    assert ran.result["seconds"] >= sum(ran.result["stages"].values()) - 0.1
+    for file in files:
+        if file.endswith(".png"):
+            width, height = struct.unpack(">II", (ran.out / file).read_bytes()[16:24])
+            assert min(width, height) > 400
+    assert str(ran.out) in ran.printed
+    return True
+
+
+def rows(printed: str) -> dict[str, list[str]]:
+    """The rows of the table that was printed, by name; checks that its columns are aligned."""
+    lines = printed.splitlines()
+    (ruler,) = [i for i, line in enumerate(lines) if re.fullmatch(r"-+(  -+)+", line)]
+    ends = [match.end() for match in re.finditer("-+", lines[ruler])]
+    found = {}
+    for line in lines[ruler + 1 :]:
+        if not line:
+            break
+        cells = [line[a:b].strip() for a, b in zip([0, *ends], ends, strict=False)]
+        assert len(line) <= ends[-1]
+        found[cells[0]] = cells[1:]
+    return found
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_train_writes_a_checkpoint_that_loads(trained):
+    assert is_complete(trained, "model.safetensors", "samples.png", "loss.png")
+    model, about = load_model(trained.out / "model.safetensors")
+    assert model.network.shape == (8, 8, 1) and about["data"] == "digits"
+    result = trained.result
+    assert result["settings"]["train"]["steps"] == 20
+    assert rows(trained.printed)["digits"][:3] == ["60", str(result["parameters"]), "20"]
+    assert "100%" in trained.told  # the progress bar
+
+
+@pytest.mark.parametrize(
+    ("how", "density"), [("log_density = 'exact'", True), ("sampler = 'sde'", False)]
+)
+def test_sample_writes_what_it_drew(tmp_path, trained, how, density):
+    config = with_checkpoint(tmp_path, trained, f"count = 3\nsteps = 4\n{how}")
+    ran = scoresens("sample", config, out=tmp_path / "out")
+    assert is_complete(ran, "samples.npz", "samples.png")
+    arrays = np.load(tmp_path / "out" / "samples.npz")
+    assert arrays["x"].shape == arrays["noise"].shape == (3, 8, 8, 1)
+    assert ("log_density" in arrays) == ("log_density" in ran.result) == density
+    assert ran.result["mean"] == pytest.approx(arrays["x"].mean())
+    (row,) = rows(ran.printed).values()
+    assert row[0] == "3" and len(row) == (5 if density else 3)
+    if density:
+        assert ran.result["log_density"]["mean"] == pytest.approx(arrays["log_density"].mean())
+
+
+@pytest.mark.parametrize("base", ["data", "model"])
+def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
+    text = f"base = '{base}'\ncount = 3\nsteps = 4\ntrace = 'hutchinson'\n{DATA}{CHANGE}"
+    ran = scoresens("sensitivity", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
+    assert is_complete(ran, "tangents.npz", "report.png")
+    arrays = np.load(tmp_path / "out" / "tangents.npz")
+    assert arrays["x"].shape == arrays["tangent"].shape == (3, 8, 8, 1)
+    assert ("log_density" in arrays) == (base == "model")
+    sizes = 0.2 * np.linalg.norm(arrays["tangent"].reshape(3, -1), axis=1)
+    np.testing.assert_allclose(ran.result["norms"], sizes, rtol=1e-6)
+    assert ran.result["first_order_norm"]["max"] == pytest.approx(sizes.max())
+    assert ran.result["touched_images"] < ran.result["images"] == 60
+    assert list(rows(ran.printed)) == [f"first order ({base})"]
+    assert "add class 3 at mass 0.2" in ran.printed
+
+
+def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
+    finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
+    text = f"count = 9\nsteps = 4\nresamples = 40\n{DATA}{CHANGE}{finetune}"
+    ran = scoresens("validate", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
+    assert is_complete(ran, "report.png", "displacements.npz")
+    result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
+    assert list(rows(ran.printed)) == result["methods"]
+    assert result["methods"][:3] == ["first_order_model", "first_order_data", "counterfactual_data"]
+    assert len(result["methods"]) > 3  # the baselines
+    real = arrays["changed"] - arrays["control"]
+    for method in result["methods"]:
+        expected = compare(arrays[method], real, resamples=40)
+        assert result[method].keys() == MEASURES
+        for measure, found in result[method].items():
+            assert found == pytest.approx(expected[measure]._asdict()), (method, measure)
+    assert result["mean_norm"]["real"] == pytest.approx(
+        np.linalg.norm(real.reshape(9, -1), axis=1).mean()
+    )
+
+
+def test_demo_needs_no_settings(tmp_path):
+    ran = scoresens("demo", "--class", 1, "--mass", 0.3, "--count", 2, out=tmp_path / "out")
+    assert is_complete(ran, "report.png")
+    result = ran.result
+    assert (result["class"], result["mass"], result["count"]) == ("1", 0.3, 128)
+    assert {name: len(values) for name, values in result["samples"].items()} == dict.fromkeys(
+        ("first_order_norm", "counterfactual_norm", "cosine", "class_before", "class_after"), 128
+    )
+    sizes = np.array(result["samples"]["counterfactual_norm"])
+    assert result["shown"] == [sizes.argmax(), sizes.argmin()]
+    ones = (load("digits").labels == 1).mean()
+    shares = result["class_share"]
+    assert shares["data_before"] == pytest.approx(ones)
+    assert shares["data_after"] == pytest.approx(0.7 * ones + 0.3)
+    assert shares["samples_after"] > shares["samples_before"] + 0.1  # what the demo is to show
+    assert len(rows(ran.printed)) == 3
+
+
+def test_a_second_run_replaces_the_files_of_the_first(tmp_path, trained):
+    text = "count = 3\nsteps = 4\nsampler = 'sde'\nseed = "
+    first, second = (
+        scoresens("sample", with_checkpoint(tmp_path, trained, text + seed), out=tmp_path / "out")
+        for seed in "01"
+    )
+    assert is_complete(second, "samples.npz", "samples.png")
+    assert second.result["settings"]["seed"] == 1
+    assert first.printed != second.printed
+
+
+def test_a_number_that_does_not_exist_is_written_as_null():
+    assert _json({"value": 1.0, "low": math.nan, "high": math.inf}) == {
+        "value": 1.0,
+        "low": None,
+        "high": None,
+    }
+
+
+@pytest.mark.parametrize(("count", "told"), [(60, False), (50, True)])
+def test_other_data_than_the_checkpoint_was_trained_on_are_pointed_out(
+    tmp_path, trained, capsys, count, told
+):
+    text = DATA.replace("60", str(count)) + CHANGE
+    run = read(with_checkpoint(tmp_path, trained, text), SensitivityRun)
+    assert len(_setup(run, "run.toml", Stages()).data) == count
+    assert ("was trained on 60 images of digits" in capsys.readouterr().err) == told
+
+
+# ------------------------------------------------------------------ settings that come along
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_settings_file_is_read_by_its_command(file):
+    kinds = {"sample": SampleRun, "sensitivity": SensitivityRun, "fashion": TrainRun}
+    kind = kinds.get(file.stem, ValidateRun if "finetune" in file.stem else TrainRun)
+    run = read(file, kind)
+    assert f"scoresens {kind.__name__[:-3].lower()} configs/{file.name}" in file.read_text()
+    if kind is ValidateRun:
+        assert run.finetune == read(CONFIGS / "digits-finetune.toml", ValidateRun).finetune
+    assert replace(run) == run
+
+
+# ------------------------------------------------------------------ what is refused, and how
+
+
+def refused(ran: Ran) -> str:
+    """The complaint of a run with wrong settings: one paragraph, no traceback, nothing written."""
+    assert ran.code == 2
+    assert not ran.printed
+    assert "Traceback" not in ran.told
+    assert not ran.out.exists() or not list(ran.out.iterdir())
+    (line,) = [line for line in ran.told.splitlines() if "error:" in line]
+    assert line == ran.told.splitlines()[-1]
+    return line
+
+
+SENSITIVITY = DATA + CHANGE
+MODEL = "[model]\nkind = 'mlp'\nwidth = 8\ndepth = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "complaint"),
+    [
+        ("sample", "count = 'x'", "count: expected int, got 'x'"),
+        ("sample", "cuont = 3", "cuont: unknown key; did you mean 'count'"),
+        ("sample", "count = 0", "count must be at least 1, got 0"),
+        ("sample", "sampler = 'pde'", "sampler: expected 'ode' or 'sde'"),
+        ("sample", "sampler = 'sde'\nlog_density = 'exact'", "use sampler = 'ode'"),
+        ("sample", "checkpoint = 'no.safetensors'", "checkpoint: no checkpoint at no.safetensors"),
+        ("sample", "count = ", "not TOML"),
+        ("sensitivity", DATA, "change: missing key"),
+        ("sensitivity", DATA + "[change]\nclasses = ['x']", "change: class 'x' is not in digits"),
+        ("sensitivity", DATA + "[change]\nimages = [60]", "change: image 60 lies outside"),
+        ("sensitivity", DATA + "[change]", "change: kind = 'add' needs either classes or images"),
+        ("sensitivity", "[data]\nname = 'x'" + CHANGE, "data: unknown data set 'x'"),
+        ("sensitivity", "[data]\nname = 'x.npy'" + CHANGE, "data: no file x.npy"),
+        ("sensitivity", DATA + "size = 4" + CHANGE, "data: images of shape (4, 4, 1), where"),
+        ("sensitivity", "bandwidth = -1.0" + SENSITIVITY, "bandwidth must be positive"),
+        ("sensitivity", DATA.replace("60", "2000") + CHANGE, "data: a subset of digits has 1 to"),
+        ("validate", SENSITIVITY, "finetune: missing key"),
+        ("validate", "count = 7" + SENSITIVITY + "[finetune]", "count must be at least 8, got 7"),
+        ("train", DATA + "[model]\nkind='cnn'\nwidth=1\ndepth=1\n[train]", "model.kind: expected"),
+        ("train", DATA + "[model]\nkind='unet'\nwidth=8\ndepth=6\n[train]", "model: a U-Net of"),
+        ("train", DATA + MODEL + "[train]\nsteps = 0", "train: steps must be positive"),
+    ],
+)
+def test_wrong_settings_name_the_file_and_the_key(tmp_path, command, text, complaint):
+    config = settings_file(tmp_path, text)
+    line = refused(scoresens(command, config, out=tmp_path / "out"))
+    assert str(config) in line and complaint in line
+
+
+def test_a_missing_settings_file_is_named(tmp_path):
+    line = refused(scoresens("train", tmp_path / "no.toml", out=tmp_path / "out"))
+    assert "no.toml: No such file" in line
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path, trained):
+    whole = (trained.out / "model.safetensors").read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    config = settings_file(tmp_path, f"checkpoint = '{tmp_path}/half.safetensors'")
+    assert "half.safetensors is damaged" in refused(
+        scoresens("sample", config, out=tmp_path / "out")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--class", "11"), "class '11' is not in digits: its classes are 0, 1"),
+        (("--mass", "1.5"), "mass must lie in (0, 1], got 1.5"),
+        (("--mass", "x"), "argument --mass: invalid float value: 'x'"),
+        (("--count", "0"), "count must be at least 1"),
+        (("--cuont", "1"), "unrecognized arguments: --cuont"),
+    ],
+)
+def test_wrong_options_of_the_demo_are_named(tmp_path, options, complaint):
+    assert complaint in refused(scoresens("demo", *options, out=tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = scoresens("sample", out=tmp_path / "file" / "out")
+    assert ran.code == 2 and "error: --out:" in ran.told
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (FloatingPointError("3 of 4 results\nhold NaN"), 1, "error: 3 of 4 results hold NaN"),
+        (ValueError("the loss became nan"), 1, "error: the loss became nan"),
+        (OSError(28, "No space left"), 1, "No space left"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_run_that_fails_says_so_in_one_line(tmp_path, monkeypatch, error, code, words):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("scoresens.cli.commands.sample_ode", fail)
+    ran = scoresens("sample", out=tmp_path / "out")
+    assert ran.code == code
+    assert words in ran.told.splitlines()[-1]
+    assert "Traceback" not in ran.told
+    assert not list((tmp_path / "out").iterdir())
+
+
+# ------------------------------------------------------------------ words
+
+
+def helped(capsys, *arguments: str) -> str:
+    assert cli.main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_says_what_a_command_answers_reads_and_writes(capsys, command):
+    text = helped(capsys, command)
+    assert "?" in text.split("\n\n")[1]  # the question
+    assert f"scoresens {command}" in text
+    assert f"scoresens-out/{command}" in text
+    assert "result.json" in text
+    for file in cli.COMMANDS[command].writes:
+        assert f"  {file}" in text
+
+
+def test_help_names_every_setting(capsys):
+    for name, command in cli.COMMANDS.items():
+        text = helped(capsys, name)
+        for field in command.settings.__dataclass_fields__:
+            assert field.replace("class_name", "class") in text, (name, field)
+
+
+def test_help_names_every_command(capsys):
+    text = helped(capsys)
+    for command in cli.COMMANDS:
+        assert f"scoresens {command}" in text
+    assert "Exit codes" in text
+
+
+def test_version_is_printed(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"scoresens \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_a_command_is_needed(capsys):
+    assert cli.main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
