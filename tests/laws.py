@@ -294,7 +294,7 @@ def check_law_added_to_itself(process):
     found = data_tangent(process, noise, itself).tangent
     close(found, np.zeros_like(found), absolute=1e-11)  # rounding, over tau^2
     score = ss.exact_score(process, data_set())
-    t, x = process.time(0.5), process.from_canonical(process.time(0.5), NOISE / TOP)
+    t, x = process.time(0.5), process.from_canonical(process.time(0.5), jnp.asarray(NOISE) / TOP)
     found = ss.score_sensitivity(process, score, itself, t, x, base=data_set()).tangent
     close(found, np.zeros_like(found), absolute=1e-12)
 

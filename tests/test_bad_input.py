@@ -244,7 +244,7 @@ def test_not_a_process(verb):
     refuses("process must be one of VP, SubVP", verb, "VP", score, NOISE)
 
 
-@pytest.mark.parametrize("name", set(VERBS) - {"score_sensitivity"})
+@pytest.mark.parametrize("name", [v for v in VERBS if v != "score_sensitivity"])
 def test_score_of_nan(name):
     message = "3 of 3 results hold NaN or infinity: check that the score is finite"
     refuses(message, VERBS[name], PROCESS, _nan, NOISE, error=FloatingPointError)

@@ -17,8 +17,8 @@ def chi(perturbation):
     """The direction's signed weights over the points of DATA and the newcomers, as numpy."""
     edits = np.zeros((len(perturbation), len(laws.DATA.points)))
     if perturbation.edited is not None:
-        edits[:, np.asarray(perturbation.index)] += perturbation.edited_coefficients
-    return edits, perturbation.added_coefficients
+        edits[:, np.asarray(perturbation.edited.index)] += perturbation.edited.coefficients
+    return edits, perturbation.added and perturbation.added.coefficients
 
 
 @pytest.mark.parametrize("kind", laws.CHANGES)
@@ -93,9 +93,9 @@ def test_add_is_one_direction_a_point_or_one_a_measure():
 def test_bandwidth_is_taken_from_the_data_unless_given():
     own = ss.add(ss.Points(jnp.asarray(X)[None], bandwidth=0.1)).with_default_bandwidth(0.5)
     taken = ss.add(X[None]).with_default_bandwidth(0.5)
-    laws.close([own.added.bandwidth, taken.added.bandwidth], [0.1, 0.5])
+    laws.close([own.added.measure.bandwidth, taken.added.measure.bandwidth], [0.1, 0.5])
     edited = laws.changes()["remove"][0].with_default_bandwidth(0.9)
-    laws.close(edited.edited.bandwidth, laws.DATA.bandwidth)
+    laws.close(edited.edited.measure.bandwidth, laws.DATA.bandwidth)
 
 
 def test_a_removed_point_leaves_no_ghost():

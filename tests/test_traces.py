@@ -15,6 +15,7 @@ ESTIMATORS = {
     "Hutchinson": ss.Hutchinson(),
     "Hutchinson, 3 probes": ss.Hutchinson(3),
     "Hutchinson, normal": ss.Hutchinson(2, gaussian=True),
+    "Hutch++": ss.HutchPlusPlus(6),
 }
 MATRIX = np.random.default_rng(0).normal(size=(6, 6)) + np.diag(np.arange(6.0))  # not symmetric
 

@@ -1,0 +1,212 @@
+"""Laws 11 and 12: precisions, jit, vmap, grad, devices, and how often a score is traced."""
+
+import functools
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.tree_util import Partial
+
+import scoresens as ss
+
+PROCESS, NOISE = laws.between_levels(ss.VP())
+KEY = jax.random.key(0)
+COARSE = ss.Solve(steps=12, tau_min=0.1)
+FORWARD = ss.Solve(steps=12, tau_min=0.1, adjoint=diffrax.ForwardMode())
+
+
+def measure(weights):
+    """LAW with other weights."""
+    _, means, covariances = laws.LAW
+    return ss.GaussianMixture(weights, jnp.asarray(means), jnp.asarray(covariances))
+
+
+WEIGHTS = jnp.asarray(laws.LAW.weights)
+
+
+def samples(noise, weights, solve=COARSE):
+    return ss.sample_ode(PROCESS, ss.exact_score(PROCESS, measure(weights)), noise, solve=solve).x
+
+
+def tangents(noise, weights, solve=COARSE):
+    return ss.sample_sensitivity(
+        PROCESS,
+        ss.exact_score(PROCESS, measure(weights)),
+        laws.changes()["replace"][0],
+        noise,
+        base=laws.data_set(),
+        solve=solve,
+    ).tangent
+
+
+VERBS = {"sample_ode": samples, "sample_sensitivity": tangents}
+
+
+# ------------------------------------------------------------------ law 12
+
+
+@pytest.fixture(scope="module", params=VERBS)
+def verb(request):
+    return VERBS[request.param]
+
+
+def test_jit_and_vmap(verb):
+    """Inside jit, and mapped over further axes, the numbers are those of the plain call."""
+    plain = verb(NOISE, WEIGHTS)
+    laws.close(jax.jit(verb)(NOISE, WEIGHTS), plain, absolute=1e-10)
+    mapped = jax.vmap(lambda weights: verb(NOISE, weights))(jnp.stack([WEIGHTS, WEIGHTS[::-1]]))
+    laws.close(mapped[0], plain, absolute=1e-10)
+    laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
+
+
+def test_gradients_in_both_modes(verb):
+    """Reverse through the path, with respect to noise and the law's weights, against central
+    differences (1e-6: their rounding) and against forward mode."""
+    rng = np.random.default_rng(0)
+    toward = (jnp.asarray(rng.normal(size=NOISE.shape)), jnp.array([0.2, -0.1]))
+    seed = rng.normal(size=verb(NOISE, WEIGHTS).shape)
+
+    def value(noise, weights, solve=COARSE):
+        return jnp.sum(seed * verb(noise, weights, solve))
+
+    gradients = jax.grad(value, (0, 1))(NOISE, WEIGHTS)
+    found = sum(jnp.vdot(g, v) for g, v in zip(gradients, toward, strict=True))
+    step = 1e-5
+    ends = [value(NOISE + s * toward[0], WEIGHTS + s * toward[1]) for s in (step, -step)]
+    scale = np.sqrt(sum(float(jnp.vdot(g, g)) for g in gradients))
+    laws.close(found, (ends[0] - ends[1]) / (2 * step), absolute=1e-6 * scale)
+    forward = functools.partial(value, solve=FORWARD)
+    laws.close(jax.jvp(forward, (NOISE, WEIGHTS), toward)[1], found, absolute=1e-10 * scale)
+
+
+TRACES = []
+
+
+def counted(scale, t, x):
+    TRACES.append(None)
+    return -scale * x / (1 + t**2)
+
+
+def plain_counted(t, x):
+    return counted(1.0, t, x)
+
+
+CALLS = {
+    "sample_ode": lambda score, noise: ss.sample_ode(PROCESS, score, noise, solve=COARSE),
+    "log_density": lambda score, noise: ss.sample_ode(
+        PROCESS, score, noise, log_density=ss.Hutchinson(), key=KEY, solve=COARSE
+    ),
+    "sample_sde": lambda score, noise: ss.sample_sde(PROCESS, score, noise, key=KEY, solve=COARSE),
+    "sample_sensitivity": lambda score, noise: ss.sample_sensitivity(
+        PROCESS, score, laws.changes()["add"][0], noise, key=KEY, solve=COARSE
+    ),
+    "counterfactual": lambda score, noise: ss.counterfactual(
+        PROCESS,
+        score,
+        laws.changes()["add"][0],
+        noise,
+        mass=float(noise[0, 0]) ** 2 / 1e4,
+        base=laws.data_set(),
+        solve=COARSE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeated_calls_trace_once(name):
+    """With other noise, other parameters of the score, and other masses: after the first call only
+    the shape check at the door, one abstract evaluation, looks at the score."""
+    call = CALLS[name]
+    call(Partial(counted, 1.0), NOISE)
+    call(plain_counted, NOISE)
+    TRACES.clear()
+    for scale in (1.1, 1.2, 1.3):
+        call(Partial(counted, scale), scale * NOISE)
+    call(plain_counted, 2 * NOISE)
+    assert len(TRACES) <= 4
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    assert jax.device_count() == 8
+    return Mesh(np.array(jax.devices()), ("samples",))
+
+
+@pytest.fixture(scope="module")
+def many():
+    return laws.TOP * jnp.asarray(np.random.default_rng(1).normal(size=(16, 2))) * float(
+        PROCESS.alpha(PROCESS.t_max)
+    )
+
+
+def test_samples_placed_on_eight_devices(verb, mesh, many):
+    """Sharding is the caller's: arrays laid over devices give one device's numbers, and stay
+    there."""
+    placed = jax.device_put(many, NamedSharding(mesh, P("samples")))
+    found = jax.jit(verb)(placed, WEIGHTS)
+    laws.close(found, verb(many, WEIGHTS), absolute=1e-10)
+    assert len(found.sharding.device_set) == 8
+
+
+def test_samples_mapped_over_eight_devices(verb, mesh, many):
+    mapped = jax.shard_map(
+        verb, mesh=mesh, in_specs=(P("samples"), P()), out_specs=P("samples"), check_vma=False
+    )
+    laws.close(jax.jit(mapped)(many, WEIGHTS), verb(many, WEIGHTS), absolute=1e-10)
+
+
+# ------------------------------------------------------------------ law 11
+
+
+def answers(dtype):
+    """Every kind of answer from the same numbers in one precision."""
+    cast = functools.partial(jnp.asarray, dtype=dtype)
+    law = ss.GaussianMixture(*map(cast, laws.LAW))
+    data = ss.Points(cast(laws.DATA.points), cast(laws.DATA.weights), laws.DATA.bandwidth)
+    change = ss.replace(data, [2], cast(laws.DATA.new[None]))
+    noise, x = cast(np.asarray(NOISE)), cast(laws.LAW.sample(np.random.default_rng(2), 4))
+    score, of_data = ss.exact_score(PROCESS, law), ss.exact_score(PROCESS, data)
+    solve = ss.Solve(tau_min=0.05)
+    path = ss.sample_ode(PROCESS, score, noise, log_density=ss.Exact(), prior=law, solve=solve)
+    moved = ss.sample_sensitivity(PROCESS, of_data, change, noise, base=data, solve=solve)
+    after = ss.counterfactual(PROCESS, of_data, change, noise, mass=0.5, base=data, solve=solve)
+    slope = ss.score_sensitivity(PROCESS, of_data, change, 0.3, x, base=data)
+    noisy = ss.sample_sde(PROCESS, score, noise, key=KEY, solve=solve)
+    results = {
+        "x": path.x,
+        "log_density": path.log_density,
+        "tangent": moved.tangent,
+        "counterfactual": after.x,
+        "score tangent": slope.tangent,
+    }
+    assert {leaf.dtype for leaf in (*results.values(), noisy.x)} == {jnp.dtype(dtype)}
+    return {name: np.asarray(value, np.float64) for name, value in results.items()}
+
+
+# One rounding is 6e-8. A path adds 40 steps of them, and stretches those made at noise level tau by
+# at most the flow's own stretch, some tens on these laws; log rho sums 40 terms of up to 10.
+BUDGET = {
+    "x": 5e-5,
+    "log_density": 2e-4,
+    "tangent": 5e-4,
+    "counterfactual": 5e-5,
+    "score tangent": 1e-5,
+}
+
+
+@pytest.fixture(scope="module", params=["x64 off", "x64 on"])
+def precisions(request):
+    with jax.enable_x64(request.param == "x64 on"):
+        single = answers(np.float32)
+    return single, answers(np.float64)
+
+
+@pytest.mark.parametrize("name", BUDGET)
+def test_float32_agrees_with_float64(precisions, name):
+    single, double = precisions
+    laws.close(single[name], double[name], relative=BUDGET[name])
