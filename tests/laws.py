@@ -5,7 +5,6 @@ import dataclasses
 import functools
 
 import diffrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -228,9 +227,7 @@ def check_log_density_on_flow(process):
     process, noise = between_levels(process)
     measure = mixture()
     score = ss.exact_score(process, measure)
-    path = ss.sample_ode(
-        process, score, noise, log_density=ss.Exact(), prior=measure, solve=FINE
-    )
+    path = ss.sample_ode(process, score, noise, log_density=ss.Exact(), prior=measure, solve=FINE)
     expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(path.x))
     close(path.log_density, expected, absolute=1e-6)
 

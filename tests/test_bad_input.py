@@ -306,9 +306,7 @@ def test_missing_key():
 @pytest.mark.parametrize("t", [0.0, -0.1, 1.5, np.nan])
 def test_time_outside_its_range(t):
     message = r"t must lie in \(0, 1.0\] for VP"
-    refuses(
-        message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), t, NOISE, base=DATA
-    )
+    refuses(message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), t, NOISE, base=DATA)
 
 
 def test_log_density_of_another_length():

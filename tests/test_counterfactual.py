@@ -48,9 +48,7 @@ def test_mass_has_a_derivative_under_jit():
     def samples(mass):
         data = laws.data_set()
         score = ss.exact_score(process, data)
-        return ss.counterfactual(
-            process, score, change, noise, mass=mass, base=data, solve=solve
-        ).x
+        return ss.counterfactual(process, score, change, noise, mass=mass, base=data, solve=solve).x
 
     _, slope = jax.jvp(samples, (0.3,), (1.0,))
     laws.close(slope, (samples(0.3 + 1e-6) - samples(0.3 - 1e-6)) / 2e-6, relative=1e-6)

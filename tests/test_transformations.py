@@ -139,8 +139,10 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def many():
-    return laws.TOP * jnp.asarray(np.random.default_rng(1).normal(size=(16, 2))) * float(
-        PROCESS.alpha(PROCESS.t_max)
+    return (
+        laws.TOP
+        * jnp.asarray(np.random.default_rng(1).normal(size=(16, 2)))
+        * float(PROCESS.alpha(PROCESS.t_max))
     )
 
 
@@ -199,14 +201,11 @@ BUDGET = {
 }
 
 
-@pytest.fixture(scope="module", params=["x64 off", "x64 on"])
-def precisions(request):
-    with jax.enable_x64(request.param == "x64 on"):
-        single = answers(np.float32)
-    return single, answers(np.float64)
-
-
-@pytest.mark.parametrize("name", BUDGET)
-def test_float32_agrees_with_float64(precisions, name):
-    single, double = precisions
-    laws.close(single[name], double[name], relative=BUDGET[name])
+def test_float32_agrees_with_float64():
+    """With 64-bit numbers switched off, and with float32 arrays among them."""
+    double = answers(np.float64)
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            single = answers(np.float32)
+        for name, budget in BUDGET.items():
+            laws.close(single[name], double[name], relative=budget)
