@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ class Dots(NamedTuple):
 
     title: str
     x_label: str
-    values: Mapping[str, Sequence[tuple[float, float, float]]]  # by series; value, low, high
+    values: Mapping[str, Sequence[Sequence[float]]]  # by series; value, low, high
     names: Sequence[str]  # one a line
 
 
@@ -145,7 +145,7 @@ def draw_sheet(
         height = (page.height - top - page.below - 0.1) / len(panels)
         box = right + 0.3 + PANEL_LEFT, top + place * height, PANEL, height - PANEL_BELOW - 0.3
         axes = page.axes(*box)
-        (_scatter if isinstance(panel, Scatter) else _dots)(axes, panel)
+        _scatter(axes, panel) if isinstance(panel, Scatter) else _dots(axes, panel)
     return page.save(path)
 
 
@@ -197,7 +197,8 @@ class _Page:
         self.top = EDGE + _lines(self.title) * TITLE * 1.25 / 72 + 0.12
         self.below = EDGE + _lines(self.caption) * BODY * 1.4 / 72
         self.height = self.top + self.below
-        self.figure = Figure((width, self.height), facecolor="white", layout="none")
+        self.figure = Figure((width, self.height), facecolor="white")
+        self.figure.set_layout_engine("none")
         FigureCanvasAgg(self.figure)
 
     def extend(self, body: float) -> None:
@@ -219,7 +220,7 @@ class _Page:
         words: str,
         size: float = BODY,
         colour: str = INK,
-        **place: str | float,
+        **place: Any,
     ) -> None:
         self.figure.text(
             left / self.width,
@@ -288,7 +289,7 @@ def _bar(page: _Page, left: float, top: float, norm: Normalize, colours: str, la
     mapped = ScalarMappable(norm, colours)
     bar = page.figure.colorbar(mapped, cax=axes, orientation="horizontal", extend="both")
     bar.outline.set(color=FRAME, linewidth=0.6)
-    ticks = norm.inverse(np.linspace(0, 1, 5))
+    ticks = [float(norm.inverse(share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", "−") for tick in ticks])
     bar.minorticks_off()
     axes.tick_params(labelsize=SMALL, color=FRAME, length=2.5, pad=2)

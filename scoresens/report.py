@@ -270,7 +270,7 @@ def draw_validation(
             "Agreement with the real change",
             "1 is perfect; 95 % bootstrap intervals",
             {
-                MEASURES[measure]: [tuple(row[measure]) for row in results.values()]
+                MEASURES[measure]: [row[measure] for row in results.values()]
                 for measure in ("median_cosine", "pooled_pearson", "magnitude_spearman")
             },
             list(names.values()),

@@ -25,6 +25,7 @@ from scoresens.processes import EDM
 from scoresens.report import (
     NAMES,
     Named,
+    Rows,
     cosines,
     draw_demo,
     draw_sensitivity,
@@ -186,8 +187,8 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     with blaming(where):
         change = run.change
     drawn = max(DRAWN, run.count)
-    data = DataSettings("digits")
-    whole = SensitivityRun(data=data, change=change, count=drawn, seed=run.seed)
+    digits = DataSettings("digits")
+    whole = SensitivityRun(data=digits, change=change, count=drawn, seed=run.seed)
     setup = _setup(whole, where, stages)
     score, direction = from_denoiser(PROCESS, setup.model), setup.change.perturbation
     with stages("first_order", f"compiling and integrating {drawn} paths and tangents"):
@@ -237,6 +238,18 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     result = _about(setup, whole) | {"class": run.class_name, "class_share": shares}
     result |= {"median": medians, "shown": shown, "samples": numbers | names}
     _write(out, result, run, stages)
+    says = [f"{_words(name)} {value:.1%}" for name, value in shares.items()]
+    rows = _demo_rows(shown, numbers, names, medians)
+    return f"{title}\n\n{table(rows)}\n\nshare of class {run.class_name}: {', '.join(says)}"
+
+
+def _demo_rows(
+    shown: np.ndarray,
+    numbers: dict[str, np.ndarray],
+    names: dict[str, list[str]],
+    medians: dict[str, float],
+) -> Rows:
+    """A row for each sample in the picture, and one for the medians of all."""
     rows = {
         f"sample {i}": {
             "class": f"{names['class_before'][i]} -> {names['class_after'][i]}",
@@ -244,9 +257,9 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
         }
         for i in shown
     }
-    rows["median of all"] = {_words(name): f"{value:.2f}" for name, value in medians.items()}
-    says = [f"{_words(name)} {value:.1%}" for name, value in shares.items()]
-    return f"{title}\n\n{table(rows)}\n\nshare of class {run.class_name}: {', '.join(says)}"
+    return rows | {
+        "median of all": {_words(name): f"{value:.2f}" for name, value in medians.items()}
+    }
 
 
 def run_validate(run: ValidateRun, out: Path, where: str) -> str:
@@ -367,6 +380,6 @@ def _write(out: Path, result: dict[str, Any], run: Any, stages: Stages) -> None:
     write_result(out, whole, settings=run, seconds=stages.total)
 
 
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def _write_arrays(path: Path, **arrays: Any) -> None:
     with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
