@@ -100,5 +100,10 @@ def _touched(dataset: Dataset, settings: ChangeSettings) -> np.ndarray:
         if name not in dataset.class_names:
             known = ", ".join(dataset.class_names)
             raise ValueError(f"class {name!r} is not in {dataset.name}: its classes are {known}")
-        touched |= dataset.labels == dataset.class_names.index(name)
+        members = dataset.labels == dataset.class_names.index(name)
+        if not members.any():
+            raise ValueError(
+                f"class {name!r} has no image among the {len(members)} of {dataset.name}"
+            )
+        touched |= members
     return touched

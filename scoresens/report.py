@@ -21,6 +21,7 @@ NAMES = {
     "first_order_data": "first order (data)",
     "counterfactual_data": "counterfactual",
     "class_mean": "toward class mean",
+    "another_finetuning": "another fine-tuning",
 }
 MEASURES = {
     "median_cosine": "median cosine",
@@ -227,6 +228,7 @@ def draw_validation(
     before: Batch,
     control: Batch,
     changed: Batch,
+    real: Batch,
     results: Mapping[str, Mapping[str, Sequence[float]]],
     *,
     title: str,
@@ -239,12 +241,12 @@ def draw_validation(
         predicted: displacements `[M, *shape]` by method; one is `counterfactual_data`, one
             `first_order_data`.
         before: `[M, *shape]` samples of the checkpoint.
-        control: `[M, *shape]`, after fine-tuning on the unchanged data.
-        changed: `[M, *shape]`, after fine-tuning on the changed data.
+        control: `[M, *shape]`, after one fine-tuning on the unchanged data.
+        changed: `[M, *shape]`, after its twin on the changed data.
+        real: `[M, *shape]`, the change that counts as true: changed - control, or a mean of such.
         results: `(value, low, high)` by measure, by method, from `scoresens.validation.compare`.
         title: of the picture.
     """
-    real = changed - control
     first, finite = predicted["first_order_data"], predicted["counterfactual_data"]
     rows = spread(norms(real), SHOWN)
     columns = [
@@ -293,7 +295,8 @@ def draw_validation(
         "Each row is one draw of noise. Predicted, by the counterfactual, without training: before "
         "→ predicted after. Real: the checkpoint fine-tuned on the changed data, against a control "
         "fine-tuned on the unchanged data with the same randomness. Real change: really after "
-        "minus control. Red: darker, blue: lighter; the numbers are Euclidean norms.\n"
+        "minus control, averaged where there are several pairs. Red: darker, blue: lighter; the "
+        "numbers are Euclidean norms.\n"
         f"{_rows(rows, real)}. Dashed: prediction equal to truth."
     )
     return draw_sheet(

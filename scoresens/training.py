@@ -131,8 +131,8 @@ def train(
         The averaged model, and the mean loss over each 50 steps.
 
     Raises:
-        ValueError: if images have not the model's shape, if weights are negative or all zero, or
-            if the loss stops being finite.
+        ValueError: if images have not the model's shape, or weights are negative or all zero.
+        FloatingPointError: if the loss stops being finite.
 
     Notes:
         One forward and one backward evaluation of the network a batch. One compiled step is called
@@ -175,7 +175,8 @@ def train_to_file(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if the network cannot take these images, or the loss stops being finite.
+        ValueError: if the network cannot take these images.
+        FloatingPointError: if the loss stops being finite.
     """
     start, draws = jax.random.split(jax.random.key(seed))
     began = time.monotonic()
@@ -272,7 +273,7 @@ def train_step(
     """Returns the state after one step, and the batch's loss. The state given is used up."""
     x0, tau, noise = _batch(images, draws, jax.random.fold_in(key, state.step), settings)
     loss, gradient = jax.value_and_grad(denoising_loss)(state.model, x0, tau, noise)
-    updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
+    updates, opt_state = _optimiser(settings).update(gradient, state.opt_state, state.model)
     model = jax.tree.map(jnp.add, state.model, updates)
     step = state.step + 1
     ema = jax.tree.map(functools.partial(_toward, _pull(step, settings)), state.ema, model)
@@ -352,7 +353,7 @@ def _check_images(model: Denoiser, images: Float[Arrays, "N *shape"]) -> Array:
 
 def _check_finite(loss: float, step: int) -> None:
     if not np.isfinite(loss):
-        raise ValueError(
+        raise FloatingPointError(
             f"the loss became {loss} by step {step + 1}: lower the learning rate, lengthen the "
             "warm-up, and look for values in the images that are not finite"
         )

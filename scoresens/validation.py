@@ -2,9 +2,9 @@ r"""Prediction against what training really does.
 
 The truth is a difference of two fine-tunings from one checkpoint, with one key and shared draws: on
 the changed data, and, as the control, on the unchanged data. Both sample from the same starting
-noise, and
+noise. What depends on the key no prediction can know, so the difference is averaged over a few keys:
 
-    real_i      = x_i(fine-tuned on changed data) - x_i(fine-tuned on unchanged data)
+    real_i      = mean over keys of x_i(tuned on changed data) - x_i(tuned on unchanged data)
     predicted_i = mass dx_i / d mass                  first order, (4.1)
                   x_i(counterfactual) - x_i           finite, (6.3)
 
@@ -12,7 +12,6 @@ are compared over samples i by the measures of `compare`, each with a bootstrap 
 samples.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -46,10 +45,22 @@ class Interval(NamedTuple):
 
 
 class RealChange(NamedTuple):
-    """Samples from the same noise after each fine-tuning; their difference is the truth."""
+    """Samples from the same noise after R pairs of fine-tunings."""
 
-    control: Float[np.ndarray, "M *shape"]
-    changed: Float[np.ndarray, "M *shape"]
+    control: Float[np.ndarray, "R M *shape"]
+    changed: Float[np.ndarray, "R M *shape"]
+
+    @property
+    def displacement(self) -> Float[np.ndarray, "M *shape"]:
+        """The truth: how far the change moved each sample, the mean over pairs."""
+        return np.mean(self.changed - self.control, 0)
+
+    @property
+    def ceiling(self) -> tuple[np.ndarray, np.ndarray]:
+        """One pair's displacement, and the mean of the others': R >= 2. How well a prediction that
+        trained a model of its own would do."""
+        each = self.changed - self.control
+        return each[0], np.mean(each[1:], 0)
 
 
 def predict_change(
@@ -108,33 +119,37 @@ def real_change(
     *,
     key: PRNGKeyArray,
     settings: TrainSettings,
+    repeats: int = 1,
     solve: Solve = Solve(),
     progress: bool = True,
 ) -> RealChange:
     """What fine-tuning on the changed data does to the samples from `noise`, against its control.
 
     Args:
-        model: the checkpoint that both fine-tunings start from.
+        model: the checkpoint that all fine-tunings start from.
         data: the unchanged data.
         change: from `make_change`, of the same data.
         noise: `[M, *shape]` at tau = 80.
-        key: of the draws, which the two fine-tunings share.
+        key: of the draws; pair r of fine-tunings shares `fold_in(key, r)`.
         settings: of the fine-tuning.
+        repeats: R, the number of pairs.
         solve: the numerics of the sampler.
         progress: whether to show progress bars.
 
     Notes:
-        Two trainings and two sampling runs.
+        2 R trainings and as many sampling runs.
     """
-    tune = functools.partial(
-        train, model, data.points, key=key, settings=settings, progress=progress
-    )
-    control, changed = tune().model, tune(weights=change.weights).model
-    samples = [
-        sample_ode(PROCESS, from_denoiser(PROCESS, tuned), noise, solve=solve).x
-        for tuned in (control, changed)
-    ]
-    return RealChange(*jax.device_get(samples))
+
+    def samples(weights, repeat):
+        draws = jax.random.fold_in(key, repeat)
+        tuned = train(
+            model, data.points, key=draws, settings=settings, weights=weights, progress=progress
+        )
+        score = from_denoiser(PROCESS, tuned.model)
+        return jax.device_get(sample_ode(PROCESS, score, noise, solve=solve).x)
+
+    pairs = [(samples(None, r), samples(change.weights, r)) for r in range(repeats)]
+    return RealChange(*map(np.stack, zip(*pairs, strict=True)))
 
 
 def compare(

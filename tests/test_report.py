@@ -160,7 +160,15 @@ def test_every_picture_is_written(data, tmp_path):
     real = change + 0.1 * x
     results = {name: compare(guess, real, resamples=9) for name, guess in predicted.items()}
     draw_validation(
-        tmp_path / "validation.png", data.images, predicted, x, x, x + real, results, title="t"
+        tmp_path / "validation.png",
+        data.images,
+        predicted,
+        x,
+        x,
+        x + real,
+        real,
+        results,
+        title="t",
     )
     draw_grid(tmp_path / "grid.png", x, title="t", caption="c", notes=[""] * 9)
     draw_loss(tmp_path / "loss.png", np.arange(5), draws(5), title="t", caption="c")

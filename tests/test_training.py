@@ -234,7 +234,9 @@ def test_train_refuses():
         train(fresh(), np.zeros((5, 4), np.float32), key=key, settings=QUICK)
     images = points()
     images[:] = np.inf
-    with pytest.raises(ValueError, match="the loss became nan by step 50: lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match="the loss became nan by step 50: lower the learning rate"
+    ):
         train(fresh(), images, key=key, settings=QUICK, progress=False)
 
 

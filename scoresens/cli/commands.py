@@ -271,7 +271,9 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
             setup.model, setup.data, setup.change, run.change.mass, setup.noise, solve
         )
     before = predicted.pop("before")
-    with stages("finetune", "fine-tuning on unchanged and on changed data", bars=True):
+    with stages(
+        "finetune", f"fine-tuning {run.repeats} x on unchanged and on changed data", bars=True
+    ):
         real = real_change(
             setup.model,
             setup.data,
@@ -279,15 +281,19 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
             setup.noise,
             key=jax.random.fold_in(jax.random.key(run.seed), 1),
             settings=run.finetune,
+            repeats=run.repeats,
             solve=solve,
         )
-    truth = real.changed - real.control
+    truth = real.displacement
     methods = sorted(predicted, key=[*NAMES, *predicted].index)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
         results = {
             method: compare(predicted[method], truth, resamples=run.resamples, seed=run.seed)
             for method in methods
         }
+        if run.repeats > 1:
+            ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
+            results["another_finetuning"] = ceiling
     title = _title(setup, run.change)
     with stages("pictures", "drawing"):
         draw_validation(
@@ -295,7 +301,9 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
             setup.dataset.images,
             predicted,
             before,
-            *real,
+            real.control[0],
+            real.changed[0],
+            truth,
             results,
             title=f"{title}, predicted and real",
         )
@@ -306,7 +314,7 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
         for method, row in results.items()
     }
     sizes = {"real": truth, "control_drift": real.control - before, **predicted}
-    result |= _about(setup, run) | {"methods": methods}
+    result |= _about(setup, run) | {"methods": list(results)}
     result["mean_norm"] = {name: float(norms(change).mean()) for name, change in sizes.items()}
     _write(out, result, run, stages)
     return f"{title}, {run.count} samples\n\n{validation_table(results)}"

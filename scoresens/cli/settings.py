@@ -82,7 +82,8 @@ class ValidateRun:
 
     Args:
         data, change: the training data, and what changes in them.
-        finetune: how the checkpoint is fine-tuned, twice.
+        finetune: how the checkpoint is fine-tuned.
+        repeats: pairs of fine-tunings, on changed and on unchanged data, that are averaged.
         checkpoint, count, seed, steps, bandwidth: as for `sensitivity`; count is at least 8.
         resamples: of the bootstrap.
     """
@@ -95,11 +96,12 @@ class ValidateRun:
     seed: int = 0
     steps: int = 40
     bandwidth: float | None = None
+    repeats: int = 1
     resamples: int = 2000
 
     def __post_init__(self):
         _at_least(8, count=self.count)
-        _at_least(1, steps=self.steps, resamples=self.resamples)
+        _at_least(1, steps=self.steps, repeats=self.repeats, resamples=self.resamples)
         _sensible_bandwidth(self.bandwidth)
 
 
