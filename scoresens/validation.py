@@ -2,7 +2,8 @@ r"""Prediction against what training really does.
 
 The truth is a difference of two fine-tunings from one checkpoint, with one key and shared draws: on
 the changed data, and, as the control, on the unchanged data. Both sample from the same starting
-noise. What depends on the key no prediction can know, so the difference is averaged over a few keys:
+noise. What depends on the key no prediction can know: the difference is averaged over a few
+keys.
 
     real_i      = mean over keys of x_i(tuned on changed data) - x_i(tuned on unchanged data)
     predicted_i = mass dx_i / d mass                  first order, (4.1)
