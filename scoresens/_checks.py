@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 def is_concrete(value: Any) -> bool:
     """True where `value` is a number or an array whose entries can be looked at now."""
     return isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array) and not (
-        isinstance(value, jax.core.Tracer)
+        isinstance(value, Tracer)
     )
 
 

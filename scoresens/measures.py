@@ -188,7 +188,7 @@ class Points(Measure):
     def with_weights(self, weights):
         return Points(self.points, weights, self.bandwidth)
 
-    def _shrink(self, tau, x, mean, mass=1.0):
+    def _shrink(self, tau, x, mean, mass: Scalar = 1.0):
         """(h^2 mass x + tau^2 mean) / (h^2 + tau^2), the bumps' share of the posterior mean."""
         own, noise = jnp.square(self.bandwidth), jnp.square(tau)
         return (own * mass * x + noise * mean.reshape(x.shape)) / (own + noise)

@@ -211,6 +211,7 @@ def _solve(term, args, state, start, end, controller, max_steps, solve):
 
 def grid(start: Scalar, end: Scalar, solve: Solve) -> Array:
     """`steps + 1` noise levels from start to end, evenly spaced in tau^(1/rho)."""
+    start = jnp.asarray(start)
     end = jnp.asarray(end, start.dtype)
     bent = jnp.linspace(start ** (1 / solve.rho), end ** (1 / solve.rho), solve.steps + 1)
     return (bent**solve.rho).at[0].set(start).at[-1].set(end)

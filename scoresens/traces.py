@@ -33,7 +33,7 @@ class TraceEstimator(abc.ABC):
     needs_key = True
 
     @abc.abstractmethod
-    def draw(self, key: PRNGKeyArray | None, x: Float[Array, "*shape"]) -> Any:
+    def draw(self, key: PRNGKeyArray, x: Float[Array, "*shape"]) -> Any:
         """The randomness of one path, for a sample shaped like x."""
 
     @abc.abstractmethod

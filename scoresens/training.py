@@ -273,7 +273,7 @@ def train_step(
     """Returns the state after one step, and the batch's loss. The state given is used up."""
     x0, tau, noise = _batch(images, draws, jax.random.fold_in(key, state.step), settings)
     loss, gradient = jax.value_and_grad(denoising_loss)(state.model, x0, tau, noise)
-    updates, opt_state = _optimiser(settings).update(gradient, state.opt_state, state.model)
+    updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
     model = jax.tree.map(jnp.add, state.model, updates)
     step = state.step + 1
     ema = jax.tree.map(functools.partial(_toward, _pull(step, settings)), state.ema, model)

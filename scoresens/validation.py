@@ -107,7 +107,11 @@ def predict_change(
 
 def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:
     """sum_j c_j (y_j - x): (4.1) as it would be with every ratio 1 and no network."""
-    parts = [(part.coefficients[0], part.measure.points) for part in perturbation.parts]
+    parts = [
+        (part.coefficients[0], part.measure.points)
+        for part in perturbation.parts
+        if isinstance(part.measure, Points)  # as all named changes are
+    ]
     shift = sum(jnp.tensordot(coefficients, points, 1) for coefficients, points in parts)
     return shift - sum(jnp.sum(coefficients) for coefficients, _ in parts) * x
 
@@ -179,27 +183,35 @@ def compare(
     """
     p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
     rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
-    values = _measures(p, r)
-    drawn = [_measures(p[chosen], r[chosen]) for chosen in rows]
-    spread = {name: [draw[name] for draw in drawn] for name in values}
+    values, drawn = (_measures(p, r, chosen) for chosen in (np.arange(len(p))[None], rows))
     return {
-        name: Interval(value, *map(float, np.percentile(spread[name], (2.5, 97.5))))
+        name: Interval(float(value[0]), *map(float, np.percentile(drawn[name], (2.5, 97.5))))
         for name, value in values.items()
     }
 
 
-def _measures(predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    sizes_p, sizes_r = np.linalg.norm(predicted, axis=1), np.linalg.norm(real, axis=1)
-    cosines = np.sum(predicted * real, 1) / (sizes_p * sizes_r)
+def _measures(predicted: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The measures of B resamples `rows [B, M]` of the samples, each `[B]`, from sums a sample."""
+    products = (predicted, real, predicted**2, real**2, predicted * real)
+    sums = [product.sum(1) for product in products]
+    p, r, pp, rr, pr = (column[rows].sum(1) for column in sums)
+    sizes_p, sizes_r = np.sqrt(sums[2]), np.sqrt(sums[3])
+    cosines = sums[4] / (sizes_p * sizes_r)
+    ranks = (rankdata(sizes[rows], axis=1) for sizes in (sizes_p, sizes_r))
     return {
-        "median_cosine": float(np.median(cosines)),
-        "pooled_pearson": _pearson(predicted.ravel(), real.ravel()),
-        "relative_l2": float(np.linalg.norm(predicted - real) / np.linalg.norm(real)),
-        "magnitude_ratio": float(sizes_p.mean() / sizes_r.mean()),
-        "magnitude_spearman": _pearson(rankdata(sizes_p), rankdata(sizes_r)),
+        "median_cosine": np.median(cosines[rows], 1),
+        "pooled_pearson": _correlation(p, r, pp, rr, pr, predicted.size),
+        "relative_l2": np.sqrt((pp - 2 * pr + rr) / rr),
+        "magnitude_ratio": sizes_p[rows].sum(1) / sizes_r[rows].sum(1),
+        "magnitude_spearman": _rank_correlation(*ranks),
     }
 
 
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+def _correlation(a, b, aa, bb, ab, count):
+    """Pearson's correlation from sums of a, b, a^2, b^2 and ab over `count` pairs."""
+    return (ab - a * b / count) / np.sqrt((aa - a * a / count) * (bb - b * b / count))
+
+
+def _rank_correlation(a, b):
+    sums = (v.sum(1) for v in (a, b, a * a, b * b, a * b))
+    return _correlation(*sums, a.shape[1])
