@@ -313,7 +313,7 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
         method: {measure: _json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
-    sizes = {"real": truth, "control_drift": real.control - before, **predicted}
+    sizes = {"real": truth, "control_drift": np.concatenate(real.control - before), **predicted}
     result |= _about(setup, run) | {"methods": list(results)}
     result["mean_norm"] = {name: float(norms(change).mean()) for name, change in sizes.items()}
     _write(out, result, run, stages)
