@@ -170,9 +170,7 @@ class Points(Measure):
         def add_block(carry, block):
             mass, mean = carry
             flat, logits = self._log_kernels(tau, x, block)
-            ratios = jnp.exp(logits - log_reference)
-            ratios = jax.lax.optimization_barrier(ratios)  # once, not again in each of the K rows
-            terms = block.read(coefficients) * ratios
+            terms = block.read(coefficients) * jnp.exp(logits - log_reference)
             return mass + jnp.sum(terms, -1), mean + terms @ flat
 
         rows = coefficients.shape[0]
