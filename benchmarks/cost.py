@@ -136,15 +136,23 @@ def kernels(setting: Setting, samples: int) -> dict:
         "1 direction, 1797 weights": ss.reweight(ss.Points(images), np.arange(1.0, 1798.0)),
     }
 
-    def change(tau, x, perturbation):
-        return perturbation.denoiser_derivative(tau, x, jnp.zeros((), x.dtype), x).mean(0)
+    @jax.jit
+    def changes(x, perturbation):
+        def one(tau, x):
+            zero = jnp.zeros((), x.dtype)
+            return perturbation.denoiser_derivative(tau, x, zero, x)
+
+        def stage(i, tangent):  # carried whole, [M, K, *shape], as a path does
+            tau = 10.0 * 0.9 ** jnp.asarray(i, x.dtype)
+            return 0.5 * tangent + jax.vmap(one, (None, 0))(tau, x)
+
+        start = jnp.zeros((samples, len(perturbation), *setting.shape))
+        return jax.lax.fori_loop(0, setting.stages, stage, start)
 
     def posterior(tau, x, base):
         return base.posterior(tau, x).mean
 
-    programs = {
-        name: _at_stages(change, setting.stages, noise, law) for name, law in points.items()
-    }
+    programs = {name: functools.partial(changes, noise, law) for name, law in points.items()}
     programs["base=data, 1797 points"] = _at_stages(
         posterior, setting.stages, noise, ss.Points(images)
     )

@@ -11,8 +11,7 @@ into one, the **canonical frame**:
     (1.3)   x^ = x / alpha = x_0 + tau n,   tau = sigma / alpha,
             log rho_t(x) = log rho^_tau(x^) - d log alpha
 
-A process states four functions of time (`log_alpha`, `variance`, the inverse `time(tau)`, and the
-spread of its prior); the rest follows from them.
+A process states `log_alpha`, `variance` and the inverse `time(tau)`; the rest follows from them.
 """
 
 import abc
@@ -32,7 +31,7 @@ Scalar = Float[Array, ""] | float | int
 class Process(abc.ABC):
     """A scalar Gaussian process between data (t = 0) and noise (t = t_max).
 
-    Abstract: `t_max`, `log_alpha`, `variance`, `time`, `prior_std`. Everything else is derived.
+    Abstract: `t_max`, `log_alpha`, `variance`, `time`. Everything else is derived.
     All methods are for one sample `x [*shape]` and a scalar time, and are smooth in both.
     """
 
@@ -51,9 +50,10 @@ class Process(abc.ABC):
         """The time at which the noise-to-signal ratio sigma/alpha is `tau`."""
 
     @property
-    @abc.abstractmethod
     def prior_std(self) -> Scalar:
-        """Standard deviation of the law that samplers start from at t_max."""
+        """Standard deviation of the law that samplers start from at t_max: sigma there, unless a
+        process says otherwise."""
+        return self.sigma(self.t_max)
 
     def alpha(self, t: Scalar) -> Scalar:
         """Scale of the signal at time t."""
@@ -195,10 +195,6 @@ class VE(Process):
     def time(self, tau):
         return jnp.log(tau / self.sigma_min) / jnp.log(self.sigma_max / self.sigma_min)
 
-    @property
-    def prior_std(self):
-        return self.sigma(self.t_max)
-
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -218,10 +214,6 @@ class EDM(Process):
 
     def time(self, tau):
         return jnp.asarray(tau)
-
-    @property
-    def prior_std(self):
-        return self.t_max
 
 
 @register_dataclass
@@ -273,10 +265,6 @@ class Cosine(Process):
     def time(self, tau):
         return 2 / jnp.pi * jnp.arctan(tau)
 
-    @property
-    def prior_std(self):
-        return 1.0
-
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -301,10 +289,6 @@ class FlowMatching(Process):
 
     def time(self, tau):
         return tau / (1 + tau)
-
-    @property
-    def prior_std(self):
-        return 1.0
 
 
 def _before_the_end(process: Process) -> None:
