@@ -90,7 +90,7 @@ def test_kernel_and_prior_log_densities(process):
 
 
 def test_prior_is_the_noised_law_s_far_end(process):
-    """Data of unit variance end with the prior's spread, to 1 / (2 tau^2) at the lowest tau, VE's 50."""
+    """Data of unit variance end with the prior's spread, to 1 / (2 tau^2), tau >= 50."""
     spread = np.sqrt(float(process.alpha(process.t_max)) ** 2 + process.variance(process.t_max))
     laws.close(process.prior_std, spread, relative=2.1e-4)
 
