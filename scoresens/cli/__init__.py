@@ -135,8 +135,8 @@ Are the predictions right? Fine-tunes the checkpoint on the changed data and, as
 unchanged data with the same randomness, and compares the real with the predicted changes of the
 same samples: first order (both bases), counterfactual, and baselines.
 
-Settings: checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings, averaged; from 2
-on, another fine-tuning is compared too), resamples; [data] as for train; [change] as for
+Settings: checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to average; from
+2 on, another fine-tuning is compared too), resamples; [data] as for train; [change] as for
 sensitivity; [finetune] as [train].""",
         "scoresens validate configs/digits-finetune.toml",
         {
