@@ -294,7 +294,9 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def default_bandwidth(points: Float[Array, "N *shape"], *, subset: int = 2048) -> float:
+def default_bandwidth(
+    points: Float[Array | np.ndarray, "N *shape"], *, subset: int = 2048
+) -> float:
     """The bandwidth to give a data set: 0.4 times its median nearest-neighbour distance.
 
     Args:

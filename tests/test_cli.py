@@ -171,22 +171,27 @@ def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
 
 def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
-    text = f"count = 9\nsteps = 4\nresamples = 40\n{DATA}{CHANGE}{finetune}"
+    text = f"count = 9\nsteps = 4\nrepeats = 2\nresamples = 40\n{DATA}{CHANGE}{finetune}"
     ran = scoresens("validate", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
     assert is_complete(ran, "report.png", "displacements.npz")
     result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
     assert list(rows(ran.printed)) == result["methods"]
     assert result["methods"][:3] == ["first_order_model", "first_order_data", "counterfactual_data"]
     assert len(result["methods"]) > 3  # the baselines
-    real = arrays["changed"] - arrays["control"]
+    pairs = arrays["changed"] - arrays["control"]
+    real = pairs.mean(0)
     for method in result["methods"]:
-        expected = compare(arrays[method], real, resamples=40)
+        matched = pairs if method == "another_finetuning" else (arrays[method], real)
+        expected = compare(*matched, resamples=40)
         assert result[method].keys() == MEASURES
         for measure, found in result[method].items():
             assert found == pytest.approx(expected[measure]._asdict()), (method, measure)
     assert result["mean_norm"]["real"] == pytest.approx(
         np.linalg.norm(real.reshape(9, -1), axis=1).mean()
     )
+    drift = (arrays["control"] - arrays["before"]).reshape(18, -1)
+    drift = np.linalg.norm(drift, axis=1).mean()
+    assert result["mean_norm"]["control_drift"] == pytest.approx(drift)
 
 
 def test_demo_needs_no_settings(tmp_path):
