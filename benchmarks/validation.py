@@ -1,0 +1,48 @@
+"""The tables of docs/validation.md, from the committed results of `scoresens validate`.
+
+scoresens validate configs/digits-finetune.toml --out out      (about a minute on two idle cores)
+cp out/result.json benchmarks/results/validation/digits-finetune.json
+python benchmarks/validation.py
+"""
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "validation"
+MEASURES = (
+    "median_cosine",
+    "pooled_pearson",
+    "relative_l2",
+    "magnitude_ratio",
+    "magnitude_spearman",
+)
+
+
+def cell(found: dict) -> str:
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+
+def table(result: dict) -> str:
+    """One change: a row a method."""
+    head = f"| method | {' | '.join(name.replace('_', ' ') for name in MEASURES)} |"
+    rows = [
+        f"| `{method}` | {' | '.join(cell(result[method][name]) for name in MEASURES)} |"
+        for method in result["methods"]
+    ]
+    return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
+
+
+def main() -> None:
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        sizes = result["mean_norm"]
+        print(f"\n### {result['change']} (`configs/{path.stem}.toml`)\n")
+        print(
+            f"{result['count']} samples, which really moved by {sizes['real']:.2f} on average; "
+            f"the control drifted by {sizes['control_drift']:.2f}.\n"
+        )
+        print(table(result))
+
+
+if __name__ == "__main__":
+    main()
