@@ -297,7 +297,7 @@ jax.tree_util.register_pytree_node(
 def default_bandwidth(
     points: Float[Array | np.ndarray, "N *shape"], *, subset: int = 2048
 ) -> float:
-    """The bandwidth to give a data set: 0.4 times its median nearest-neighbour distance.
+    """The bandwidth to give a data set: half its median nearest-neighbour distance.
 
     Args:
         points: `[N, *shape]`, N >= 2.
@@ -309,9 +309,8 @@ def default_bandwidth(
 
     Notes:
         Exact copies of a point are passed over: they say nothing about the spacing. The factor was
-            read off
-        retraining experiments on digits, where it lies on a wide plateau (docs/validation.md).
-        Cost: `subset` N d multiplications.
+        read off fine-tuning experiments on digits, where it lies on a plateau
+        (docs/validation.md). Cost: `subset` N d multiplications.
     """
     points = _checks.samples("points", points)
     if len(points) < 2:
@@ -325,7 +324,7 @@ def default_bandwidth(
         squares = norms[block, None] + norms - 2 * flat[block] @ flat.T
         squares[squares <= 1e-9 * (norms[block, None] + norms)] = np.inf  # itself and its copies
         distances.append(np.sqrt(squares.min(1)))
-    return 0.4 * float(np.median(np.concatenate(distances)))
+    return 0.5 * float(np.median(np.concatenate(distances)))
 
 
 def check_base(base: Measure) -> None:

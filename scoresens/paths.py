@@ -85,7 +85,7 @@ def sample_ode(
 
     Notes:
         Cost: `2 steps` network evaluations a sample with Heun, each with one Jacobian-vector
-            product a probe.
+        product a probe.
 
     References:
         Song et al. 2021, arXiv 2011.13456, eq. 13 and 39; Karras et al. 2022, arXiv 2206.00364,

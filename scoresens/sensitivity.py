@@ -87,9 +87,8 @@ def score_sensitivity(
         FloatingPointError: results that are not finite (outside `jit`).
 
     Notes:
-        Cost: with `base` or a known `log_density` at most one network evaluation a sample; else the
-            path from x up to
-        the noise, as `paths.encode`.
+        Cost: with `base` or a known `log_density` at most one network evaluation a sample; else
+        the path from x up to the noise, as `paths.encode`.
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.

@@ -183,10 +183,10 @@ def test_default_bandwidth():
     spread = np.random.default_rng(5).normal(size=(300, 4)) + 100
     distances = cdist(spread, spread)
     np.fill_diagonal(distances, np.inf)
-    expected = 0.4 * np.median(distances.min(1))
+    expected = 0.5 * np.median(distances.min(1))
     laws.close(ss.default_bandwidth(jnp.asarray(spread)), expected, relative=1e-6)
     chosen = np.linspace(0, 299, 40).astype(int)
-    expected = 0.4 * np.median(distances[chosen].min(1))
+    expected = 0.5 * np.median(distances[chosen].min(1))
     found = ss.default_bandwidth(jnp.asarray(spread), subset=40)
     laws.close(found, expected, relative=1e-6)
 
@@ -196,7 +196,7 @@ def test_default_bandwidth_passes_over_copies():
     distances = cdist(spread, spread)
     np.fill_diagonal(distances, np.inf)
     doubled = jnp.asarray(np.concatenate([spread, spread]))
-    laws.close(ss.default_bandwidth(doubled), 0.4 * np.median(distances.min(1)), relative=1e-6)
+    laws.close(ss.default_bandwidth(doubled), 0.5 * np.median(distances.min(1)), relative=1e-6)
 
 
 def test_measures_are_pytrees(law):
