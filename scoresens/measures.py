@@ -17,8 +17,8 @@ A point may carry a **bandwidth** h: the Gaussian bump N(y, h^2 I) in its place.
 `K_j = N(x; y_j, (tau^2 + h^2) I)` and `D_j = (h^2 x + tau^2 y_j) / (h^2 + tau^2)`.
 
 In float32 `|x - y|^2` by its expansion loses about 1e-7 |x||y| / tau^2 in log K. Data are therefore
-centred, and in each block the distances to the nearest few points are taken again as exact
-differences: at small tau only those matter, and at large tau the loss does not.
+centred, and at small tau the distances to the nearest few points of each block are taken again as
+exact differences: only those matter there, and at large tau the loss does not.
 """
 
 import abc
@@ -197,12 +197,17 @@ class Points(Measure):
         x = x.reshape(-1)
         centre = jnp.mean(self.points, 0).reshape(-1)
         inner = jnp.dot(flat, x - centre, precision=jax.lax.Precision.HIGHEST)
-        squares = jnp.sum(jnp.square(flat - centre), -1) + jnp.sum(jnp.square(x - centre))
+        norms = jnp.sum(jnp.square(flat - centre), -1)
+        squares = norms + jnp.sum(jnp.square(x - centre))
         squares = squares - 2 * (inner - jnp.vdot(centre, x - centre))
-        nearest = jax.lax.top_k(-squares, min(NEAREST, flat.shape[0]))[1]
-        exact = jnp.sum(jnp.square(flat[nearest] - x), -1)
-        squares = squares.at[nearest].set(exact)
         spread = jnp.square(tau) + jnp.square(self.bandwidth)
+
+        def exact_where_near(squares):
+            nearest = jax.lax.top_k(-squares, min(NEAREST, flat.shape[0]))[1]
+            return squares.at[nearest].set(jnp.sum(jnp.square(flat[nearest] - x), -1))
+
+        harmless = spread > jnp.max(norms) / 100  # the expansion loses 100 units of rounding
+        squares = jax.lax.cond(harmless, lambda squares: squares, exact_where_near, squares)
         return flat, -0.5 * squares / spread - 0.5 * x.size * (jnp.log(spread) + LOG_2PI)
 
 
