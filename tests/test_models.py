@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+import scoresens as ss
 from scoresens import datasets, models
 from scoresens.models import Denoiser, ModelSettings, ResidualMLP, UNet, build, load, save
 from scoresens.models.checkpoints import HEADER
@@ -287,11 +288,20 @@ def test_pretrained_refuses_an_unknown_name():
 
 
 def test_pretrained_digits_lie_between_memory_and_blur():
+    """Errors above the denoiser that knows the points by heart, below the best linear one."""
     model, metadata = models.pretrained("digits")
-    images = datasets.load("digits").images[:500]
-    assert metadata["data"] == "digits" and metadata["count"] == 1797
-    noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
-    denoise = jax.jit(lambda model, tau, x: jax.vmap(model, (None, 0))(tau, x))
-    for tau, memory, blur in ((0.6, 0.011, 0.055), (1.0, 0.07, 0.11), (2.0, 0.2, 0.215)):
-        error = np.mean((denoise(model, tau, jnp.asarray(images + tau * noise)) - images) ** 2)
-        assert memory < error < blur  # the exact denoiser of the points; a kernel of width 0.5
+    images = jnp.asarray(datasets.load("digits").images)
+    assert metadata["data"] == "digits" and metadata["count"] == len(images) == 1797
+    flat = np.asarray(images, np.float64).reshape(len(images), -1)
+    covariance = np.cov(flat.T)
+    noise = np.random.default_rng(0).normal(size=flat.shape)
+    noised = flat + noise * np.array([0.6, 1.0, 2.0])[:, None, None]
+    memory = jax.jit(jax.vmap(ss.Points(images).denoise, (None, 0)))
+    network = jax.jit(jax.vmap(model, (None, 0)))
+    for tau, x in zip((0.6, 1.0, 2.0), noised, strict=True):
+        filtered = np.linalg.solve(covariance + tau**2 * np.eye(64), covariance)
+        linear = flat.mean(0) + (x - flat.mean(0)) @ filtered
+        x = jnp.asarray(x.reshape(images.shape), images.dtype)
+        by_heart, ours = (np.reshape(f(tau, x), flat.shape) for f in (memory, network))
+        errors = [np.mean((found - flat) ** 2) for found in (by_heart, ours, linear)]
+        assert errors == sorted(errors), (tau, errors)
