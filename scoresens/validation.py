@@ -213,5 +213,5 @@ def _correlation(a, b, aa, bb, ab, count):
 
 
 def _rank_correlation(a, b):
-    sums = (v.sum(1) for v in (a, b, a * a, b * b, a * b))
-    return _correlation(*sums, a.shape[1])
+    squares = (a * a).sum(1), (b * b).sum(1)
+    return _correlation(a.sum(1), b.sum(1), *squares, (a * b).sum(1), a.shape[1])
