@@ -95,9 +95,8 @@ def sample_ode(
     if log_density is None:
         return _finish(solve, *_flow(process, score, noise, solve))
     keys = sample_keys(log_density, key, len(noise))
-    return _finish(
-        solve, *_flow_with_density(process, score, noise, log_density, prior, keys, solve)
-    )
+    run = (process, (score,), noise, log_density, prior, keys, solve)
+    return _finish(solve, *_with_density(_density_field, *run))
 
 
 def encode(
@@ -189,9 +188,8 @@ def log_density_along(
     velocity = as_pytree(velocity)
     _checks.score_shape(velocity, jnp.asarray(process.t_max, noise.dtype), noise[0], "velocity")
     keys = sample_keys(log_density, key, len(noise))
-    return _finish(
-        solve, *_foreign(process, score, velocity, noise, log_density, prior, keys, solve)
-    )
+    run = (process, (score, velocity), noise, log_density, prior, keys, solve)
+    return _finish(solve, *_with_density(_foreign_field, *run))
 
 
 # ------------------------------------------------------------------ what other verbs build on
@@ -263,27 +261,15 @@ def _flow(process, score, noise, solve):
     return x, None, stats_of(x, steps, solved)
 
 
-@functools.partial(jax.jit, static_argnames="solve")
-def _flow_with_density(process, score, noise, estimator, prior, keys, solve):
+@functools.partial(jax.jit, static_argnames=("field", "solve"))
+def _with_density(field, process, network, noise, estimator, prior, keys, solve):
+    """(x, log rho) from the noise down by a field whose args are (process, *network, estimator,
+    probes)."""
+
     def one(noise, key):
         hat, tau, start = noise_end(process, noise, prior)
-        args = (process, score, estimator, estimator.draw(key, hat))
-        return integrate(
-            _density_field, args, (hat, start), tau, lowest_level(process, solve), solve
-        )
-
-    state, steps, solved = over_samples(one, solve, noise, keys)
-    return *state, stats_of(state, steps, solved)
-
-
-@functools.partial(jax.jit, static_argnames="solve")
-def _foreign(process, score, velocity, noise, estimator, prior, keys, solve):
-    def one(noise, key):
-        hat, tau, start = noise_end(process, noise, prior)
-        args = (process, score, velocity, estimator, estimator.draw(key, hat))
-        return integrate(
-            _foreign_field, args, (hat, start), tau, lowest_level(process, solve), solve
-        )
+        args = (process, *network, estimator, estimator.draw(key, hat))
+        return integrate(field, args, (hat, start), tau, lowest_level(process, solve), solve)
 
     state, steps, solved = over_samples(one, solve, noise, keys)
     return *state, stats_of(state, steps, solved)
