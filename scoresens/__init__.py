@@ -8,28 +8,27 @@ itself.
 """
 
 from scoresens.counterfactual import Counterfactual, counterfactual
+from scoresens.learned import Learned
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
-from scoresens.paths import (
-    Path,
-    encode,
-    log_density_along,
-    sample_ode,
-    sample_sde,
-)
-from scoresens.perturbations import Perturbation, add, remove, replace, reweight
+from scoresens.paths import Path, encode, log_density_along, sample_ode
+from scoresens.perturbations import Perturbation, add, move, remove, replace, reweight
 from scoresens.processes import EDM, OU, VE, VP, Cosine, FlowMatching, Process, SubVP
 from scoresens.scores import (
+    Guided,
+    Pair,
     exact_score,
     from_canonical,
     from_denoiser,
     from_noise,
     from_v,
     from_velocity,
+    guide,
     to_denoiser,
     to_noise,
     to_v,
     to_velocity,
 )
+from scoresens.sde import Ito, sample_sde
 from scoresens.sensitivity import (
     SampleSensitivity,
     ScoreSensitivity,
@@ -51,9 +50,13 @@ __all__ = [
     "Exact",
     "FlowMatching",
     "GaussianMixture",
+    "Guided",
     "HutchPlusPlus",
     "Hutchinson",
+    "Ito",
+    "Learned",
     "Measure",
+    "Pair",
     "Path",
     "Perturbation",
     "Points",
@@ -75,7 +78,9 @@ __all__ = [
     "from_noise",
     "from_v",
     "from_velocity",
+    "guide",
     "log_density_along",
+    "move",
     "remove",
     "replace",
     "reweight",

@@ -1,12 +1,18 @@
 r"""Finite answers: samples of the model that was never trained.
 
-When the data's law rho^ becomes rho^' the ideal score changes by `grad log(rho^'_t / rho^_t)`.
-Added to the network's own, with every point a bump of the same bandwidth h:
+When the law rho of the data becomes `rho_eps = (1 - eps) rho + eps nu`, the ideal denoiser becomes
+
+    (6.1)  D_eps = D + w (D_nu - D),   logit w = log eps + log nu_tau - log(1 - eps) - log rho_tau
+
+exactly, for finite eps (`finite` has it for every kind of change). Black box (`base=None`) rho is
+the model's law: D is the network's, and log rho rides along the *changed* path by (3.2). With the
+data at hand (`base=data`) both laws are closed forms, every point a bump of one bandwidth h,
 
     (6.3)  D_new(x, tau) = D(x, tau) + D^'_h(x, tau) - D^_h(x, tau)
 
 a difference of two closed-form denoisers: exact whenever the model's law is the data's law smoothed
-by h, for changes of any size, and without a log-density or a trace.
+by h, without a log-density, a trace, or (for edits of the data) a pole. Of a guided score both
+laws change (6.2), and the sum of their new denoisers drives the path.
 """
 
 import functools
@@ -14,82 +20,163 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from scoresens import paths
-from scoresens.measures import Measure, check_base
-from scoresens.perturbations import Perturbation, change, check_perturbation
+from scoresens import drives, paths
+from scoresens.drives import Seen
+from scoresens.finite import change
+from scoresens.measures import Measure, Posterior
+from scoresens.perturbations import Perturbation
 from scoresens.processes import Process, Scalar
-from scoresens.scores import Score, canonical_denoiser
+from scoresens.scores import Pair, Score
 from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
+from scoresens.traces import Hutchinson, TraceEstimator
 
 
 class Counterfactual(NamedTuple):
-    """Samples after K finite changes of the data."""
+    """Samples after K finite changes of the data: `[M, K, *shape]`, or `[M, E, K, *shape]` for a
+    vector of E masses."""
 
-    x: Float[Array, "M K *shape"]
+    x: Float[Array, "M ..."]
+    bounded: Int[Array, "M ..."]  # [M, K] or [M, E, K]: steps at which a removal's pole was bounded
     stats: Stats
 
 
 def counterfactual(
     process: Process,
     score: Score,
-    perturbation: Perturbation,
+    perturbation: Perturbation | Pair,
     noise: Float[Array, "M *shape"],
     *,
-    mass: Scalar,
-    base: Measure,
+    mass: Scalar | Float[ArrayLike, " E"],
+    base: Measure | Pair | None = None,
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | Pair | None = None,
+    key: PRNGKeyArray | None = None,
     solve: Solve = Solve(),
 ) -> Counterfactual:
     """Samples, from the same noise, of the model as it would be had its data changed by a finite
-    mass (6.3).
+    mass (6.1, 6.3).
 
     Args:
         process: the forward process.
-        score: `score(t, x)` of one sample.
-        perturbation: K directions.
+        score: `score(t, x)` of one sample, or a guided one (`guide`).
+        perturbation: K directions; for a guided score a `Pair` of them, as are then `base` and
+            `prior`.
         noise: `[M, *shape]` in the process's frame at t_max, held fixed while the data change.
-        mass: eps > 0, how much of the change: the share of the new data for `add`; 1 is the whole
-            of a `remove`, `reweight` or `replace`.
-        base: the data's law, usually `Points(images, bandwidth=default_bandwidth(images))`;
-            perturbations that edit points need the Points they were made from.
+        mass: eps in [-1, 1], how much of the change: the share of the new data for `add`; 1 is the
+            whole of a `remove`, `reweight`, `replace` or `move`. A vector `[E]` asks for several.
+        base: the data's law, usually `Points(images, bandwidth=default_bandwidth(images))`, and the
+            better predictor; perturbations that edit points need the Points they were made from.
+            None is the black box: the model's own law, whose log-density is followed.
+        trace, prior, key: for the black box, as in `sample_sensitivity`.
         solve: the numerics.
 
     Returns:
-        Counterfactual: `x [M, K, *shape]` in units of the data.
+        Counterfactual: `x [M, K, *shape]` in units of the data, or `[M, E, K, *shape]`; `bounded`
+            counts the steps at which a removal asked for more than there was at the place.
 
     Raises:
-        ValueError: shapes, dtypes or a score that do not fit, other data than the perturbation was
-            made from, or a mass that makes a weight of the changed data negative.
+        ValueError: shapes, dtypes or a score that do not fit, a missing key, other data than the
+            perturbation was made from, a mass outside [-1, 1], or more taken than there is.
         FloatingPointError: a solve that failed or a result that is not finite (outside `jit`).
 
     Notes:
-        Cost: K sampling runs, and at each stage one pass over the data (4 N d operations a sample).
+        Cost: E K sampling runs; with `base`, at each stage one pass over the data (4 N d operations
+        a sample), without, the trace's products.
+
+    References:
+        Skreta et al. 2024, arXiv 2412.17762, for densities along foreign paths.
     """
-    check_perturbation(perturbation)
-    check_base(base)
-    noise, score = paths.checked_start(process, score, noise, shape=perturbation.shape)
-    law = change(base, perturbation.with_default_bandwidth(base.bandwidth), mass)
-    result = _walk(process, score, law, base, noise, solve)
-    raise_if_failed(solve, result.stats)
-    return result
+    laws = drives.laws_of(process, score, perturbation, base, prior)
+    noise, _ = paths.checked_start(process, score, noise, shape=drives.shape_of(laws))
+    rides = any(law.rides or law.others for law in laws)
+    keys = paths.sample_keys(trace, key, len(noise)) if rides else None
+
+    def samples(mass):
+        changed = [
+            None if law.perturbation is None else change(law.base, law.perturbation, mass)
+            for law in laws
+        ]
+        result = _walk(laws, changed, noise, trace if rides else None, keys, solve)
+        raise_if_failed(solve, result.stats)
+        return result
+
+    if np.ndim(mass) == 0:
+        return samples(mass)
+    return _side_by_side([samples(one) for one in _masses(mass)])
+
+
+def _side_by_side(runs):
+    """Runs of one mass each as one result, with an axis E after M."""
+    x, bounded = (jnp.stack(parts, 1) for parts in zip(*(run[:2] for run in runs), strict=True))
+    steps, solved, finite = map(jnp.stack, zip(*(run.stats for run in runs), strict=True))
+    stats = Stats(jnp.max(steps, 0), jnp.all(solved, 0), jnp.all(finite, 0))
+    return Counterfactual(x, bounded, stats)
+
+
+def _masses(mass):
+    if np.ndim(mass) != 1 or not np.size(mass):
+        raise ValueError(f"mass must be a number or a vector [E], got shape {np.shape(mass)}")
+    return list(jnp.asarray(mass))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _walk(process, score, law, base, noise, solve):
-    def one(noise):
-        hat, tau, _ = paths.noise_end(process, noise, None)
-        state = jnp.broadcast_to(hat, (len(law), *hat.shape))
-        end = paths.lowest_level(process, solve)
-        return integrate(_changed_field, (process, score, law, base), state, tau, end, solve)
+def _walk(laws, changed, noise, trace, keys, solve):
+    count = drives.directions(laws)
 
-    x, *ran = over_samples(one, solve, noise)
-    return Counterfactual(x, stats_of(x, *ran))
+    def one(noise, key):
+        hat, tau, _ = paths.noise_end(laws[0].process, noise, None)
+        start = (hat, drives.starts(laws, noise))
+        state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), start)
+        args = (laws, changed, trace, trace and trace.draw(key, hat))
+        end = paths.lowest_level(laws[0].process, solve)
+        return integrate(_changed_field, args, state, tau, end, solve, count=_bounded)
+
+    (x, gains), *ran, bounded = over_samples(one, solve, noise, keys)
+    return Counterfactual(x, bounded, stats_of((x, gains), *ran))
 
 
-def _changed_field(tau, x, args):
-    """K changed flows of one sample, x [K, *shape]."""
-    process, score, law, base = args
-    denoise = functools.partial(canonical_denoiser, process, score, tau)
-    change = law.denoise(tau, x) - jax.vmap(functools.partial(base.denoise, tau))(x)
-    return (x - jax.vmap(denoise)(x) - change) / tau
+def _changed_field(tau, state, args):
+    """K changed flows of one sample, x [K, *shape], and the gains of log rho along each."""
+    x, gains = state
+    laws, changed, trace, probes = args
+    nothing = jnp.zeros((0, *x.shape[1:]), x.dtype)
+
+    def look(law):
+        return jax.vmap(lambda x: drives.look(law, tau, x, nothing, trace, probes))(x)
+
+    looks = [look(law) for law in laws]
+    parts = zip(laws, changed, looks, gains, strict=True)
+    denoised = sum(law.weight * _denoised(law, *rest, tau, x) for law, *rest in parts)
+    grow = jax.vmap(drives.rates, in_axes=(0, None, 0, 0))
+    return (x - denoised) / tau, tuple(grow(seen, tau, x, denoised) for seen in looks)
+
+
+def _denoised(law, changed, seen, gains, tau, x):
+    """The new denoiser of one law at its K places."""
+    if changed is None:
+        return seen.own.denoised
+    new, _ = _new_law(changed, seen, gains, tau, x)
+    if law.base is None:
+        return new
+    return seen.own.denoised + new - jax.vmap(functools.partial(law.base.denoise, tau))(x)
+
+
+def _bounded(tau, state, args):
+    """Where a pole is bounded, [K]: the log-densities tell, whatever the networks say."""
+    x, gains = state
+    _, changed, _, _ = args
+    flags = jnp.zeros(len(x), bool)
+    for new, own in zip(changed, gains, strict=True):
+        if new is not None and new.less:
+            anything = jax.tree.map(lambda gain: Seen(x, None, None), own)
+            flags |= _new_law(new, anything, own, tau, x)[1]
+    return flags
+
+
+def _new_law(changed, seen, gains, tau, x):
+    here = jax.vmap(drives.known, in_axes=(0, 0, None, 0))(seen, gains, tau, x)
+    own = here.own and Posterior(here.own.nats, here.own.mean)
+    return changed.with_known(here.others).denoise(tau, x, own)

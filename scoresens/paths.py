@@ -1,16 +1,14 @@
-r"""Paths between data and noise, and log-densities along them.
+r"""Paths of the probability flow between data and noise, and log-densities along them.
 
 All paths run in the canonical frame, where the state is in units of the data and the clock is the
 noise level tau (mathematics in `processes`). Down from `tau_max = noise_level(t_max)` to `tau_min`:
 
     (1.3)  dx/dtau = (x - D(x, tau)) / tau                                  probability flow
-    (1.2)  dz = D(x, tau) dw + dB_w,     z = x / tau^2, w = 1 / tau^2       reverse SDE
     (3.1)  d log rho/dtau = -div v = (tr J_D - d) / tau                     along the flow
     (3.2)  d log rho/dtau = (tr J_D - d) / tau + (u - v).s         along any curve dx/dtau = u
 
-In the variables (z, w), those of stochastic localization, the reverse SDE has a bounded drift and a
-constant diffusion: Ito's and Stratonovich's integrals agree, so that a Heun step is valid, and an
-Euler step is the ancestral sampler's.
+What is integrated is `log rho + d log tau`, whose rate is `tr J_D / tau`: the solver need not
+follow d log tau down the logarithm.
 
 Results are in units of the data at noise level `tau_min` (0.002 by default, invisible on data of
 order 1): `x` is a draw of rho_tau_min, and `log_density` is log rho_tau_min(x). Noise goes in and
@@ -31,9 +29,7 @@ from scoresens.scores import Score, as_pytree, canonical_denoiser
 from scoresens.solve import (
     Solve,
     Stats,
-    grid,
     integrate,
-    integrate_noisy,
     over_samples,
     raise_if_failed,
     stats_of,
@@ -93,10 +89,10 @@ def sample_ode(
     """
     noise, score = checked_start(process, score, noise)
     if log_density is None:
-        return _finish(solve, *_flow(process, score, noise, solve))
+        return finish(solve, *_flow(process, score, noise, solve))
     keys = sample_keys(log_density, key, len(noise))
     run = (process, (score,), noise, log_density, prior, keys, solve)
-    return _finish(solve, *_with_density(_density_field, *run))
+    return finish(solve, *_with_density(_density_field, *run))
 
 
 def encode(
@@ -124,38 +120,7 @@ def encode(
     """
     x, score = checked_start(process, score, x, name="x")
     tau = jnp.full(len(x), lowest_level(process, solve), x.dtype)
-    return _finish(solve, *_climb(process, score, x, tau, log_density, prior, key, solve))
-
-
-def sample_sde(
-    process: Process,
-    score: Score,
-    noise: Float[Array, "M *shape"],
-    *,
-    key: PRNGKeyArray,
-    solve: Solve = Solve(),
-) -> Path:
-    """Samples at the data end of the reverse SDE (1.2).
-
-    Args:
-        key: the Brownian paths; sample i uses `fold_in(key, i)`.
-        (the others as in `sample_ode`; the grid must be fixed)
-
-    Returns:
-        Path: `x [M, *shape]` in units of the data; `log_density` is None.
-
-    Notes:
-        Raises and cost as `sample_ode`.
-
-    References:
-        Anderson 1982; Song et al. 2021, arXiv 2011.13456, eq. 6; the variables: Montanari 2023,
-        arXiv 2305.10690.
-    """
-    _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
-    if solve.adaptive:
-        raise ValueError("sample_sde runs on the fixed grid: leave rtol and atol out of Solve")
-    noise, score = checked_start(process, score, noise)
-    return _finish(solve, *_diffuse(process, score, noise, _fold(key, len(noise)), solve))
+    return finish(solve, *_climb(process, score, x, tau, log_density, prior, key, solve))
 
 
 def log_density_along(
@@ -189,7 +154,7 @@ def log_density_along(
     _checks.score_shape(velocity, jnp.asarray(process.t_max, noise.dtype), noise[0], "velocity")
     keys = sample_keys(log_density, key, len(noise))
     run = (process, (score, velocity), noise, log_density, prior, keys, solve)
-    return _finish(solve, *_with_density(_foreign_field, *run))
+    return finish(solve, *_with_density(_foreign_field, *run))
 
 
 # ------------------------------------------------------------------ what other verbs build on
@@ -221,9 +186,17 @@ def noise_end(
     frame."""
     t = jnp.asarray(process.t_max, noise.dtype)
     tau, hat = process.noise_level(t), process.to_canonical(t, noise)
+    return hat, tau, prior_log_density_at(process, prior, tau, hat)
+
+
+def prior_log_density_at(
+    process: Process, prior: Measure | None, tau: Scalar, x: Float[Array, "*shape"]
+) -> Scalar:
+    """log rho^_tau(x) where paths begin: the prior's, noised to tau, or the process's own."""
     if prior is not None:
-        return hat, tau, prior.log_density(tau, hat)
-    return hat, tau, process.prior_log_density(noise) + noise.size * process.log_alpha(t)
+        return prior.log_density(tau, x)
+    t = jnp.asarray(process.t_max, x.dtype)
+    return process.prior_log_density(process.alpha(t) * x) + x.size * process.log_alpha(t)
 
 
 def lowest_level(process: Process, solve: Solve) -> Scalar:
@@ -238,12 +211,18 @@ def sample_keys(estimator: TraceEstimator, key: PRNGKeyArray | None, count: int)
         return None
     name = type(estimator).__name__
     _checks.key_given(name, key, "its probes are drawn from it, once a path")
-    return _fold(key, count)
+    return fold(key, count)
 
 
-def flow_rates(denoised: Array, trace: Scalar, tau: Scalar, x: Array) -> tuple[Array, Scalar]:
-    """dx/dtau and d log rho/dtau of the canonical flow, (1.3) and (3.1)."""
-    return (x - denoised) / tau, (trace - x.size) / tau
+def fold(key: PRNGKeyArray, count: int) -> Array:
+    """One key a sample, by its index."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+
+
+def finish(solve: Solve, x: Array, log_density: Array | None, stats: Stats) -> Path:
+    """The result of a path, or the error that it ended in."""
+    raise_if_failed(solve, stats)
+    return Path(x, log_density, stats)
 
 
 # ------------------------------------------------------------------ kernels, compiled once a shape
@@ -268,24 +247,16 @@ def _with_density(field, process, network, noise, estimator, prior, keys, solve)
 
     def one(noise, key):
         hat, tau, start = noise_end(process, noise, prior)
-        args = (process, *network, estimator, estimator.draw(key, hat))
-        return integrate(field, args, (hat, start), tau, lowest_level(process, solve), solve)
+        args, end = (
+            (process, *network, estimator, estimator.draw(key, hat)),
+            lowest_level(process, solve),
+        )
+        gain = start + hat.size * jnp.log(tau)
+        (x, gain), *ran = integrate(field, args, (hat, gain), tau, end, solve)
+        return (x, gain - hat.size * jnp.log(end)), *ran
 
     state, steps, solved = over_samples(one, solve, noise, keys)
     return *state, stats_of(state, steps, solved)
-
-
-@functools.partial(jax.jit, static_argnames="solve")
-def _diffuse(process, score, noise, keys, solve):
-    def one(noise, key):
-        hat, tau, _ = noise_end(process, noise, None)
-        clock = grid(tau, lowest_level(process, solve), solve) ** -2
-        start, args = clock[0] * hat, (process, score)
-        z, *ran = integrate_noisy(_localization_field, args, start, clock, key, solve)
-        return z / clock[-1], *ran
-
-    x, steps, solved = over_samples(one, solve, noise, keys)
-    return x, None, stats_of(x, steps, solved)
 
 
 def _climb(process, score, x, tau, estimator, prior, key, solve):
@@ -319,7 +290,8 @@ def climb_with_density(process, score, x, tau, estimator, prior, keys, solve):
         zero = jnp.zeros((), x.dtype)
         (hat, gained), steps, solved = integrate(_density_field, args, (x, zero), tau, top, solve)
         noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
-        return noise, noise_end(process, noise, prior)[2] - gained, steps, solved
+        start = noise_end(process, noise, prior)[2] + x.size * jnp.log(top / tau)
+        return noise, start - gained, steps, solved
 
     noise, log_density, steps, solved = over_samples(one, solve, x, tau, keys)
     return noise, log_density, stats_of((noise, log_density), steps, solved)
@@ -335,27 +307,24 @@ def _flow_field(tau, x, args):
 
 def _density_field(tau, state, args):
     x, _ = state
-    denoised, trace, _ = denoise_and_push(tau, x, jnp.zeros((0, *x.shape), x.dtype), args)
-    return flow_rates(denoised, trace, tau, x)
-
-
-def denoise_and_push(tau, x, riders, args):
-    """D, tr J_D and J_D riders from one linearisation and one linear pass; args end in (estimator,
-    probes)."""
-    process, score, estimator, probes = args
-    denoised, push = jax.linearize(functools.partial(canonical_denoiser, process, score, tau), x)
-    trace, pushed = estimator.apply(jax.vmap(push), probes, riders)
-    return denoised, trace, pushed
+    denoised, trace = _denoise_with_trace(tau, x, args)
+    return (x - denoised) / tau, trace / tau
 
 
 def _foreign_field(tau, state, args):
     process, score, velocity, estimator, probes = args
     x, _ = state
-    riders = jnp.zeros((0, *x.shape), x.dtype)
-    denoised, trace, _ = denoise_and_push(tau, x, riders, (process, score, estimator, probes))
-    own, rate = flow_rates(denoised, trace, tau, x)
+    denoised, trace = _denoise_with_trace(tau, x, (process, score, estimator, probes))
     foreign = _canonical_velocity(process, velocity, tau, x)
-    return foreign, rate + jnp.vdot(foreign - own, (denoised - x) / jnp.square(tau))
+    across = foreign - (x - denoised) / tau
+    return foreign, trace / tau + jnp.vdot(across, (denoised - x) / jnp.square(tau))
+
+
+def _denoise_with_trace(tau, x, args):
+    process, score, estimator, probes = args
+    denoised, push = jax.linearize(functools.partial(canonical_denoiser, process, score, tau), x)
+    trace, _ = estimator.apply(jax.vmap(push), probes, jnp.zeros((0, *x.shape), x.dtype))
+    return denoised, trace
 
 
 def _canonical_velocity(process, velocity, tau, x):
@@ -365,17 +334,3 @@ def _canonical_velocity(process, velocity, tau, x):
     alpha, log_alpha_rate = process.alpha(t), jax.grad(process.log_alpha)(t)
     tau_rate = jax.grad(process.noise_level)(t)
     return (velocity(t, alpha * x) / alpha - log_alpha_rate * x) / tau_rate
-
-
-def _localization_field(clock, z, args):
-    process, score = args
-    return canonical_denoiser(process, score, clock**-0.5, z / clock)
-
-
-def _fold(key, count):
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-
-
-def _finish(solve, x, log_density, stats):
-    raise_if_failed(solve, stats)
-    return Path(x, log_density, stats)

@@ -9,16 +9,17 @@ means the whole of the named change: `add(y)` at mass 1 is the law of y alone, `
 the data without its points, `reweight` and `replace` at mass 1 are the data with the new weights or
 points.
 
-Components are of two kinds, kept apart because a finite change needs to know them apart: those
-**added** to the data, and those of the data's own points that are **edited** (their weight grows or
-shrinks).
+A point can also be **moved**: `move` has the derivative of a component in its place (2.2), and at
+mass 1 the point stands where its direction leads. Perturbations add up and scale.
 
 A score changes by (2.1), which in the canonical frame is
 
-    dD_k(x) = sum_j c_kj r_j (D_j - D),     r_j = nu_j,tau(x) / rho_tau(x).
+    dD_k(x) = sum_j c_kj r_j (D_j - D),     r_j = nu_j,tau(x) / rho_tau(x),
+
+and for a point y_j that moves along u_j by `d/dy_j [ r_j (D_j - D) ] . u_j`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
 
@@ -29,7 +30,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.measures import Measure, Points, Posterior
+from scoresens.learned import Learned
+from scoresens.measures import Measure, Points
 from scoresens.processes import Scalar
 
 Indices = Int[ArrayLike, " K"] | Sequence[int]
@@ -38,25 +40,43 @@ Indices = Int[ArrayLike, " K"] | Sequence[int]
 @register_dataclass
 @dataclass(frozen=True)
 class Part:
-    """n components and what each of K directions does to their weights."""
+    """n components and what each of K directions does to their weights or their places."""
 
     measure: Measure
-    coefficients: Float[Array, "K n"]  # change of weight per unit of mass
+    coefficients: Float[Array, "K n"]  # change of weight per unit of mass; of a move, the weight
     index: Int[Array, " n"] | None = None  # where they stand in the data; None: they are new
+    velocity: Float[Array, "n *shape"] | None = None  # of a move, per unit of mass
+
+    def sums(
+        self, tau: Scalar, x: Float[Array, "*shape"], log_reference: Scalar
+    ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
+        """`sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, or their derivatives along the velocity."""
+        if self.velocity is None:
+            return self.measure.weighted_sums(tau, x, log_reference, self.coefficients)
+
+        def at(points):
+            moved = replace_field(self.measure, points=points)
+            return moved.weighted_sums(tau, x, log_reference, self.coefficients)
+
+        return jax.jvp(at, (self.measure.points,), (self.velocity,))[1]
+
+    def scaled(self, factor: Scalar) -> "Part":
+        """The part that does `factor` times as much."""
+        if self.velocity is None:
+            return replace_field(self, coefficients=factor * self.coefficients)
+        return replace_field(self, velocity=factor * self.velocity)
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class Perturbation:
-    """K directions in the space of data laws. Made by `add`, `remove`, `reweight`, `replace`."""
+    """K directions in the space of data laws. Made by `add`, `remove`, `reweight`, `replace`,
+    `move`.
 
-    added: Part | None  # what the data do not hold
-    edited: Part | None  # points of the data whose weight grows or shrinks
+    Those of equal K add up, and all of them scale: `0.5 * add(x) - 2 * remove(data, which)`.
+    """
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that there are."""
-        return tuple(part for part in (self.added, self.edited) if part is not None)
+    parts: tuple[Part, ...]
 
     def __len__(self) -> int:
         """K, the number of directions."""
@@ -67,16 +87,47 @@ class Perturbation:
         """Shape of one data point."""
         return self.parts[0].measure.shape
 
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """The models among the components, whose log-densities must ride along."""
+        return tuple(part.measure for part in self.parts if isinstance(part.measure, Learned))
+
+    def __add__(self, other: "Perturbation") -> "Perturbation":
+        check_perturbation(other)
+        if (len(self), self.shape) != (len(other), other.shape):
+            raise ValueError(
+                f"perturbations of {len(self)} directions of shape {self.shape} and of "
+                f"{len(other)} directions of shape {other.shape} cannot be added up"
+            )
+        return Perturbation(self.parts + other.parts)
+
+    def __mul__(self, factor: Scalar) -> "Perturbation":
+        _checks.finite("factor", factor)
+        return Perturbation(tuple(part.scaled(factor) for part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Perturbation":
+        return self * -1.0
+
+    def __sub__(self, other: "Perturbation") -> "Perturbation":
+        return self + -other
+
     def with_default_bandwidth(self, bandwidth: Scalar) -> "Perturbation":
         """Points without a bandwidth of their own take this one: those of the law that they
         change."""
+        return self._with(part.measure.with_default_bandwidth(bandwidth) for part in self.parts)
 
-        def bumped(part):
-            return part and replace_field(
-                part, measure=part.measure.with_default_bandwidth(bandwidth)
-            )
+    def with_known(self, known: Sequence[Measure]) -> "Perturbation":
+        """The same with each `learned` law replaced by what is known of it at one place."""
+        here = iter(known)
+        return self._with(
+            next(here) if isinstance(part.measure, Learned) else part.measure for part in self.parts
+        )
 
-        return Perturbation(bumped(self.added), bumped(self.edited))
+    def _with(self, measures: Iterable[Measure]) -> "Perturbation":
+        pairs = zip(self.parts, measures, strict=True)
+        return Perturbation(tuple(replace_field(part, measure=own) for part, own in pairs))
 
     def denoiser_derivative(
         self,
@@ -95,7 +146,7 @@ class Perturbation:
         """
         mass, mean = jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), *x.shape), x.dtype)
         for part in self.parts:
-            sums = part.measure.weighted_sums(tau, x, log_density, part.coefficients)
+            sums = part.sums(tau, x, log_density)
             mass, mean = mass + sums[0], mean + sums[1]
         return mean - jnp.multiply.outer(mass, denoised)
 
@@ -105,7 +156,7 @@ def add(new: Measure | Float[ArrayLike, "K *shape"]) -> Perturbation:
 
     Args:
         new: images `[K, *shape]`, each its own direction; or a measure, one direction toward the
-            whole of it (K = 1).
+            whole of it (K = 1): `Points`, a `GaussianMixture`, or another model, `Learned`.
 
     Raises:
         ValueError: no points, integers, NaN.
@@ -172,145 +223,54 @@ def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> 
     Raises:
         ValueError: an index outside the data, or images that do not fit it.
     """
-    index = _indices(data, index)
+    index = _distinct(data, index)
     points = Points(_checks.samples("new", new, data.shape))
     if len(points) != len(index):
         raise ValueError(f"replace got {len(index)} indices and {len(points)} new images")
     shares = jnp.diag(data.normalized_weights[index])
-    return Perturbation(_added(points, shares).added, _edited(data, index, -shares).edited)
+    return _added(points, shares) + _edited(data, index, -shares)
+
+
+def move(data: Points, index: Indices, direction: Float[ArrayLike, "K *shape"]) -> Perturbation:
+    """Directions along which data points are edited: at mass eps, point `index[k]` stands at
+    `data[index[k]] + eps direction[k]`.
+
+    Args:
+        data: the data set.
+        index: `[K]`, each point its own direction.
+        direction: `[K, *shape]`, the edit, in units of the data.
+
+    Raises:
+        ValueError: an index outside the data or given twice, or directions that do not fit.
+
+    Notes:
+        The transport (Wasserstein) direction, where `add` is the mixture direction.
+    """
+    index = _distinct(data, index)
+    direction = _checks.samples("direction", direction, data.shape)
+    if len(direction) != len(index):
+        raise ValueError(f"move got {len(index)} indices and {len(direction)} directions")
+    chosen = Points(data.points[index], None, data.bandwidth)
+    shares = jnp.diag(data.normalized_weights[index])
+    return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
 
 
 def check_perturbation(perturbation: Perturbation) -> None:
     """Refuse what is no perturbation, such as bare images."""
     if not isinstance(perturbation, Perturbation):
         raise ValueError(
-            "perturbation must be made by add, remove, reweight or replace, "
+            "perturbation must be made by add, remove, reweight, replace or move, "
             f"got {type(perturbation)}"
         )
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class Share:
-    """What K mixtures hold of one measure: its weights in each, and the log of its mass."""
-
-    measure: Measure
-    weights: Float[Array, "K n"] | None  # None: the measure's own in all of them
-    log_mass: Float[Array, " K"]
-
-    def posterior(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Posterior:
-        """Log-density, mass included, and posterior mean of share k at sample k."""
-
-        def one(x, weights):
-            measure = self.measure if weights is None else self.measure.with_weights(weights)
-            return measure.posterior(tau, x)
-
-        log_density, mean = jax.vmap(one)(x, self.weights)
-        return Posterior(log_density + self.log_mass, mean)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class ChangedLaw:
-    """K laws `rho + mass chi_k`, each what is kept of the data mixed with what is added. Made by
-    `change`."""
-
-    kept: Share
-    added: Share | None
-
-    def __len__(self) -> int:
-        """K, the number of laws."""
-        return self.kept.log_mass.shape[0]
-
-    def denoise(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Float[Array, "K *shape"]:
-        """The ideal denoiser of law k at sample k: `D + w (D_added - D_kept)` as in (6.1)."""
-        kept = self.kept.posterior(tau, x)
-        if self.added is None:
-            return kept.mean
-        added = self.added.posterior(tau, x)
-        weight = jax.nn.sigmoid(added.log_density - kept.log_density)
-        return kept.mean + jax.vmap(jnp.multiply)(weight, added.mean - kept.mean)
-
-
-def change(data: Measure, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
-    """The laws `rho + mass chi_k` of finitely changed data.
-
-    Args:
-        data: the law rho; a perturbation that edits points needs the `Points` it was made from.
-        perturbation: K directions.
-        mass: eps, finite.
-
-    Raises:
-        ValueError: other data than the perturbation was made from, or a mass that makes a weight
-            negative.
-    """
-    _checks.finite("mass", mass)
-    left = 1 - mass * sum(jnp.sum(part.coefficients, -1) for part in perturbation.parts)
-    left = jnp.asarray(left)
-    added = perturbation.added
-    return ChangedLaw(
-        _kept(data, perturbation.edited, left, mass),
-        added and _share(added.measure, mass * added.coefficients, mass),
-    )
-
-
-def _kept(data, edited, left, mass):
-    """What K mixtures hold of the data: `left` of the whole, with the weights of some points
-    edited."""
-    if edited is None:
-        return Share(data, None, _log_share(left, mass))
-    _same_data(data, edited)
-    scaled = jnp.multiply.outer(left, data.normalized_weights)
-    weights = scaled.at[:, edited.index].add(mass * edited.coefficients)
-    # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
-    ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
-    return _share(data, jnp.where(jnp.abs(weights) <= ghost, 0, weights), mass)
-
-
-def _share(measure, weights, mass):
-    """Rows of weights as a share; a row without mass keeps the measure's own, out of sight."""
-    _log_share(weights, mass)  # refuses a negative weight
-    total = jnp.sum(weights, -1, keepdims=True)
-    rows = jnp.where(
-        total > 0, weights / jnp.where(total > 0, total, 1), measure.normalized_weights
-    )
-    return Share(measure, rows, _log_share(total[:, 0], mass))
-
-
 def _added(measure, coefficients):
-    return Perturbation(Part(measure, coefficients), None)
+    return Perturbation((Part(measure, coefficients),))
 
 
 def _edited(data, index, coefficients):
     chosen = Points(data.points[index], None, data.bandwidth)
-    return Perturbation(None, Part(chosen, coefficients, jnp.asarray(index)))
-
-
-def _log_share(share, mass):
-    """log of a share of the mass, -inf where there is none; refuses a negative one."""
-    if _checks.is_concrete(share) and bool(jnp.any(share < -1e-6)):
-        raise ValueError(
-            f"mass {mass} makes a weight of the changed data negative "
-            f"({float(jnp.min(share)):.3g}); "
-            "mass 1 is the whole of the named change"
-        )
-    return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
-
-
-def _same_data(data, edited):
-    points = edited.measure.points
-    if not isinstance(data, Points) or data.shape != points.shape[1:]:
-        raise ValueError(
-            "a perturbation that edits data points needs base=the same Points that it was made from"
-        )
-    if not (_checks.is_concrete(edited.index) and _checks.is_concrete(data.points)):
-        return
-    fits = int(edited.index.max()) < len(data)
-    if not (fits and bool(jnp.all(data.points[edited.index] == points))):
-        raise ValueError(
-            "base holds other points than the data that the perturbation edits; pass the same "
-            "Points to both"
-        )
+    return Perturbation((Part(chosen, coefficients, jnp.asarray(index)),))
 
 
 def _indices(data, index):
@@ -326,12 +286,19 @@ def _indices(data, index):
     return index % len(data)
 
 
+def _distinct(data, index):
+    index = _indices(data, index)
+    if len(np.unique(index)) < len(index):
+        twice = np.flatnonzero(np.bincount(index) > 1)[:3]
+        raise ValueError(f"indices {list(map(int, twice))} are given twice or more; give each once")
+    return index
+
+
 def _mask(data, which):
     """`which` as a boolean mask [K, N]."""
     which = np.asarray(which)
     if which.dtype != bool:
-        index = _indices(data, which)
-        return np.eye(len(data), dtype=bool)[index] if len(index) else index
+        return np.eye(len(data), dtype=bool)[_distinct(data, which)]
     mask = np.atleast_2d(which)
     if mask.shape[-1] != len(data) or mask.ndim != 2:
         raise ValueError(

@@ -14,12 +14,16 @@ are the network's parameters, which cross `jit` as arguments and trace once.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from scoresens import _checks
+from scoresens._pytrees import register_dataclass
 from scoresens.measures import Measure
 from scoresens.processes import Process, Scalar
 
@@ -74,6 +78,46 @@ def exact_score(process: Process, measure: Measure) -> Score:
     """The score of a known law noised by the process: the optimum that training aims at (closed
     form)."""
     return Partial(_score_from_canonical, process, Partial(_denoise, measure))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Guided:
+    """A guided score, `s_g = s_u + weight (s_c - s_u)`. Made by `guide`."""
+
+    unconditional: Score
+    conditional: Score
+    weight: Scalar
+
+    def __call__(self, t, x):
+        plain = self.unconditional(t, x)
+        return plain + self.weight * (self.conditional(t, x) - plain)
+
+
+class Pair(NamedTuple):
+    """One thing for each of the two laws of a guided score."""
+
+    unconditional: Any = None
+    conditional: Any = None
+
+
+def guide(unconditional: Score, conditional: Score, weight: Scalar) -> Guided:
+    """Classifier-free guidance: the score `s_u + weight (s_c - s_u)` (6.2).
+
+    Args:
+        unconditional: the score of the whole law.
+        conditional: the score of the law of one condition, which is closed over as data.
+        weight: 0 is the unconditional score, 1 the conditional one, above 1 exaggerates.
+
+    Returns:
+        A score `(t, x)`. It is that of no noised law; where a verb asks for a perturbation, a
+        base or a prior, give it a `Pair`, one for each of the two laws.
+
+    References:
+        Ho & Salimans 2022, arXiv 2207.12598 (there the weight is counted from 1).
+    """
+    _checks.finite("weight", weight)
+    return Guided(as_pytree(unconditional), as_pytree(conditional), weight)
 
 
 def to_noise(process: Process, score: Score) -> Score:

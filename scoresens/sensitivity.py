@@ -14,6 +14,12 @@ closed forms of the data,
            dD    = sum_j c_j r^_j (D^_j - D^_h),   r^_j = nu_j,tau,h / rho^_tau,h
 
 and neither a log-density nor a trace is needed. Every point is a bump of the data's bandwidth h.
+
+Along the reverse SDE with its Brownian path held fixed, in the variables of `sde`,
+
+    (4.2)  d(dz)/dw = J_D dx + dD,  dx = dz / w,  dz = 0 at the noise
+
+A guided score is a weighted sum of two (`drives`), and so are J_D and dD.
 """
 
 import functools
@@ -23,12 +29,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scoresens import _checks, paths
+from scoresens import _checks, drives, paths, sde
 from scoresens.measures import Measure, check_base
 from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
-from scoresens.scores import Score, canonical_denoiser
-from scoresens.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
+from scoresens.scores import Guided, Pair, Score, canonical_denoiser
+from scoresens.solve import (
+    Solve,
+    Stats,
+    integrate,
+    over_samples,
+    raise_if_failed,
+    stats_of,
+    walk,
+)
 from scoresens.traces import Hutchinson, TraceEstimator
 
 
@@ -47,7 +61,9 @@ class SampleSensitivity(NamedTuple):
 
     x: Float[Array, "M *shape"]
     tangent: Float[Array, "M K *shape"]  # d x / d mass, units of the data
-    log_density: Float[Array, " M"] | None  # of the model's law at x, nats; None with base=data
+    log_density: (
+        Float[Array, " M"] | Pair | None
+    )  # of the model's law at x, nats; None with base=data; a Pair of a guided score
     stats: Stats
 
 
@@ -94,6 +110,8 @@ def score_sensitivity(
         Scarvelis & Solomon 2025, arXiv 2509.23092.
     """
     check_perturbation(perturbation)
+    if isinstance(score, Guided):
+        raise ValueError("a guided score is that of no law: ask for each of its two scores apart")
     if base is not None:
         check_base(base)
     x, score = paths.checked_start(process, score, x, name="x", shape=perturbation.shape)
@@ -124,12 +142,13 @@ def score_sensitivity(
 def sample_sensitivity(
     process: Process,
     score: Score,
-    perturbation: Perturbation,
+    perturbation: Perturbation | Pair,
     noise: Float[Array, "M *shape"],
     *,
-    base: Measure | None = None,
+    base: Measure | Pair | None = None,
     trace: TraceEstimator = Hutchinson(1),
-    prior: Measure | None = None,
+    prior: Measure | Pair | None = None,
+    brownian: PRNGKeyArray | None = None,
     key: PRNGKeyArray | None = None,
     solve: Solve = Solve(),
 ) -> SampleSensitivity:
@@ -137,14 +156,18 @@ def sample_sensitivity(
 
     Args:
         process: the forward process.
-        score: `score(t, x)` of one sample.
-        perturbation: K directions (`add`, `remove`, `reweight`, `replace`).
+        score: `score(t, x)` of one sample, or a guided one (`guide`).
+        perturbation: K directions (`add`, `remove`, `reweight`, `replace`, `move`); for a guided
+            score a `Pair` of them, as are then `base` and `prior`.
         noise: `[M, *shape]` in the process's frame at t_max, held fixed while the data change.
         base: None divides by the model's law (black box: no data needed); a measure, usually the
             data as `Points(images, bandwidth=default_bandwidth(images))`, divides by it (6.3),
             needs no trace, and is the better predictor where it can be had.
         trace: estimator of tr J_D for the log-density, used with `base=None` alone.
         prior: as in `paths.sample_ode`.
+        brownian: the key of the Brownian path of the reverse SDE, as `key` of `sample_sde`, held
+            fixed while the data change (4.2); None follows the probability flow. Along the SDE
+            `trace` may be `Ito()`.
         key: for estimators that draw probes; sample i uses `fold_in(key, i)`.
         solve: the numerics.
 
@@ -164,15 +187,15 @@ def sample_sensitivity(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
     """
-    check_perturbation(perturbation)
-    if base is not None:
-        check_base(base)
-    noise, score = paths.checked_start(process, score, noise, shape=perturbation.shape)
-    if base is not None:
-        result = _push_with_data(process, score, perturbation, noise, base, solve)
+    laws = drives.laws_of(process, score, perturbation, base, prior)
+    noise, _ = paths.checked_start(process, score, noise, shape=drives.shape_of(laws))
+    rides = any(law.rides or law.others for law in laws)
+    estimator = trace if rides else None
+    keys = paths.sample_keys(trace, key, len(noise)) if rides else None
+    if brownian is None:
+        result = _push(laws, noise, estimator, keys, solve)
     else:
-        keys = paths.sample_keys(trace, key, len(noise))
-        result = _push(process, score, perturbation, noise, trace, prior, keys, solve)
+        result = _push_noisy(laws, noise, estimator, keys, paths.fold(brownian, len(noise)), solve)
     raise_if_failed(solve, result.stats)
     return result
 
@@ -190,31 +213,58 @@ def check_time(process: Process, t: Scalar) -> None:
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _push(process, score, perturbation, noise, trace, prior, keys, solve):
-    def one(noise, key):
-        hat, tau, start = paths.noise_end(process, noise, prior)
-        state = (hat, start, jnp.zeros((len(perturbation), *hat.shape), hat.dtype))
-        args = (perturbation, (process, score, trace, trace.draw(key, hat)))
-        end = paths.lowest_level(process, solve)
-        return integrate(_black_box_field, args, state, tau, end, solve)
+def _push(laws, noise, trace, keys, solve):
+    process = laws[0].process
+    end = paths.lowest_level(process, solve)
 
-    (x, density, tangent), *ran = over_samples(one, solve, noise, keys)
-    return SampleSensitivity(x, tangent, density, stats_of((x, density, tangent), *ran))
+    def one(noise, key):
+        hat, tau, _ = paths.noise_end(process, noise, None)
+        state = (hat, drives.starts(laws, noise), _no_tangents(laws, hat))
+        args = (laws, trace, trace and trace.draw(key, hat))
+        (x, gains, tangent), *ran = integrate(_tangent_field, args, state, tau, end, solve)
+        own = [gain.own for gain in gains]
+        densities = [gain if gain is None else drives.nats(gain, end, x) for gain in own]
+        return (x, tangent, densities), *ran
+
+    (x, tangent, densities), *ran = over_samples(one, solve, noise, keys)
+    return _sensitivity(x, tangent, densities, ran)
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _push_with_data(process, score, perturbation, noise, base, solve):
-    perturbation = perturbation.with_default_bandwidth(base.bandwidth)
+def _push_noisy(laws, noise, trace, keys, brownian_keys, solve):
+    def one(noise, key, brownian_key):
+        run = sde.brownian(laws[0].process, noise, brownian_key, solve)
+        probes = trace and trace.draw(key, noise)
 
-    def one(noise):
-        hat, tau, _ = paths.noise_end(process, noise, None)
-        state = (hat, jnp.zeros((len(perturbation), *hat.shape), hat.dtype))
-        args = (perturbation, base, process, score)
-        end = paths.lowest_level(process, solve)
-        return integrate(_relative_field, args, state, tau, end, solve)
+        def evaluate(w, state, before, tap):
+            (z, tangent), tau = state, w**-0.5
+            x = z / w
+            looks = [drives.look(law, tau, x, tangent / w, trace, probes) for law in laws]
+            nodes = tuple(
+                sde.advance(was, seen, w, z) for was, seen in zip(before, looks, strict=True)
+            )
+            here = [sde.known(node) for node in nodes]
+            return drives.driven(laws, looks, here, tau, x), nodes
 
-    (x, tangent), *ran = over_samples(one, solve, noise)
-    return SampleSensitivity(x, tangent, None, stats_of((x, tangent), *ran))
+        state, nodes = (run.z, _no_tangents(laws, run.z)), sde.begin(laws, noise, run)
+        state, nodes, _ = walk(evaluate, state, nodes, run.clock, solve, kicks=run.kicks)
+        end = run.clock[-1]
+        _, nodes = evaluate(end, state, nodes, None)
+        densities = [node.own and node.own.nats for node in nodes]
+        return state[0] / end, state[1] / end, densities
+
+    x, tangent, densities = over_samples(one, solve, noise, keys, brownian_keys)
+    ran = jnp.full(len(noise), solve.steps), jnp.ones(len(noise), bool)
+    return _sensitivity(x, tangent, densities, ran)
+
+
+def _no_tangents(laws, x):
+    return jnp.zeros((drives.directions(laws), *x.shape), x.dtype)
+
+
+def _sensitivity(x, tangent, densities, ran):
+    density = densities[0] if len(densities) == 1 else Pair(*densities)
+    return SampleSensitivity(x, tangent, density, stats_of((x, density, tangent), *ran))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
@@ -254,20 +304,13 @@ def _score_change(alpha, tau, denoiser_change):
 # ------------------------------------------------------------------ fields of one sample
 
 
-def _black_box_field(tau, state, args):
-    """(x, log rho, K tangents) together: one linearisation, one linear pass over tangents and
-    probes."""
-    x, density, tangent = state
-    perturbation, network = args
-    denoised, trace, pushed = paths.denoise_and_push(tau, x, tangent, network)
-    change = perturbation.denoiser_derivative(tau, x, density, denoised)
-    return *paths.flow_rates(denoised, trace, tau, x), (tangent - pushed - change) / tau
-
-
-def _relative_field(tau, state, args):
-    """(x, K tangents) together, the ratio and its bracket both from the data."""
-    x, tangent = state
-    perturbation, base, process, score = args
-    denoised, push = jax.linearize(functools.partial(canonical_denoiser, process, score, tau), x)
-    change = perturbation.denoiser_derivative(tau, x, *base.posterior(tau, x))
-    return (x - denoised) / tau, (tangent - jax.vmap(push)(tangent) - change) / tau
+def _tangent_field(tau, state, args):
+    """(x, gains of log rho, K tangents) together: one linearisation a network, one linear pass over
+    tangents and probes."""
+    x, gains, tangent = state
+    laws, trace, probes = args
+    looks = [drives.look(law, tau, x, tangent, trace, probes) for law in laws]
+    here = [drives.known(*pair, tau, x) for pair in zip(looks, gains, strict=True)]
+    denoised, moved = drives.driven(laws, looks, here, tau, x)
+    grown = tuple(drives.rates(seen, tau, x, denoised) for seen in looks)
+    return (x - denoised) / tau, grown, (tangent - moved) / tau

@@ -13,11 +13,9 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from scoresens import _checks
 from scoresens.processes import Scalar
@@ -85,15 +83,43 @@ class Stats(NamedTuple):
 
 
 def integrate(
-    vector_field: Callable, args: PyTree, state: PyTree, start: Scalar, end: Scalar, solve: Solve
-) -> tuple[PyTree, Int[Array, ""], Bool[Array, ""]]:
+    vector_field: Callable,
+    args: PyTree,
+    state: PyTree,
+    start: Scalar,
+    end: Scalar,
+    solve: Solve,
+    *,
+    count: Callable | None = None,
+) -> tuple:
     """One sample's state carried by `d state/dtau = vector_field(tau, state, args)` from start to
     end.
 
+    Args:
+        count: `(tau, state, args) -> flags`, taken at the end of every step.
+
     Returns:
-        The state at the end, the number of steps, and whether the solver got there.
+        The state at the end, the number of steps, and whether the solver got there; then, with
+        `count`, at how many steps each flag was up.
     """
-    return _diffeqsolve(diffrax.ODETerm(vector_field), args, state, start, end, solve)
+    leaves, shape = jax.tree.flatten(state)  # diffrax stumbles over empty parts of a tree
+
+    def field(tau, leaves, args):
+        return jax.tree.leaves(vector_field(tau, shape.unflatten(leaves), args))
+
+    saves = [diffrax.SubSaveAt(t1=True)]
+    if count is not None:
+
+        def flags(tau, leaves, args):  # as numbers, which are infinite where no step was
+            return jnp.asarray(count(tau, shape.unflatten(leaves), args), float)
+
+        saves.append(diffrax.SubSaveAt(steps=True, fn=flags))
+    final, *seen, steps, solved = _diffeqsolve(field, args, leaves, start, end, solve, saves)
+    state = shape.unflatten(final)
+    if count is None:
+        return state, steps, solved
+    counts = jnp.sum(jnp.where(jnp.isfinite(seen[0]), seen[0], 0), 0).astype(int)
+    return state, steps, solved, counts
 
 
 def over_samples(function: Callable, solve: Solve, *arrays: PyTree) -> PyTree:
@@ -131,82 +157,119 @@ def stats_of(result: PyTree, steps: Int[Array, " M"], solved: Bool[Array, " M"])
     return Stats(steps, solved, functools.reduce(jnp.logical_and, flags))
 
 
-def integrate_noisy(
-    vector_field: Callable,
-    args: PyTree,
-    state: Array,
-    clock: Array,
-    key: PRNGKeyArray,
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta rule: stage j is at `c[j]` of the step, reached by weights `a[j]`."""
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+def tableau(solve: Solve) -> Tableau:
+    """The solver's rule, for paths that need its stages; refuses what has no fixed stages."""
+    table = getattr(solve.solver, "tableau", None)
+    if solve.adaptive:
+        raise ValueError(
+            "the reverse SDE and attribution run on the fixed grid: leave rtol and atol out"
+        )
+    if isinstance(solve.solver, diffrax.Euler):
+        return Tableau((0.0,), ((),), (1.0,))
+    if not isinstance(table, diffrax.ButcherTableau) or table.implicit:
+        raise ValueError(
+            "the reverse SDE and attribution need an explicit Runge-Kutta solver, such as "
+            f"diffrax.Heun() or diffrax.Tsit5(), got {type(solve.solver).__name__}"
+        )
+    rows = ((), *(tuple(map(float, row)) for row in table.a_lower))
+    return Tableau((0.0, *map(float, table.c)), rows, tuple(map(float, table.b_sol)))
+
+
+def walk(
+    evaluate: Callable,
+    state: tuple,
+    before: PyTree,
+    nodes: Array,
     solve: Solve,
-) -> tuple[Array, Int[Array, ""], Bool[Array, ""]]:
-    """One sample's state under `d state = vector_field dw + dB_w` on the nodes of a rising clock w.
+    *,
+    kicks: Array | None = None,
+    taps: PyTree = None,
+) -> tuple[tuple, PyTree, PyTree]:
+    """One sample's state carried over the nodes of a grid, with what was seen at each stage.
 
-    The Brownian path is fixed by `key` and the nodes. Returns as `integrate`.
+        k_j = (t_{i+1} - t_i) rate(y_j) + kick_i,    y_j = y_i + sum_l a_jl k_l
+
+    Args:
+        evaluate: `(t, state, before, tap) -> (rates, view)`; `before` is the view of the last node
+            passed, `tap` this stage's own slice of `taps`.
+        state: a tuple; kicks act on its first part.
+        before: a view for the first node to begin with.
+        nodes: `[S + 1]`.
+        kicks: `[S, *shape]`, noise increments.
+        taps: leaves `[S, stages, ...]`, what is injected at each stage: the gradient with respect
+            to them is the discrete adjoint. Each step is checkpointed.
+
+    Returns:
+        The state at the end, the view of the last step's first node, all views `[S, stages, ...]`.
     """
-    brownian = _GridBrownian(clock[0], clock[-1], clock, key, state.shape)
-    terms = diffrax.MultiTerm(
-        diffrax.ODETerm(vector_field), diffrax.ControlTerm(_unit_diffusion, brownian)
-    )
-    return _on_grid(terms, args, state, clock, solve)
+
+    table = tableau(solve)
+
+    @jax.checkpoint
+    def step(carry, given):
+        state, before = carry
+        start, size, kick, tap = given
+        gains, views = [], []
+        for j, (c, row) in enumerate(zip(table.c, table.a, strict=True)):
+            here = _combine(state, row, gains)
+            own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
+            rates, view = evaluate(start + c * size, here, before, own)
+            gain = jax.tree.map(lambda rate: size * rate, rates)
+            gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
+            views.append(view)
+            before = views[0]
+        return (_combine(state, table.b, gains), before), _stack(views)
+
+    given = (nodes[:-1], jnp.diff(nodes), kicks, taps)
+    (state, before), views = jax.lax.scan(step, (state, before), given)
+    return state, before, views
 
 
-class _GridBrownian(diffrax.AbstractPath):
-    """A Brownian path known at the nodes of a grid: increment i is drawn from `fold_in(key, i)`.
-
-    diffrax's own either refuse to be differentiated or, in float32, cannot tell the first steps of
-    a clock that runs from 1e-4 to 2e5 apart.
-    """
-
-    t0: Array
-    t1: Array
-    clock: Array
-    key: Array
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def evaluate(self, t0, t1=None, left=True, use_levy=False):
-        step = jnp.argmin(jnp.abs(self.clock - t0))
-        unit = jax.random.normal(jax.random.fold_in(self.key, step), self.shape, self.clock.dtype)
-        return jnp.sqrt(t1 - t0) * unit
+def _combine(state, weights, gains):
+    """state + sum_l weights_l gains_l, skipping the weights that are 0."""
+    for weight, gain in zip(weights, gains, strict=True):
+        if weight != 0:
+            state = jax.tree.map(lambda y, k, w=weight: y + w * k, state, gain)
+    return state
 
 
-def _diffeqsolve(term, args, state, start, end, solve):
-    if not solve.adaptive:
-        return _on_grid(term, args, state, grid(start, end, solve), solve)
-    return _solve(
-        term,
-        args,
-        state,
-        start,
-        end,
-        diffrax.PIDController(rtol=solve.rtol, atol=solve.atol),
-        solve.max_steps,
-        solve,
-    )
+def _stack(views):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
 
 
-def _on_grid(term, args, state, nodes, solve):
-    return _solve(
-        term, args, state, nodes[0], nodes[-1], diffrax.StepTo(ts=nodes), solve.steps, solve
-    )
-
-
-def _solve(term, args, state, start, end, controller, max_steps, solve):
+def _diffeqsolve(vector_field, args, state, start, end, solve, saves):
+    if solve.adaptive:
+        controller = diffrax.PIDController(rtol=solve.rtol, atol=solve.atol)
+        nodes, max_steps = (start, end), solve.max_steps
+    else:
+        nodes, max_steps = grid(start, end, solve), solve.steps
+        controller = diffrax.StepTo(ts=nodes)
     solution = diffrax.diffeqsolve(
-        term,
+        diffrax.ODETerm(vector_field),
         solve.solver,
-        start,
-        end,
+        nodes[0],
+        nodes[-1],
         None,
         state,
         args,
-        saveat=diffrax.SaveAt(t1=True),
+        saveat=diffrax.SaveAt(subs=saves),
         stepsize_controller=controller,
         adjoint=solve.adjoint,
         max_steps=max_steps,
         throw=False,
     )
-    final = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
-    return final, solution.stats["num_steps"], solution.result == diffrax.RESULTS.successful
+    final, *seen = solution.ys
+    final = jax.tree.map(lambda leaf: leaf[-1], final)
+    solved = solution.result == diffrax.RESULTS.successful
+    return final, *seen, solution.stats["num_steps"], solved
 
 
 def grid(start: Scalar, end: Scalar, solve: Solve) -> Array:
@@ -215,7 +278,3 @@ def grid(start: Scalar, end: Scalar, solve: Solve) -> Array:
     end = jnp.asarray(end, start.dtype)
     bent = jnp.linspace(start ** (1 / solve.rho), end ** (1 / solve.rho), solve.steps + 1)
     return (bent**solve.rho).at[0].set(start).at[-1].set(end)
-
-
-def _unit_diffusion(clock, x, args):
-    return lineax.IdentityLinearOperator(jax.eval_shape(lambda: x))
