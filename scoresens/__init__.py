@@ -7,6 +7,8 @@ the path of the model that was never trained; `score_sensitivity` is the derivat
 itself.
 """
 
+from scoresens import functionals
+from scoresens.attribution import Attribution, LossSensitivity, attribute, loss_sensitivity
 from scoresens.counterfactual import Counterfactual, counterfactual
 from scoresens.learned import Learned
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
@@ -45,6 +47,7 @@ __all__ = [
     "OU",
     "VE",
     "VP",
+    "Attribution",
     "Cosine",
     "Counterfactual",
     "Exact",
@@ -55,6 +58,7 @@ __all__ = [
     "Hutchinson",
     "Ito",
     "Learned",
+    "LossSensitivity",
     "Measure",
     "Pair",
     "Path",
@@ -69,6 +73,7 @@ __all__ = [
     "SubVP",
     "TraceEstimator",
     "add",
+    "attribute",
     "counterfactual",
     "default_bandwidth",
     "encode",
@@ -78,8 +83,10 @@ __all__ = [
     "from_noise",
     "from_v",
     "from_velocity",
+    "functionals",
     "guide",
     "log_density_along",
+    "loss_sensitivity",
     "move",
     "remove",
     "replace",

@@ -137,6 +137,28 @@ class Points(Measure):
             object.__setattr__(self, "weights", weights)
         _checks.non_negative("bandwidth", self.bandwidth)
 
+    @classmethod
+    def on_host(
+        cls,
+        points: Float[np.ndarray, "N *shape"],
+        weights: Float[np.ndarray, " N"] | None = None,
+        bandwidth: Scalar = 0.0,
+    ) -> "Points":
+        """The same of an array that stays where it is, in the host's memory or in a file (a memory
+        map): `attribute` reads it in blocks. Other verbs move the whole of it to the device.
+        """
+        if not isinstance(points, np.ndarray):
+            raise ValueError(f"on_host takes a numpy array or a memory map, got {type(points)}")
+        for start in range(0, len(points), BLOCK):
+            _checks.samples("points", points[start : start + BLOCK])
+        checked = cls(points[:1], None, bandwidth)
+        if weights is not None:
+            weights = np.asarray(weights)
+            _checks.weights("weights", weights, (len(points),))
+        object.__setattr__(checked, "points", points)
+        object.__setattr__(checked, "weights", weights)
+        return checked
+
     def __len__(self) -> int:
         return self.points.shape[0]
 
@@ -147,8 +169,9 @@ class Points(Measure):
     @property
     def normalized_weights(self):
         if self.weights is None:
-            return jnp.full(len(self), 1 / len(self), self.points.dtype)
-        return self.weights / jnp.sum(self.weights)
+            dtype = jax.dtypes.canonicalize_dtype(self.points.dtype)
+            return jnp.full(len(self), 1 / len(self), dtype)
+        return self.weights / self.weights.sum()
 
     def posterior(self, tau, x):
         log_weights = _safe_log(self.normalized_weights)

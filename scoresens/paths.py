@@ -283,18 +283,23 @@ def _climb_alone(process, score, x, tau, solve):
 def climb_with_density(process, score, x, tau, estimator, prior, keys, solve):
     """Canonical states `x [M, *shape]` at levels `tau [M]` up to the noise, with log
     rho^_tau(x)."""
-    top = process.noise_level(jnp.asarray(process.t_max, x.dtype))
 
     def one(x, tau, key):
-        args = (process, score, estimator, estimator.draw(key, x))
-        zero = jnp.zeros((), x.dtype)
-        (hat, gained), steps, solved = integrate(_density_field, args, (x, zero), tau, top, solve)
-        noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
-        start = noise_end(process, noise, prior)[2] + x.size * jnp.log(top / tau)
-        return noise, start - gained, steps, solved
+        return climb_one(process, score, x, tau, estimator, prior, key, solve)
 
     noise, log_density, steps, solved = over_samples(one, solve, x, tau, keys)
     return noise, log_density, stats_of((noise, log_density), steps, solved)
+
+
+def climb_one(process, score, x, tau, estimator, prior, key, solve):
+    """One canonical state up to the noise: (noise, log rho^_tau(x), steps, solved)."""
+    top = process.noise_level(jnp.asarray(process.t_max, x.dtype))
+    args = (process, score, estimator, estimator.draw(key, x))
+    zero = jnp.zeros((), x.dtype)
+    (hat, gained), steps, solved = integrate(_density_field, args, (x, zero), tau, top, solve)
+    noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
+    start = noise_end(process, noise, prior)[2] + x.size * jnp.log(top / tau)
+    return noise, start - gained, steps, solved
 
 
 # ------------------------------------------------------------------ fields of one sample

@@ -171,14 +171,16 @@ def begin(laws: Laws, noise: Float[Array, "*shape"], run: Brownian) -> tuple[Loo
 
 def advance(before: Look, seen: Look, w: Scalar, z: Float[Array, "*shape"]) -> Look:
     """The nodes here, each log-density followed from the node before (3.3)."""
+    others = (follow(*pair, w, z) for pair in zip(before.others, seen.others, strict=True))
+    return Look(follow(before.own, seen.own, w, z), tuple(others))
 
-    def one(node, seen):
-        if node is None:
-            return None
-        seen = Seen(seen.denoised, seen.trace, None)
-        return Node(w, z, seen, node.nats + _gained(node, seen, w, z))
 
-    return Look(one(before.own, seen.own), tuple(map(one, before.others, seen.others)))
+def follow(before: Node | None, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> Node | None:
+    """One network's node here; None where its log-density is not followed."""
+    if before is None:
+        return None
+    seen = Seen(seen.denoised, seen.trace, None)
+    return Node(w, z, seen, before.nats + _gained(before, seen, w, z))
 
 
 def known(nodes: Look) -> Look:

@@ -1,0 +1,440 @@
+r"""Attribution: what each of N data points does to a functional of a sample, by one adjoint pass.
+
+For functionals phi(x_0) the adjoint `lambda = d phi / d x` goes back up the path, from data to
+noise, and reads off all data points at once:
+
+    (5.1)  d lambda/dtau = -(I - J_D^T) lambda / tau,     lambda = grad phi at the data end
+           d phi / d eps_k = int r_k lambda.(D_k - D) / tau dtau
+
+The path is a composition of Runge-Kutta steps, and what is computed is the derivative of that
+composition, stage by stage: a **tap** is added to the denoiser at every stage, and
+`omega_r = d phi / d tap_r` is its reverse-mode gradient. So the scores are those of
+`sample_sensitivity` with one direction a data point, to rounding, on any grid:
+
+    d phi / d eps_k = sum_r r_k(x_r) omega_r.(D_k(x_r) - D_r)
+
+over the stages r, tables of matrix products (`tables`). Against the model's law (`base=None`) r_k
+divides by the log-density that rides along, and D_r is the network's; against the data's
+(`base="data"`, 6.3) both are the data's own.
+
+The loss of denoising at a point z, `L = E w(tau) |D(z + tau n) - z|^2`, depends on the denoiser at
+noised copies of z alone:
+
+    (5.2)  dL / d eps_k = E 2 w(tau) (D - z).(D_k - D) r_k
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from scoresens import _checks, paths, sde
+from scoresens.drives import Law, Seen, look, nats, starts
+from scoresens.measures import Measure, Points, check_base
+from scoresens.processes import Process
+from scoresens.scores import Guided, Score, as_pytree, canonical_denoiser
+from scoresens.solve import (
+    Solve,
+    Stats,
+    grid,
+    over_samples,
+    raise_if_failed,
+    stats_of,
+    tableau,
+    walk,
+)
+from scoresens.tables import Levers, States, influences, posteriors
+from scoresens.traces import Hutchinson, TraceEstimator
+
+Base = Measure | Literal["data"] | None
+
+
+class Attribution(NamedTuple):
+    """What N data points do to functionals of M samples, per unit of mass moved to each point."""
+
+    scores: Float[Array, "M ..."] | None  # [M, N] or [M, P, N]; None where top was asked for
+    top_values: Float[Array, "M ..."] | None  # [M, k] or [M, P, k], largest first
+    top_indices: Int[Array, "M ..."] | None
+    bottom_values: Float[Array, "M ..."] | None  # smallest first
+    bottom_indices: Int[Array, "M ..."] | None
+    x: Float[Array, "M *shape"]  # the samples
+    value: Float[Array, "M ..."]  # the functional there, [M] or [M, P]
+    levels: Float[Array, " steps"]  # noise level where each step of the path begins
+    profile: Float[Array, "M ..."] | None  # [M, steps] or [M, P, steps]: mean |influence| by step
+    stats: Stats
+
+
+class LossSensitivity(NamedTuple):
+    """What N data points do to the denoising loss at M points, per unit of mass."""
+
+    scores: Float[Array, "M N"] | None
+    top_values: Float[Array, "M k"] | None
+    top_indices: Int[Array, "M k"] | None
+    bottom_values: Float[Array, "M k"] | None
+    bottom_indices: Int[Array, "M k"] | None
+    loss: Float[Array, " M"]
+    stats: Stats
+
+
+def attribute(
+    process: Process,
+    score: Score,
+    data: Points,
+    functional: Callable[[Float[Array, "*shape"]], Float[Array, "*P"]],
+    noise: Float[Array, "M *shape"],
+    *,
+    base: Base = "data",
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    brownian: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | None = None,
+    top: int | None = None,
+    profile: bool = False,
+    solve: Solve = Solve(),
+) -> Attribution:
+    """The sensitivity of functionals of each sample to the weight of every data point (5.1).
+
+    Args:
+        process: the forward process.
+        score: `score(t, x)` of one sample.
+        data: the N points; `Points.on_host` keeps them on the host or in a file.
+        functional: any JAX function of one sample, to a scalar or to a vector `[P]`
+            (`functionals` has ready ones).
+        noise: `[M, *shape]` in the process's frame at t_max.
+        base: whose law density ratios are taken against: the data's (the default), another
+            measure's, or with None the model's own (black box).
+        trace, prior, key: for `base=None`, as in `sample_sensitivity`.
+        brownian: the key of the reverse SDE's Brownian path; None follows the probability flow.
+        top: None returns all scores; k the k largest and the k smallest of each functional, so
+            that nothing of size N is kept.
+        profile: whether to return which noise levels the influence comes from.
+        solve: the numerics; the grid must be fixed, the solver an explicit Runge-Kutta one.
+
+    Returns:
+        Attribution: `scores [M, N]`, or `[M, P, N]` for a vector functional, in units of the
+            functional per unit of mass: `chi_k = delta_k - rho`, so that a set's attribution, or
+            that of any change of the weights, is the sum over its points.
+
+    Raises:
+        ValueError: shapes, dtypes or a score that do not fit, a functional of more than one axis,
+            a missing key, an adaptive solve, a guided score, or a `top` above N.
+        FloatingPointError: results that are not finite (outside `jit`).
+
+    Notes:
+        Network: one path down (`2 steps` evaluations a sample with Heun, and the trace's products
+        for `base=None`) and one adjoint up (as many evaluations, and P vector-Jacobian products at
+        each), whatever N is. Tables: with S = `2 steps` stages, `2 M S N d (3 + P)` operations,
+        `2 M S N d (1 + P)` for `base=None`. Memory: `M S (P + 2) d` numbers for a batch of samples
+        (`Solve.batch_size`), beside the result. On a CPU the adjoint of a convolutional network is
+        slow inside a loop (XLA).
+
+    References:
+        Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
+    """
+    _check_points(data)
+    base, law = _law_of(process, score, data, base, prior)
+    noise, _ = paths.checked_start(process, score, noise, shape=data.shape)
+    functional = as_pytree(functional)
+    scalar = _check_functional(functional, noise[0])
+    _check_top(top, data)
+    keys = paths.sample_keys(trace, key, len(noise)) if law.rides else None
+    walks = None if brownian is None else paths.fold(brownian, len(noise))
+    trace = trace if law.rides else None
+    batches = [
+        _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve)
+        for batch in _batches((noise, keys, walks), solve.batch_size)
+    ]
+    x, value, found, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    raise_if_failed(solve, stats)
+    tau, end = process.noise_level(process.t_max), paths.lowest_level(process, solve)
+    value, seen = (
+        part if part is None or not scalar else part[:, 0] for part in (value, found.profile)
+    )
+    levels = grid(jnp.asarray(tau, noise.dtype), end, solve)[:-1]
+    return Attribution(*_flat(found, scalar), x, value, levels, seen, stats)
+
+
+def loss_sensitivity(
+    process: Process,
+    score: Score,
+    data: Points,
+    x: Float[Array, "M *shape"],
+    *,
+    levels: Float[ArrayLike, " Q"],
+    key: PRNGKeyArray,
+    weights: Float[ArrayLike, " Q"] | None = None,
+    draws: int = 1,
+    base: Base = "data",
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    top: int | None = None,
+    solve: Solve = Solve(),
+) -> LossSensitivity:
+    """The sensitivity of the denoising loss at given points to the weight of every data point
+    (5.2).
+
+    The loss at z is the mean over Q noise levels and `draws` draws of noise at each of
+    `w(tau) |D(z + tau n, tau) - z|^2`.
+
+    Args:
+        process, score, data: as in `attribute`.
+        x: `[M, *shape]`, the points z, in units of the data.
+        levels: `[Q]`, noise levels tau > 0 (noise-to-signal ratios).
+        key: of the noise; point i uses `fold_in(key, i)`.
+        weights: `[Q]`, w(tau) of each level; None weighs them equally.
+        draws: of noise at each level.
+        base, trace, prior: as in `attribute`; `base=None` solves (3.1) up from each noised point.
+        top: as in `attribute`.
+        solve: the numerics of that solve, and the number of points taken at a time.
+
+    Returns:
+        LossSensitivity: `scores [M, N]`, the derivative of the loss per unit of mass; negative
+            where more of a point would lower the loss. `loss [M]`.
+
+    Raises:
+        ValueError: as `attribute`; levels that are not positive, weights that do not fit.
+        FloatingPointError: results that are not finite (outside `jit`).
+
+    Notes:
+        One network evaluation a noised point (a path up to the noise with its trace for
+        `base=None`), and the tables of `attribute`.
+
+    References:
+        Scarvelis & Solomon 2025, arXiv 2509.23092, section on losses.
+    """
+    _check_points(data)
+    base, law = _law_of(process, score, data, base, prior)
+    x, _ = paths.checked_start(process, score, x, name="x", shape=data.shape)
+    levels, weights = _check_levels(levels, weights, draws)
+    _check_top(top, data)
+    _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
+    trace = trace if law.rides else None
+    batches = [
+        _loss_batch(law, data, base, batch, levels, weights, trace, top, solve)
+        for batch in _batches((x, paths.fold(key, len(x))), solve.batch_size)
+    ]
+    loss, found, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    raise_if_failed(solve, stats)
+    return LossSensitivity(*_flat(found, True), loss[:, 0], stats)
+
+
+# ------------------------------------------------------------------ attribution of one batch
+
+
+class _Trail(NamedTuple):
+    """Where a batch's paths have been, and what a change of the denoiser there does."""
+
+    x: Float[Array, "M *shape"]
+    value: Float[Array, "M P"]
+    states: States
+    omega: Float[Array, "S M P d"]
+    denoised: Float[Array, "S M d"]
+    nats: Float[Array, "S M"] | None  # the model's log-density, of the black box
+
+
+class _View(NamedTuple):
+    """What one stage of a path saw."""
+
+    tau: Array
+    x: Array
+    denoised: Array
+    nats: Array | None
+    node: sde.Node | None = None  # along the SDE, where the log-density is followed from
+
+
+def _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve):
+    trail = _down_and_up(law, functional, *batch, trace, solve)
+    group = len(tableau(solve).b) if profile else None
+    found = influences(data, trail.states, _levers(base, trail), top=top, group=group)
+    if profile:
+        found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
+    steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
+    return trail.x, trail.value, found, stats_of((trail.x, trail.value, found), steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _down_and_up(law, functional, noise, keys, walks, trace, solve):
+    stages = len(tableau(solve).b)
+    walked = _flow if walks is None else _diffusion
+
+    def one(noise, key, walk_key):
+        probes = trace and trace.draw(key, noise)
+
+        def run(taps):
+            x, views = walked(law, noise, walk_key, trace, probes, taps, solve)
+            return jnp.atleast_1d(functional(x)), (x, views._replace(node=None))
+
+        taps = jnp.zeros((solve.steps, stages, *noise.shape), noise.dtype)
+        value, pull, (x, views) = jax.vjp(run, taps, has_aux=True)
+        return x, value, jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))[0], views
+
+    x, value, omega, views = over_samples(one, solve, noise, keys, walks)
+    omega = jnp.moveaxis(omega.reshape(*value.shape, solve.steps * stages, -1), 2, 0)
+    places, denoised = (_states_first(part, noise[0].size) for part in (views.x, views.denoised))
+    density = None if views.nats is None else views.nats.reshape(len(noise), -1).T
+    return _Trail(x, value, States(views.tau[0].reshape(-1), places), omega, denoised, density)
+
+
+def _flow(law, noise, _, trace, probes, taps, solve):
+    """The end of the probability flow, and what its stages saw."""
+    hat, tau, _ = paths.noise_end(law.process, noise, None)
+    gain = starts((law,), noise)[0].own
+
+    def evaluate(tau, state, before, tap):
+        x, gain = state
+        denoised, spread = _see(law, tau, x, trace, probes)
+        rise = None if spread is None else spread / tau
+        return ((x - denoised - tap) / tau, rise), view(tau, x, denoised, gain)
+
+    def view(tau, x, denoised, gain):
+        return _View(tau, x, denoised, None if gain is None else nats(gain, tau, x))
+
+    nodes = grid(tau, paths.lowest_level(law.process, solve), solve)
+    before = view(nodes[0], hat, jnp.zeros_like(hat), gain)
+    (x, _), _, views = walk(evaluate, (hat, gain), before, nodes, solve, taps=taps)
+    return x, views
+
+
+def _diffusion(law, noise, walk_key, trace, probes, taps, solve):
+    """The end of the reverse SDE along one Brownian path, and what its stages saw."""
+    run = sde.brownian(law.process, noise, walk_key, solve)
+
+    def evaluate(w, state, before, tap):
+        z, tau = state[0], w**-0.5
+        denoised, spread = _see(law, tau, z / w, trace, probes)
+        fixed, place = jax.lax.stop_gradient((denoised, z))
+        node = sde.follow(before.node, Seen(fixed, spread, None), w, place)
+        return (denoised + tap,), view(w, z, denoised, node)
+
+    def view(w, z, denoised, node):
+        return _View(w**-0.5, z / w, denoised, None if node is None else node.nats, node)
+
+    start = sde.begin((law,), noise, run)[0].own
+    before = view(run.clock[0], run.z, jnp.zeros_like(run.z), start)
+    (z,), _, views = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks, taps=taps)
+    return z / run.clock[-1], views
+
+
+def _see(law, tau, x, trace, probes):
+    """The denoiser, to be differentiated, and for the black box its trace, which is not: the
+    weights of a direction are held where the path is."""
+    if not law.rides:
+        return canonical_denoiser(law.process, law.score, tau, x), None
+    nothing = jnp.zeros((0, *x.shape), x.dtype)
+    spread = look(law, tau, jax.lax.stop_gradient(x), nothing, trace, probes).own.trace
+    return canonical_denoiser(law.process, law.score, tau, x), spread
+
+
+def _levers(base, trail):
+    if base is None:
+        return Levers(trail.omega, trail.nats, trail.denoised)
+    return Levers(trail.omega, *posteriors(base, trail.states))
+
+
+def _states_first(leaf, size):
+    """[M, steps, stages, *shape] as [S, M, d]."""
+    return jnp.swapaxes(leaf.reshape(len(leaf), -1, size), 0, 1)
+
+
+def _flat(found, scalar):
+    """Scores and ranks in the order of the results, without the axis P of a scalar functional."""
+    parts = (found.scores, *(found.top or (None, None)), *(found.bottom or (None, None)))
+    return [part if part is None or not scalar else part[:, 0] for part in parts]
+
+
+# ------------------------------------------------------------------ the loss of one batch
+
+
+def _loss_batch(law, data, base, batch, levels, weights, trace, top, solve):
+    trail = _noised(law, *batch, levels, weights, trace, solve)
+    found = influences(data, trail.states, _levers(base, trail), top=top)
+    steps, solved = jnp.zeros(len(trail.x), int), jnp.ones(len(trail.x), bool)
+    return trail.value, found, stats_of((trail.value, found), steps, solved)
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def _noised(law, x, keys, levels, weights, trace, solve):
+    """Noised copies of each point, and what their denoiser does to the loss. `levels` and
+    `weights` are `[S]`, one a copy."""
+
+    def one(x, key):
+        def copy(i, tau, weight):
+            own = jax.random.fold_in(key, i)
+            place = x + tau * jax.random.normal(own, x.shape, x.dtype)
+            denoised = canonical_denoiser(law.process, law.score, tau, place)
+            error = denoised - x
+            density = _density_at(law, tau, place, trace, own, solve) if law.rides else None
+            return place, denoised, 2 * weight * error, weight * jnp.sum(error**2), density
+
+        return jax.lax.map(lambda row: copy(*row), (jnp.arange(len(levels)), levels, weights))
+
+    places, denoised, omega, loss, density = over_samples(one, solve, x, keys)
+    rows = [_states_first(part[:, :, None], x[0].size) for part in (places, denoised, omega)]
+    density = None if density is None else density.T
+    loss = jnp.sum(loss, 1, keepdims=True)
+    return _Trail(x, loss, States(levels, rows[0]), rows[2][:, :, None], rows[1], density)
+
+
+def _density_at(law, tau, x, trace, key, solve):
+    """log rho^_tau(x) of the model, by the path up to the noise (3.1)."""
+    probe_key = jax.random.fold_in(key, 0) if trace.needs_key else None
+    return paths.climb_one(law.process, law.score, x, tau, trace, law.prior, probe_key, solve)[1]
+
+
+# ------------------------------------------------------------------ the public door
+
+
+def _law_of(process, score, data, base, prior):
+    if isinstance(score, Guided):
+        raise ValueError("a guided score is made of two laws; attribute takes a score of one")
+    if isinstance(base, str):
+        if base != "data":
+            raise ValueError(f"base must be 'data', a measure, or None, got {base!r}")
+        base = data
+    if base is not None:
+        check_base(base)
+    return base, Law(process, as_pytree(score), 1.0, None, base, prior, rides=base is None)
+
+
+def _check_points(data):
+    if not isinstance(data, Points):
+        raise ValueError(f"data must be Points(images), got {type(data)}")
+
+
+def _check_functional(functional, x):
+    """Whether the functional is scalar; refuses what is neither scalar nor a vector."""
+    out = jax.eval_shape(functional, x)
+    if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"a functional must return one floating-point array, got {out}")
+    if len(out.shape) > 1 or 0 in out.shape:
+        raise ValueError(
+            f"a functional must return a scalar or a vector [P] for one sample, got shape "
+            f"{out.shape}; flatten it"
+        )
+    return out.shape == ()
+
+
+def _check_top(top, data):
+    if top is not None and not (isinstance(top, int) and 1 <= top <= len(data)):
+        raise ValueError(f"top must be a whole number from 1 to {len(data)}, got {top!r}")
+
+
+def _check_levels(levels, weights, draws):
+    levels = _checks.floating("levels", levels)
+    if levels.ndim != 1 or not levels.size:
+        raise ValueError(f"levels must be a vector [Q] of noise levels, got shape {levels.shape}")
+    _checks.positive("levels", levels)
+    if not (isinstance(draws, int) and draws >= 1):
+        raise ValueError(f"draws must be a whole number >= 1, got {draws!r}")
+    weights = jnp.ones_like(levels) if weights is None else _checks.floating("weights", weights)
+    _checks.weights("weights", weights, levels.shape)
+    return jnp.repeat(levels, draws), jnp.repeat(weights, draws) / (levels.size * draws)
+
+
+def _batches(arrays, size):
+    count = len(arrays[0])
+    for start in range(0, count, size):
+        yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)
