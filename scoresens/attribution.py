@@ -312,7 +312,7 @@ def _diffusion(law, noise, walk_key, trace, probes, taps, solve):
     def view(w, z, denoised, node):
         return _View(w**-0.5, z / w, denoised, None if node is None else node.nats, node)
 
-    start = sde.begin((law,), noise, run)[0].own
+    start = sde.begin((law,), noise, run, trace)[0].own
     before = view(run.clock[0], run.z, jnp.zeros_like(run.z), start)
     (z,), _, views = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks, taps=taps)
     return z / run.clock[-1], views

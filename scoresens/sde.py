@@ -114,7 +114,7 @@ def _diffuse(law, noise, keys, rule, solve):
             seen = look(law, tau, z / w, riders, rule, probes)
             return (seen.own.denoised,), advance(before, seen, w, z)
 
-        before = begin((law,), noise, run)[0]
+        before = begin((law,), noise, run, rule)[0]
         (z,), before, _ = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks)
         if rule is None:
             return z / run.clock[-1], None
@@ -158,12 +158,14 @@ def brownian(
     return Brownian(clock[0] * hat, clock, kicks)
 
 
-def begin(laws: Laws, noise: Float[Array, "*shape"], run: Brownian) -> tuple[Look, ...]:
+def begin(
+    laws: Laws, noise: Float[Array, "*shape"], run: Brownian, rule: TraceEstimator | None
+) -> tuple[Look, ...]:
     """Nodes at the noise, where nothing has been seen yet."""
     w, z = run.clock[0], run.z
+    unseen = Seen(jnp.zeros_like(z), None if isinstance(rule, Ito) else jnp.zeros_like(w), None)
 
     def node(gain):
-        unseen = Seen(jnp.zeros_like(z), jnp.zeros_like(w), None)
         return Node(w, z, unseen, nats(gain, w**-0.5, z))
 
     return jax.tree.map(node, starts(laws, noise))

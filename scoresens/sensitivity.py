@@ -246,7 +246,7 @@ def _push_noisy(laws, noise, trace, keys, brownian_keys, solve):
             here = [sde.known(node) for node in nodes]
             return drives.driven(laws, looks, here, tau, x), nodes
 
-        state, nodes = (run.z, _no_tangents(laws, run.z)), sde.begin(laws, noise, run)
+        state, nodes = (run.z, _no_tangents(laws, run.z)), sde.begin(laws, noise, run, trace)
         state, nodes, _ = walk(evaluate, state, nodes, run.clock, solve, kicks=run.kicks)
         end = run.clock[-1]
         _, nodes = evaluate(end, state, nodes, None)
