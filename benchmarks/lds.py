@@ -165,16 +165,12 @@ def queries() -> np.ndarray:
     return np.asarray(ss.sample_ode(PROCESS, score(), noise()).x)
 
 
-def project(x: jax.Array) -> jax.Array:
-    """The functional: a sample along the components, `[8]`."""
-    return jnp.asarray(components()) @ x.reshape(-1)
-
-
 def attribution(h: float, base: str | None) -> np.ndarray:
     """The points' scores, summed over the change of their weights."""
     data = ss.Points(IMAGES, bandwidth=h)
+    displacement = ss.functionals.components(components().reshape(-1, *IMAGES.shape[1:]))
     law = {"base": base} if base else {"base": None, "trace": ss.Exact(), "prior": data}
-    scores = ss.attribute(PROCESS, score(), data, project, noise(), **law).scores
+    scores = ss.attribute(PROCESS, score(), data, displacement, noise(), **law).scores
     return np.einsum("sn,mpn->smp", changes(), np.asarray(scores))
 
 
