@@ -51,6 +51,7 @@ class DataSettings:
     Args:
         name: what `load` takes.
         path: where the data are, if not where `load` looks.
+        classes: keep the images of these classes; of all if there is none.
         count: keep this many images, drawn once with ``seed``; all if None.
         size: side in pixels to reduce the images to by `downsample`; as they are if None.
         seed: of the draw.
@@ -58,6 +59,7 @@ class DataSettings:
 
     name: str
     path: Path | None = None
+    classes: tuple[str, ...] = ()
     count: int | None = None
     size: int | None = None
     seed: int = 0
@@ -102,13 +104,30 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 
 
 def prepare(settings: DataSettings) -> Dataset:
-    """Returns the data that settings name: loaded, drawn from, and reduced in size."""
+    """Returns the data that settings name: loaded, chosen by class, drawn from, and reduced in
+    size."""
     dataset = load(settings.name, settings.path)
+    if settings.classes:
+        dataset = of_classes(dataset, settings.classes)
     if settings.count is not None:
         dataset = subset(dataset, settings.count, settings.seed)
     if settings.size is not None:
         dataset = dataset._replace(images=downsample(dataset.images, settings.size))
     return dataset
+
+
+def of_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """Returns the images of some classes, in their order; classes keep their numbers.
+
+    Raises:
+        ValueError: for a class that the data do not have.
+    """
+    unknown = [name for name in classes if name not in dataset.class_names]
+    if unknown:
+        known = ", ".join(dataset.class_names)
+        raise ValueError(f"class {unknown[0]!r} is not in {dataset.name}: its classes are {known}")
+    kept = np.isin(dataset.labels, [dataset.class_names.index(name) for name in classes])
+    return dataset._replace(images=dataset.images[kept], labels=dataset.labels[kept])
 
 
 def subset(dataset: Dataset, count: int, seed: int) -> Dataset:

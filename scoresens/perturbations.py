@@ -184,6 +184,8 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
         derivative.
     """
     mask = _mask(data, which)
+    if mask.all(-1).any():
+        raise ValueError("remove was asked to take every point: nothing would be left of the data")
     touched = np.flatnonzero(mask.any(0))
     weights = data.normalized_weights
     taken = jnp.where(jnp.asarray(mask[:, touched]), weights[touched], 0)
@@ -231,14 +233,19 @@ def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> 
     return _added(points, shares) + _edited(data, index, -shares)
 
 
-def move(data: Points, index: Indices, direction: Float[ArrayLike, "K *shape"]) -> Perturbation:
-    """Directions along which data points are edited: at mass eps, point `index[k]` stands at
-    `data[index[k]] + eps direction[k]`.
+def move(
+    data: Points,
+    which: Indices | Bool[ArrayLike, " N"],
+    direction: Float[ArrayLike, "n *shape"],
+) -> Perturbation:
+    """Directions along which data points are edited: at mass eps, the points named stand at
+    `point + eps direction`.
 
     Args:
         data: the data set.
-        index: `[K]`, each point its own direction.
-        direction: `[K, *shape]`, the edit, in units of the data.
+        which: indices `[n]`, each point a direction of its own (K = n); or a boolean mask `[N]` of
+            n points that move together (K = 1).
+        direction: `[n, *shape]`, the edit of each, in units of the data.
 
     Raises:
         ValueError: an index outside the data or given twice, or directions that do not fit.
@@ -246,12 +253,14 @@ def move(data: Points, index: Indices, direction: Float[ArrayLike, "K *shape"]) 
     Notes:
         The transport (Wasserstein) direction, where `add` is the mixture direction.
     """
-    index = _distinct(data, index)
+    together = np.asarray(which).dtype == bool
+    index = np.flatnonzero(_mask(data, which).any(0)) if together else _distinct(data, which)
     direction = _checks.samples("direction", direction, data.shape)
     if len(direction) != len(index):
-        raise ValueError(f"move got {len(index)} indices and {len(direction)} directions")
+        raise ValueError(f"move got {len(index)} points and {len(direction)} directions")
     chosen = Points(data.points[index], None, data.bandwidth)
-    shares = jnp.diag(data.normalized_weights[index])
+    weights = data.normalized_weights[index]
+    shares = weights[None] if together else jnp.diag(weights)
     return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
 
 
@@ -305,7 +314,5 @@ def _mask(data, which):
             f"a mask must have shape [{len(data)}] or [K, {len(data)}], got {which.shape}"
         )
     if not mask.any(-1).all():
-        raise ValueError("remove got an empty set of points: a row of the mask is all False")
-    if mask.all(-1).any():
-        raise ValueError("remove was asked to take every point: nothing would be left of the data")
+        raise ValueError("the mask names an empty set of points: a row of it is all False")
     return mask

@@ -105,7 +105,8 @@ def integrate(
     leaves, shape = jax.tree.flatten(state)  # diffrax stumbles over empty parts of a tree
 
     def field(tau, leaves, args):
-        return jax.tree.leaves(vector_field(tau, shape.unflatten(leaves), args))
+        rates = jax.tree.leaves(vector_field(tau, shape.unflatten(leaves), args))
+        return [rate.astype(leaf.dtype) for rate, leaf in zip(rates, leaves, strict=True)]
 
     saves = [diffrax.SubSaveAt(t1=True)]
     if count is not None:

@@ -7,7 +7,7 @@ keys.
 
     real_i      = mean over keys of x_i(tuned on changed data) - x_i(tuned on unchanged data)
     predicted_i = mass dx_i / d mass                  first order, (4.1)
-                  x_i(counterfactual) - x_i           finite, (6.3)
+                  x_i(counterfactual) - x_i           finite, (6.1) and (6.3)
 
 are compared over samples i by the measures of `compare`, each with a bootstrap interval over
 samples.
@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from scoresens.changes import Change
 from scoresens.counterfactual import counterfactual
+from scoresens.learned import Learned
 from scoresens.measures import Points
 from scoresens.models import Denoiser
 from scoresens.paths import sample_ode
@@ -83,22 +84,25 @@ def predict_change(
         solve: the numerics.
 
     Returns:
-        `first_order_model`, `first_order_data`, `counterfactual_data`, and the baseline
-        `class_mean`, which moves each sample straight toward the mean of what is added (away from
-        what is removed), with ratio r = 1 in (2.1); and `before`, the samples themselves.
+        `first_order_model`, `counterfactual_model` (black box, with the exact trace),
+        `first_order_data`, `counterfactual_data`, and the baseline `class_mean`, which moves each
+        sample straight toward the mean of what is added (away from what is removed, along what is
+        moved), with ratio r = 1 in (2.1); and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
-    black_box = sample_sensitivity(
-        PROCESS, score, perturbation, noise, trace=Exact(), prior=data, solve=solve
-    )
-    relative = sample_sensitivity(PROCESS, score, perturbation, noise, base=data, solve=solve)
-    finite = counterfactual(PROCESS, score, perturbation, noise, mass=mass, base=data, solve=solve)
+    alone = {"trace": Exact(), "prior": data, "solve": solve}
+    black_box = sample_sensitivity(PROCESS, score, perturbation, noise, **alone)
+    changed = counterfactual(PROCESS, score, perturbation, noise, mass=mass, **alone)
+    known = {"base": data, "trace": Exact(), "solve": solve}
+    relative = sample_sensitivity(PROCESS, score, perturbation, noise, **known)
+    finite = counterfactual(PROCESS, score, perturbation, noise, mass=mass, **known)
     before = black_box.x
     return jax.device_get(
         {
             "before": before,
             "first_order_model": mass * black_box.tangent[:, 0],
             "first_order_data": mass * relative.tangent[:, 0],
+            "counterfactual_model": changed.x[:, 0] - before,
             "counterfactual_data": finite.x[:, 0] - before,
             "class_mean": mass * _straight(perturbation, before),
         }
@@ -106,14 +110,18 @@ def predict_change(
 
 
 def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:
-    """sum_j c_j (y_j - x): (4.1) as it would be with every ratio 1 and no network."""
-    parts = [
-        (part.coefficients[0], part.measure.points)
-        for part in perturbation.parts
-        if isinstance(part.measure, Points)  # as all named changes are
-    ]
-    shift = sum(jnp.tensordot(coefficients, points, 1) for coefficients, points in parts)
-    return shift - sum(jnp.sum(coefficients) for coefficients, _ in parts) * x
+    """sum_j c_j (y_j - x), or sum_j c_j u_j of a move: (4.1) as it would be with every ratio 1 and
+    no network."""
+    shift = jnp.zeros_like(x)
+    for part in perturbation.parts:
+        weights, measure = part.coefficients[0], part.measure
+        if part.velocity is not None:
+            shift += jnp.tensordot(weights, part.velocity, 1)
+        elif isinstance(measure, Learned):
+            shift += weights[0] * (jnp.mean(measure.prior.points, 0) - x)  # its samples
+        else:
+            shift += jnp.tensordot(weights, measure.points, 1) - jnp.sum(weights) * x
+    return shift
 
 
 def real_change(
@@ -145,15 +153,25 @@ def real_change(
         2 R trainings and as many sampling runs.
     """
 
-    def samples(weights, repeat):
-        draws = jax.random.fold_in(key, repeat)
+    own = data.points if change.images is None else change.images
+    with_control = own if change.base_weights is not None else data.points
+
+    def samples(images, weights, repeat):
         tuned = train(
-            model, data.points, key=draws, settings=settings, weights=weights, progress=progress
+            model,
+            images,
+            key=jax.random.fold_in(key, repeat),
+            settings=settings,
+            weights=weights,
+            base_weights=change.base_weights,
+            progress=progress,
         )
         score = from_denoiser(PROCESS, tuned.model)
         return jax.device_get(sample_ode(PROCESS, score, noise, solve=solve).x)
 
-    pairs = [(samples(None, r), samples(change.weights, r)) for r in range(repeats)]
+    pairs = [
+        (samples(with_control, None, r), samples(own, change.weights, r)) for r in range(repeats)
+    ]
     return RealChange(*map(np.stack, zip(*pairs, strict=True)))
 
 

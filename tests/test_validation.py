@@ -10,7 +10,7 @@ import scoresens as ss
 from scoresens.changes import ChangeSettings, make_change
 from scoresens.datasets import Dataset
 from scoresens.models import ModelSettings, build
-from scoresens.perturbations import change
+from scoresens.finite import change
 from scoresens.training import TrainSettings
 from scoresens.validation import compare, predict_change, real_change
 
