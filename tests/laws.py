@@ -8,6 +8,7 @@ import diffrax
 import jax.numpy as jnp
 import numpy as np
 import oracles
+from jax.tree_util import Partial
 
 import scoresens as ss
 
@@ -216,6 +217,63 @@ def data_tangent(process, noise, perturbation):
     data = data_set()
     score = ss.exact_score(process, data)
     return ss.sample_sensitivity(process, score, perturbation, noise, base=data, solve=FINE)
+
+
+# ------------------------------------------------------------------ law 3: two routes to one number
+
+# Ten steps will do: attribution differentiates the composition of the solver's own steps, so the two
+# routes agree to rounding on any grid.
+SHORT = ss.Solve(steps=10, tau_min=BOTTOM)
+CROWD = ss.Points(
+    jnp.asarray(np.random.default_rng(7).normal(size=(500, 2))),
+    jnp.asarray(np.random.default_rng(8).uniform(0.5, 1.5, size=500)),
+    0.3,
+)
+
+
+def first_and_square(x):
+    """A functional with two values."""
+    return jnp.stack([x[0], jnp.sum(jnp.square(x))])
+
+
+def check_duality(process, **given):
+    """Attribution is grad phi . tangent for every point of CROWD. 1e-9: rounding, 1e-16, of
+    log-densities of some hundreds, over 20 stages."""
+    process, noise = between_levels(process)
+    _check_dual(process, noise, _tangents_of_a_crowd(process, noise, **given), **given)
+
+
+def check_duality_across_frames(process):
+    """The same with the tangents of EDM from the same canonical noise: the grid is one in all
+    frames."""
+    _check_dual(*between_levels(process), _in_canonical_frame(_tangents_of_a_crowd))
+
+
+def _check_dual(process, noise, pushed, base="data", solve=SHORT, **given):
+    x, tangent = map(np.asarray, pushed)
+    given = {"base": base, "solve": solve, **given}
+    found = ss.attribute(process, bent(process), CROWD, first_and_square, noise, **given)
+    slopes = np.stack([np.tile([1.0, 0.0], (len(x), 1)), 2 * x], 1)
+    close(found.scores, np.einsum("mpi,mki->mpk", slopes, tangent), relative=1e-9)
+    close(found.x, x, absolute=1e-12)
+    close(found.value, np.stack([x[:, 0], np.sum(x**2, 1)], 1), absolute=1e-12)
+
+
+def _tangents_of_a_crowd(process, noise, base="data", solve=SHORT, **given):
+    one_by_one = ss.add(CROWD.points).with_default_bandwidth(CROWD.bandwidth)
+    given = {"base": CROWD if base == "data" else base, "solve": solve, **given}
+    pushed = ss.sample_sensitivity(process, bent(process), one_by_one, noise, **given)
+    return pushed.x, pushed.tangent
+
+
+def bent(process):
+    """A network that is the score of no law: its Jacobian is not symmetric, as that of an exact
+    score always is, so that J and its transpose differ."""
+    return ss.from_canonical(process, Partial(_bent, jnp.array([[0.4, 1.1], [-0.7, 0.2]])))
+
+
+def _bent(matrix, tau, x):
+    return (x + jnp.square(tau) * jnp.tanh(matrix @ x)) / (1 + jnp.square(tau))
 
 
 # ------------------------------------------------------------------ law 4: log-densities on paths
