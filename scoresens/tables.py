@@ -1,15 +1,21 @@
 r"""Tables of states against data points, as matrix products in blocks.
 
-A data set enters a path's derivative through the noised kernels of its points at the R states
-(x_r, tau_r) that the path has been at:
+A data set enters a path's derivative through the noised kernels of its points at the states
+(x_r, tau_r) that the path has been at. With v = tau^2 + h^2 the logarithm of a kernel is linear in
+the **features** f_k = (y_k, |y_k|^2, 1) of a point, and so is what a lever does along D_k:
 
-    log K_rk = log N(x_r; y_k, (tau_r^2 + h^2) I)              one product  x Y^T
-    posterior of the whole set at each state                   one more     p Y
-    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)            and one      omega Y^T
+    log K_rk - ref_r      = a_r.f_k     a = (x / v, -1 / 2v, -|x|^2 / 2v - d/2 log 2 pi v - ref)
+    omega_r.(D_k - D_r)   = b_r.f_k     b = (tau^2 / v omega, 0, omega.(h^2 / v x - D_r))
 
-with D_k = (h^2 x + tau^2 y_k) / (h^2 + tau^2). No network is evaluated here. Points are read in
-blocks, from the device or from the host (an array or a memory map, `Points.on_host`), and states in
-chunks: the working memory is one (CHUNK, BLOCK) table whatever N is.
+so that all there is to compute is products of matrices, R states by N points:
+
+    posterior of the whole set at each state     p = softmax(a F^T + log w),  p Y
+    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(a F^T) * (b F^T), summed over states
+
+No network is evaluated here. Points are read in blocks, from the device or from the host (an array
+or a memory map, `Points.on_host`), and states in chunks: the working memory is a few tables of one
+chunk by one block, whatever N is. Everything is measured from the mean of the first points, where
+`|x - y|^2` by its expansion loses least; at small noise it is taken exactly for the nearest.
 """
 
 import functools
@@ -25,6 +31,8 @@ from scoresens.processes import Scalar
 
 BLOCK = 2048  # points at a time
 ROWS = 512  # states (times functionals) at a time
+
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class States(NamedTuple):
@@ -70,11 +78,12 @@ def posteriors(base: Measure, states: States) -> Posterior:
         jnp.zeros(counts, states.x.dtype),
         jnp.zeros_like(states.x),
     )
-    plan = Plan(None, None, _chunk(counts, 1))
-    top, mass, mean = _fold(_add_posterior, plan, base, states, start)
-    mean = mean / mass[..., None]
-    own, noise = _shares(base.bandwidth, states.tau)
-    mean = own[:, None, None] * states.x + noise[:, None, None] * mean
+    plan, centre = Plan(None, None, _chunk(counts, 1)), _centre(base, states.x.dtype)
+    given = _chunked(plan, states._replace(x=states.x - centre))
+    found = _fold(_add_posterior, plan, base, centre, given, _chunked(plan, start))
+    top, mass, mean = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    own, noise = (share[:, None, None] for share in _shares(base.bandwidth, states.tau))
+    mean = own * states.x + noise * (centre + mean / mass[..., None])
     return Posterior(top + jnp.log(mass), mean)
 
 
@@ -89,20 +98,20 @@ def influences(
     """What weight on each data point does to each functional: the sum over states, dense or the
     `top` largest and smallest; with `group`, a profile over groups of that many states."""
     count, samples, functionals, _ = levers.omega.shape
-    chunk = _chunk((count, samples), functionals, group or 1)
-    own, noise = _shares(points.bandwidth, states.tau)
-    x_part = own[:, None, None] * jnp.einsum("smpd,smd->smp", levers.omega, states.x)
-    offset = x_part - jnp.einsum("smpd,smd->smp", levers.omega, levers.denoised)
-    levers = (noise[:, None, None, None] * levers.omega, offset, levers.nats)
-    shape, dtype = (samples, functionals), states.x.dtype
+    plan = Plan(top, group, _chunk((count, samples), functionals, group or 1))
+    centre = _centre(points, states.x.dtype)
+    x, denoised = states.x - centre, levers.denoised - centre
+    own, noise = (share[:, None, None] for share in _shares(points.bandwidth, states.tau))
+    offset = _product("smpd,smd->smp", levers.omega, own * x - denoised)
+    given = (states._replace(x=x), levers.nats, noise[..., None] * levers.omega, offset)
+    shape, dtype = (samples, functionals), x.dtype
     start = Influences(
         jnp.zeros((*shape, len(points)), dtype) if top is None else None,
         top and _nothing_ranked(shape, top, dtype),
         top and _nothing_ranked(shape, top, dtype),
         group and jnp.zeros((count // group, *shape), dtype),
     )
-    plan = Plan(top, group, chunk)
-    found = _fold(_add_influences, plan, points, (states, levers), start)
+    found = _fold(_add_influences, plan, points, centre, _chunked(plan, given), start)
     if top is None:
         return found
     return found._replace(bottom=(-found.bottom[0], found.bottom[1]))
@@ -114,47 +123,54 @@ def influences(
 class _Block(NamedTuple):
     """B consecutive points. The last block begins early, over points that were seen before."""
 
-    flat: Float[Array, "B d"]
+    points: Float[Array, "B d"]  # from the centre
     weights: Float[Array, " B"]
     start: Int[Array, ""]
     first: Int[Array, ""]  # the first new point
-    centre: Float[Array, " d"]
     bandwidth: Scalar
 
     @property
     def fresh(self):
-        return self.start + jnp.arange(len(self.flat)) >= self.first
+        return self.start + jnp.arange(len(self.points)) >= self.first
+
+    @property
+    def features(self):
+        squares = jnp.sum(jnp.square(self.points), -1, keepdims=True)
+        return jnp.concatenate([self.points, squares, jnp.ones_like(squares)], -1)
 
 
-def _add_posterior(plan, states, carry, block):
-    fresh = block.fresh & (block.weights > 0)
+def _add_posterior(plan, given, carry, block):
+    fresh, features = block.fresh & (block.weights > 0), block.features
     log_weights = jnp.where(fresh, jnp.log(jnp.where(fresh, block.weights, 1)), -jnp.inf)
 
     def add(given):
         states, (top, mass, mean) = given
-        logits = _log_kernels(block, states) + log_weights
+        logits = _log_kernels(block, features, states, 0.0) + log_weights
         new_top = jnp.maximum(top, jnp.max(logits, -1))
         kept, terms = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])
-        gained = jnp.einsum("smb,bd->smd", terms, block.flat)
+        gained = _product("smb,bd->smd", terms, block.points)
         return new_top, kept * mass + jnp.sum(terms, -1), kept[..., None] * mean + gained
 
-    return _over_chunks(add, plan, (states, carry))
+    return jax.lax.map(add, (given, carry))
 
 
 def _add_influences(plan, given, carry, block):
-    def add(found, given):
-        states, (omega, offset, nats) = given
-        ratio = jnp.exp(_log_kernels(block, states) - nats[..., None])
-        along = jnp.einsum("smpd,bd->smpb", omega, block.flat) + offset[..., None]
-        each = ratio[:, :, None] * along
-        if plan.group is None:
-            return found + jnp.sum(each, 0), None
-        steps = jnp.sum(each.reshape(-1, plan.group, *each.shape[1:]), 1)
-        return found + jnp.sum(steps, 0), jnp.abs(steps) @ jnp.where(block.fresh, block.weights, 0)
+    features = block.features
 
-    samples, functionals = given[1][1].shape[1:]
-    zeros = jnp.zeros((samples, functionals, len(block.flat)), block.flat.dtype)
-    found, profile = jax.lax.scan(add, zeros, _chunked(plan, given))
+    def add(found, given):
+        states, nats, omega, offset = given
+        rows = jnp.stack([jnp.zeros_like(offset), offset], -1)
+        along = _product("smpf,bf->smpb", jnp.concatenate([omega, rows], -1), features)
+        each = jnp.exp(_log_kernels(block, features, states, nats))[:, :, None] * along
+        if plan.group is None:
+            return found + _total(each), None
+        steps = jax.vmap(_total)(each.reshape(-1, plan.group, *each.shape[1:]))
+        seen = jnp.abs(steps) @ jnp.where(block.fresh, block.weights, 0)
+        return found + _total(steps), seen
+
+    samples, functionals = given[-1].shape[-2:]
+    zeros = jnp.zeros((samples, functionals, len(features)), features.dtype)
+    found, profile = jax.lax.scan(add, zeros, given)
     if plan.group is not None:
         carry = carry._replace(profile=carry.profile + profile.reshape(carry.profile.shape))
     if plan.top is None:
@@ -166,29 +182,36 @@ def _add_influences(plan, given, carry, block):
     )
 
 
-def _log_kernels(block, states):
-    """log N(x; y, (tau^2 + h^2) I), [S, M, B]. By the expansion of the square, about a centre;
-    where its rounding would show, the nearest distances are taken exactly (see `measures`)."""
-    flat, x = block.flat - block.centre, states.x - block.centre
-    spread = (jnp.square(states.tau) + jnp.square(block.bandwidth))[:, None, None]
-    norms = jnp.sum(jnp.square(flat), -1)
-    inner = jnp.einsum("smd,bd->smb", x, flat, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(jnp.square(x), -1, keepdims=True) + norms - 2 * inner
+def _log_kernels(block, features, states, reference):
+    """log N(x; y, (tau^2 + h^2) I) - reference, [S, M, B]. Where the rounding of |x - y|^2 by its
+    expansion would show, it is taken exactly for the nearest (see `measures`)."""
+    x, spread = states.x, jnp.square(states.tau) + jnp.square(block.bandwidth)
+    constant = -0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI)[:, None] - reference
+    weight = jnp.broadcast_to(0.5 / spread[:, None], x.shape[:2])
+    rows = jnp.stack([-weight, constant - weight * jnp.sum(jnp.square(x), -1)], -1)
+    rows = jnp.concatenate([x / spread[:, None, None], rows], -1)
+    table = _product("smf,bf->smb", rows, features)
 
-    def exact_where_near(squares):
-        nearest = jax.lax.top_k(-squares, min(NEAREST, len(flat)))[1]
-        exact = jnp.sum(jnp.square(flat[nearest] - x[:, :, None]), -1)
-        return jnp.put_along_axis(squares, nearest, exact, -1, inplace=False)
+    def exact_where_near(table):
+        nearest = jax.lax.top_k(table, min(NEAREST, len(features)))[1]
+        squares = jnp.sum(jnp.square(block.points[nearest] - x[:, :, None]), -1)
+        exact = constant[..., None] - weight[..., None] * squares
+        return jnp.put_along_axis(table, nearest, exact, -1, inplace=False)
 
-    harmless = jnp.min(spread) > jnp.max(norms) / 100
-    squares = jax.lax.cond(harmless, lambda squares: squares, exact_where_near, squares)
-    return -0.5 * squares / spread - 0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI)
+    harmless = jnp.min(spread) > jnp.max(features[:, -2]) / 100
+    return jax.lax.cond(harmless, lambda table: table, exact_where_near, table)
+
+
+def _total(table):
+    """The sum over the leading axis, as a product: a reduction over any axis but the last is far
+    slower on a CPU (XLA)."""
+    return _product("s,s...->...", jnp.ones(len(table), table.dtype), table)
 
 
 def _ranked(count, best, found, block):
     """The `count` largest of those so far and this block's."""
     found = jnp.where(block.fresh, found, -jnp.inf)
-    index = jnp.broadcast_to(block.start + jnp.arange(len(block.flat)), found.shape)
+    index = jnp.broadcast_to(block.start + jnp.arange(len(block.points)), found.shape)
     values = jnp.concatenate([best[0], found], -1)
     values, place = jax.lax.top_k(values, count)
     return values, jnp.take_along_axis(jnp.concatenate([best[1], index], -1), place, -1)
@@ -201,20 +224,18 @@ def _nothing_ranked(shape, count, dtype):
 # ------------------------------------------------------------------ blocks and chunks
 
 
-def _fold(add, plan, points, given, carry):
+def _fold(add, plan, points, centre, given, carry):
     """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
-    size = min(BLOCK, len(points))
-    firsts = np.arange(0, len(points), size)
-    starts = np.minimum(firsts, len(points) - size)
-    dtype = jax.tree.leaves(given)[0].dtype
-    centre = jnp.asarray(points.points[:size], dtype).reshape(size, -1).mean(0)
     if not isinstance(points.points, np.ndarray):
-        return _fold_on_device(add, plan, points, given, carry, centre)
-    for start, first in zip(starts, firsts, strict=True):
-        rows = slice(start, start + size)
-        flat = jnp.asarray(points.points[rows], dtype).reshape(size, -1)
-        own = jnp.asarray(points.normalized_weights[rows], dtype)
-        block = _Block(flat, own, start, first, centre, points.bandwidth)
+        return _fold_on_device(add, plan, points, centre, given, carry)
+    size = min(BLOCK, len(points))
+    weights = points.normalized_weights
+    for first in range(0, len(points), size):
+        start = min(first, len(points) - size)
+        rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
+        own = jnp.asarray(weights[start : start + size], centre.dtype)
+        block = _Block(rows - centre, own, start, first, points.bandwidth)
+        jax.block_until_ready(carry)  # read while the last block is added, never further ahead
         carry = _add_one(add, plan, given, carry, block)
     return carry
 
@@ -225,27 +246,27 @@ def _add_one(add, plan, given, carry, block):
 
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"))
-def _fold_on_device(add, plan, points, given, carry, centre):
+def _fold_on_device(add, plan, points, centre, given, carry):
     size = min(BLOCK, len(points))
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
 
     def step(carry, first):
         start = jnp.minimum(first, len(points) - size)
-        rows = jax.lax.dynamic_slice_in_dim(flat, start, size)
+        rows = jax.lax.dynamic_slice_in_dim(flat, start, size) - centre
         own = jax.lax.dynamic_slice_in_dim(weights, start, size)
-        block = _Block(rows, own, start, first, centre, points.bandwidth)
-        return add(plan, given, carry, block), None
+        return add(plan, given, carry, _Block(rows, own, start, first, points.bandwidth)), None
 
     return jax.lax.scan(step, carry, jnp.arange(0, len(points), size))[0]
 
 
-def _over_chunks(function, plan, given):
-    """`function` mapped over chunks of the states, the leading axis."""
-    found = jax.lax.map(function, _chunked(plan, given))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+def _centre(points, dtype):
+    """The mean of the first block."""
+    size = min(BLOCK, len(points))
+    return jnp.asarray(points.points[:size], dtype).reshape(size, -1).mean(0)
 
 
 def _chunked(plan, given):
+    """The states, the leading axis, in chunks."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
 
 
