@@ -10,6 +10,7 @@ itself.
 from scoresens import functionals
 from scoresens.attribution import Attribution, LossSensitivity, attribute, loss_sensitivity
 from scoresens.counterfactual import Counterfactual, counterfactual
+from scoresens.drives import Smoothed
 from scoresens.learned import Learned
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
 from scoresens.paths import Path, encode, log_density_along, sample_ode
@@ -68,6 +69,7 @@ __all__ = [
     "Process",
     "SampleSensitivity",
     "ScoreSensitivity",
+    "Smoothed",
     "Solve",
     "Stats",
     "SubVP",

@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from scoresens import _checks, paths, sde
-from scoresens.drives import Law, Seen, look, nats, starts
-from scoresens.measures import Measure, Points, check_base
+from scoresens import _checks, drives, paths, sde
+from scoresens.drives import Law, Riders, Seen, Smoothed, check_law, mean_of_smoothed, starts
+from scoresens.learned import Known
+from scoresens.measures import Measure, Points
 from scoresens.processes import Process
 from scoresens.scores import Guided, Score, as_pytree, canonical_denoiser
 from scoresens.solve import (
@@ -49,7 +50,7 @@ from scoresens.solve import (
 from scoresens.tables import Levers, States, influences, posteriors
 from scoresens.traces import Hutchinson, TraceEstimator
 
-Base = Measure | Literal["data"] | None
+Base = Measure | Smoothed | Literal["data"] | None
 
 
 class Attribution(NamedTuple):
@@ -105,7 +106,7 @@ def attribute(
             (`functionals` has ready ones).
         noise: `[M, *shape]` in the process's frame at t_max.
         base: whose law density ratios are taken against: the data's (the default), another
-            measure's, or with None the model's own (black box).
+            measure's, or the model's own (black box), as it is (None) or `Smoothed(h)`.
         trace, prior, key: for `base=None`, as in `sample_sensitivity`.
         brownian: the key of the reverse SDE's Brownian path; None follows the probability flow.
         top: None returns all scores; k the k largest and the k smallest of each functional, so
@@ -140,7 +141,8 @@ def attribute(
     functional = as_pytree(functional)
     scalar = _check_functional(functional, noise[0])
     _check_top(top, data)
-    keys = paths.sample_keys(trace, key, len(noise)) if law.rides else None
+    noisy = brownian is not None
+    keys = paths.sample_keys(trace, key, len(noise), noisy=noisy) if law.rides else None
     walks = None if brownian is None else paths.fold(brownian, len(noise))
     trace = trace if law.rides else None
     batches = [
@@ -211,6 +213,8 @@ def loss_sensitivity(
     levels, weights = _check_levels(levels, weights, draws)
     _check_top(top, data)
     _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
+    if law.rides:
+        paths.sample_keys(trace, key, len(x))  # refuses what takes no trace
     trace = trace if law.rides else None
     batches = [
         _loss_batch(law, data, base, batch, levels, weights, trace, top, solve)
@@ -231,8 +235,8 @@ class _Trail(NamedTuple):
     value: Float[Array, "M P"]
     states: States
     omega: Float[Array, "S M P d"]
-    denoised: Float[Array, "S M d"]
-    nats: Float[Array, "S M"] | None  # the model's log-density, of the black box
+    nats: Float[Array, "S M"] | None  # the model's log-density, of the black box,
+    denoised: Float[Array, "S M d"] | None  # and its denoiser
 
 
 class _View(NamedTuple):
@@ -240,9 +244,8 @@ class _View(NamedTuple):
 
     tau: Array
     x: Array
-    denoised: Array
-    nats: Array | None
-    node: sde.Node | None = None  # along the SDE, where the log-density is followed from
+    known: Known | None  # of the model's law, of the black box
+    riders: Riders | None = None  # along the SDE, where its log-density is followed from
 
 
 def _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve):
@@ -265,7 +268,7 @@ def _down_and_up(law, functional, noise, keys, walks, trace, solve):
 
         def run(taps):
             x, views = walked(law, noise, walk_key, trace, probes, taps, solve)
-            return jnp.atleast_1d(functional(x)), (x, views._replace(node=None))
+            return jnp.atleast_1d(functional(x)), (x, views._replace(riders=None))
 
         taps = jnp.zeros((solve.steps, stages, *noise.shape), noise.dtype)
         value, pull, (x, views) = jax.vjp(run, taps, has_aux=True)
@@ -273,9 +276,11 @@ def _down_and_up(law, functional, noise, keys, walks, trace, solve):
 
     x, value, omega, views = over_samples(one, solve, noise, keys, walks)
     omega = jnp.moveaxis(omega.reshape(*value.shape, solve.steps * stages, -1), 2, 0)
-    places, denoised = (_states_first(part, noise[0].size) for part in (views.x, views.denoised))
-    density = None if views.nats is None else views.nats.reshape(len(noise), -1).T
-    return _Trail(x, value, States(views.tau[0].reshape(-1), places), omega, denoised, density)
+    states = States(views.tau[0].reshape(-1), _states_first(views.x, noise[0].size))
+    if views.known is None:
+        return _Trail(x, value, states, omega, None, None)
+    density = views.known.nats.reshape(len(noise), -1).T
+    return _Trail(x, value, states, omega, density, _states_first(views.known.mean, noise[0].size))
 
 
 def _flow(law, noise, _, trace, probes, taps, solve):
@@ -285,15 +290,15 @@ def _flow(law, noise, _, trace, probes, taps, solve):
 
     def evaluate(tau, state, before, tap):
         x, gain = state
-        denoised, spread = _see(law, tau, x, trace, probes)
-        rise = None if spread is None else spread / tau
-        return ((x - denoised - tap) / tau, rise), view(tau, x, denoised, gain)
+        denoised, seen = _see(law, tau, x, trace, probes)
+        rates = drives.rates(law, seen, tau, *jax.lax.stop_gradient((x, denoised)))
+        return ((x - denoised - tap) / tau, rates.own), view(tau, x, seen, gain)
 
-    def view(tau, x, denoised, gain):
-        return _View(tau, x, denoised, None if gain is None else nats(gain, tau, x))
+    def view(tau, x, seen, gain):
+        return _View(tau, x, drives.known(law, seen, Riders(gain, ()), tau, x).own)
 
     nodes = grid(tau, paths.lowest_level(law.process, solve), solve)
-    before = view(nodes[0], hat, jnp.zeros_like(hat), gain)
+    before = view(nodes[0], hat, _unseen(law, hat), gain)
     (x, _), _, views = walk(evaluate, (hat, gain), before, nodes, solve, taps=taps)
     return x, views
 
@@ -304,32 +309,37 @@ def _diffusion(law, noise, walk_key, trace, probes, taps, solve):
 
     def evaluate(w, state, before, tap):
         z, tau = state[0], w**-0.5
-        denoised, spread = _see(law, tau, z / w, trace, probes)
-        fixed, place = jax.lax.stop_gradient((denoised, z))
-        node = sde.follow(before.node, Seen(fixed, spread, None), w, place)
-        return (denoised + tap,), view(w, z, denoised, node)
+        denoised, seen = _see(law, tau, z / w, trace, probes)
+        return (denoised + tap,), view(w, z, sde.advance(law, before.riders, seen, w, _fixed(z)))
 
-    def view(w, z, denoised, node):
-        return _View(w**-0.5, z / w, denoised, None if node is None else node.nats, node)
+    def view(w, z, riders):
+        return _View(w**-0.5, z / w, sde.known(law, riders, w, _fixed(z)).own, riders)
 
-    start = sde.begin((law,), noise, run, trace)[0].own
-    before = view(run.clock[0], run.z, jnp.zeros_like(run.z), start)
+    before = view(run.clock[0], run.z, sde.begin((law,), noise, run, trace)[0])
     (z,), _, views = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks, taps=taps)
     return z / run.clock[-1], views
 
 
 def _see(law, tau, x, trace, probes):
-    """The denoiser, to be differentiated, and for the black box its trace, which is not: the
-    weights of a direction are held where the path is."""
+    """The denoiser, to be differentiated, and for the black box what is followed, which is not:
+    the weights of a direction are held where the path is."""
+    denoised = canonical_denoiser(law.process, law.score, tau, x)
     if not law.rides:
-        return canonical_denoiser(law.process, law.score, tau, x), None
+        return denoised, Riders(None, ())
     nothing = jnp.zeros((0, *x.shape), x.dtype)
-    spread = look(law, tau, jax.lax.stop_gradient(x), nothing, trace, probes).own.trace
-    return canonical_denoiser(law.process, law.score, tau, x), spread
+    return denoised, drives.look(law, tau, _fixed(x), nothing, trace, probes).seen
+
+
+def _unseen(law, x):
+    return Riders(Seen(jnp.zeros_like(x), None) if law.rides else None, ())
+
+
+def _fixed(x):
+    return jax.lax.stop_gradient(x)
 
 
 def _levers(base, trail):
-    if base is None:
+    if not isinstance(base, Measure):
         return Levers(trail.omega, trail.nats, trail.denoised)
     return Levers(trail.omega, *posteriors(base, trail.states))
 
@@ -366,22 +376,26 @@ def _noised(law, x, keys, levels, weights, trace, solve):
             place = x + tau * jax.random.normal(own, x.shape, x.dtype)
             denoised = canonical_denoiser(law.process, law.score, tau, place)
             error = denoised - x
-            density = _density_at(law, tau, place, trace, own, solve) if law.rides else None
-            return place, denoised, 2 * weight * error, weight * jnp.sum(error**2), density
+            known = _known_at(law, tau, place, trace, own, solve) if law.rides else None
+            return place, 2 * weight * error, weight * jnp.sum(error**2), known
 
         return jax.lax.map(lambda row: copy(*row), (jnp.arange(len(levels)), levels, weights))
 
-    places, denoised, omega, loss, density = over_samples(one, solve, x, keys)
-    rows = [_states_first(part[:, :, None], x[0].size) for part in (places, denoised, omega)]
-    density = None if density is None else density.T
+    places, omega, loss, known = over_samples(one, solve, x, keys)
+    states = States(levels, _states_first(places, x[0].size))
+    omega = _states_first(omega, x[0].size)[:, :, None]
     loss = jnp.sum(loss, 1, keepdims=True)
-    return _Trail(x, loss, States(levels, rows[0]), rows[2][:, :, None], rows[1], density)
+    if known is None:
+        return _Trail(x, loss, states, omega, None, None)
+    return _Trail(x, loss, states, omega, known.nats.T, _states_first(known.mean, x[0].size))
 
 
-def _density_at(law, tau, x, trace, key, solve):
-    """log rho^_tau(x) of the model, by the path up to the noise (3.1)."""
-    probe_key = jax.random.fold_in(key, 0) if trace.needs_key else None
-    return paths.climb_one(law.process, law.score, x, tau, trace, law.prior, probe_key, solve)[1]
+def _known_at(law, tau, x, trace, key, solve):
+    """What the model knows of its own law at one place, by the path up to the noise (3.1)."""
+    level, probe_key = law.level(tau), jax.random.fold_in(key, 0) if trace.needs_key else None
+    climb = (law.process, law.score, x, level, trace, law.prior, probe_key, solve)
+    denoised = canonical_denoiser(law.process, law.score, level, x)
+    return Known(paths.climb_one(*climb)[1], mean_of_smoothed(law, tau, x, denoised))
 
 
 # ------------------------------------------------------------------ the public door
@@ -395,8 +409,9 @@ def _law_of(process, score, data, base, prior):
             raise ValueError(f"base must be 'data', a measure, or None, got {base!r}")
         base = data
     if base is not None:
-        check_base(base)
-    return base, Law(process, as_pytree(score), 1.0, None, base, prior, rides=base is None)
+        check_law(base)
+    rides = not isinstance(base, Measure)
+    return base, Law(process, as_pytree(score), 1.0, None, base, prior, rides)
 
 
 def _check_points(data):

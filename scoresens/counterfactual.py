@@ -11,8 +11,9 @@ data at hand (`base=data`) both laws are closed forms, every point a bump of one
     (6.3)  D_new(x, tau) = D(x, tau) + D^'_h(x, tau) - D^_h(x, tau)
 
 a difference of two closed-form denoisers: exact whenever the model's law is the data's law smoothed
-by h, without a log-density, a trace, or (for edits of the data) a pole. Of a guided score both
-laws change (6.2), and the sum of their new denoisers drives the path.
+by h, without a log-density, a trace, or (for edits of the data) a pole. With `base=Smoothed(h)` the
+model's own law blurred by h takes the data's place (6.5, `drives`). Of a guided score both laws
+change (6.2), and the sum of their new denoisers drives the path.
 """
 
 import functools
@@ -24,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from scoresens import drives, paths
-from scoresens.drives import Seen
+from scoresens.drives import Base, Seen
 from scoresens.finite import change
 from scoresens.measures import Measure, Posterior
 from scoresens.perturbations import Perturbation
@@ -50,7 +51,7 @@ def counterfactual(
     noise: Float[Array, "M *shape"],
     *,
     mass: Scalar | Float[ArrayLike, " E"],
-    base: Measure | Pair | None = None,
+    base: Base | Pair = None,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | Pair | None = None,
     key: PRNGKeyArray | None = None,
@@ -69,7 +70,8 @@ def counterfactual(
             whole of a `remove`, `reweight`, `replace` or `move`. A vector `[E]` asks for several.
         base: the data's law, usually `Points(images, bandwidth=default_bandwidth(images))`, and the
             better predictor; perturbations that edit points need the Points they were made from.
-            None is the black box: the model's own law, whose log-density is followed.
+            None is the black box: the model's own law, whose log-density is followed; and
+            `Smoothed(h)` the better black box, that law and what is added blurred alike (6.5).
         trace, prior, key: for the black box, as in `sample_sensitivity`.
         solve: the numerics.
 
@@ -96,7 +98,9 @@ def counterfactual(
 
     def samples(mass):
         changed = [
-            None if law.perturbation is None else change(law.base, law.perturbation, mass)
+            None
+            if law.perturbation is None
+            else change(None if law.rides else law.base, law.perturbation, mass)
             for law in laws
         ]
         result = _walk(laws, changed, noise, trace if rides else None, keys, solve)
@@ -150,33 +154,38 @@ def _changed_field(tau, state, args):
     looks = [look(law) for law in laws]
     parts = zip(laws, changed, looks, gains, strict=True)
     denoised = sum(law.weight * _denoised(law, *rest, tau, x) for law, *rest in parts)
-    grow = jax.vmap(drives.rates, in_axes=(0, None, 0, 0))
-    return (x - denoised) / tau, tuple(grow(seen, tau, x, denoised) for seen in looks)
+    grow = jax.vmap(drives.rates, in_axes=(None, 0, None, 0, 0))
+    grown = (grow(law, seen.seen, tau, x, denoised) for law, seen in zip(laws, looks, strict=True))
+    return (x - denoised) / tau, tuple(grown)
 
 
 def _denoised(law, changed, seen, gains, tau, x):
     """The new denoiser of one law at its K places."""
     if changed is None:
-        return seen.own.denoised
-    new, _ = _new_law(changed, seen, gains, tau, x)
+        return seen.denoised
+    new, own, _ = _new_law(law, changed, seen.seen, gains, tau, x)
     if law.base is None:
         return new
-    return seen.own.denoised + new - jax.vmap(functools.partial(law.base.denoise, tau))(x)
+    before = jax.vmap(functools.partial(law.base.denoise, tau))(x) if own is None else own.mean
+    return seen.denoised + new - before
 
 
 def _bounded(tau, state, args):
     """Where a pole is bounded, [K]: the log-densities tell, whatever the networks say."""
     x, gains = state
-    _, changed, _, _ = args
+    laws, changed, _, _ = args
     flags = jnp.zeros(len(x), bool)
-    for new, own in zip(changed, gains, strict=True):
+    for law, new, own in zip(laws, changed, gains, strict=True):
         if new is not None and new.less:
-            anything = jax.tree.map(lambda gain: Seen(x, None, None), own)
-            flags |= _new_law(new, anything, own, tau, x)[1]
+            anything = jax.tree.map(lambda gain: Seen(x, None), own)
+            flags |= _new_law(law, new, anything, own, tau, x)[-1]
     return flags
 
 
-def _new_law(changed, seen, gains, tau, x):
-    here = jax.vmap(drives.known, in_axes=(0, 0, None, 0))(seen, gains, tau, x)
+def _new_law(law, changed, seen, gains, tau, x):
+    """The changed law's denoiser, what is known of the unchanged one where it rides, and where a
+    pole was bounded."""
+    here = jax.vmap(drives.known, in_axes=(None, 0, 0, None, 0))(law, seen, gains, tau, x)
     own = here.own and Posterior(here.own.nats, here.own.mean)
-    return changed.with_known(here.others).denoise(tau, x, own)
+    denoised, bounded = changed.with_known(here.others).denoise(tau, x, own)
+    return denoised, own, bounded

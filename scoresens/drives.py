@@ -4,10 +4,17 @@ A path's denoiser is a weighted sum over the laws that a score is made of: one l
 the two of a guided score, `D = (1 - g) D_u + g D_c` (6.2). Whatever the sum drives, the log-density
 of each law's own flow is known along the path: at noise level tau, with dx/dtau = (x - D) / tau,
 
-    (3.2)  d (log rho_i + d log tau) / dtau = tr J_Di / tau + (D_i - D).(D_i - x) / tau^3
+    (3.2)  d log rho_i / dtau = (tr J_Di - d) / tau + (D_i - D).(D_i - x) / tau^3
 
-The same holds for another model `nu` that takes no part in the sum (`Learned`). What is integrated
-is the **gain** `log rho_i + d log tau`, which the solver need not follow down the logarithm.
+The same holds for another model `nu` that takes no part in the sum (`Learned`), and for the
+model's own law **smoothed** by h, whose noised law at level tau is rho at `tau_h = sqrt(tau^2 +
+h^2)`:
+
+    (6.5)  D_h(x, tau) = (h^2 x + tau^2 D(x, tau_h)) / tau_h^2
+           d log rho_{tau_h} / dtau
+               = tau ((tr J_D - d) / tau_h^2 + |x - D|^2 / tau_h^4) + (D - x).u / tau_h^2
+
+with D at tau_h and u = dx/dtau. What is integrated are gains (see `paths`).
 """
 
 from dataclasses import dataclass, field
@@ -21,11 +28,34 @@ from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.learned import Known, Learned
 from scoresens.measures import Measure, check_base
-from scoresens.paths import noise_end, prior_log_density_at
+from scoresens.paths import gain_rate, noise_end, prior_log_density_at, yardstick
 from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
 from scoresens.scores import Guided, Pair, Score, as_pytree, canonical_denoiser
 from scoresens.traces import TraceEstimator
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Smoothed:
+    """As a `base`: the model's own law, smoothed by a Gaussian of standard deviation `bandwidth`.
+
+    The black box's better half: density ratios are taken between laws blurred alike, those of
+    `base=data` with the model in the data's place. Without data, half the median nearest-neighbour
+    distance of the model's own samples (`default_bandwidth`) is a bandwidth to begin with.
+
+    Notes:
+        One more network evaluation a stage than `base=None`, at noise level
+        `sqrt(tau^2 + bandwidth^2)`, with the trace's products there.
+    """
+
+    bandwidth: Scalar
+
+    def __post_init__(self):
+        _checks.positive("Smoothed.bandwidth", self.bandwidth)
+
+
+Base = Measure | Smoothed | None
 
 
 @register_dataclass
@@ -38,9 +68,15 @@ class Law:
     score: Score
     weight: Scalar
     perturbation: Perturbation | None
-    base: Measure | None
+    base: Base
     prior: Measure | None
     rides: bool = field(metadata={"static": True})  # whether its own log-density is followed
+
+    def level(self, tau: Scalar) -> Scalar:
+        """The noise level at which its own log-density is followed."""
+        if not isinstance(self.base, Smoothed):
+            return tau
+        return jnp.sqrt(jnp.square(tau) + jnp.square(self.base.bandwidth))
 
     @property
     def others(self) -> tuple[Learned, ...]:
@@ -55,23 +91,29 @@ class Seen(NamedTuple):
     """A network at one place."""
 
     denoised: Float[Array, "*shape"]
-    trace: Scalar | None  # tr J_D, of those that ride
-    pushed: Float[Array, "K *shape"] | None  # J_D riders
+    trace: Scalar | None  # tr J_D; None where none is taken
+
+
+class Riders(NamedTuple):
+    """One thing for each log-density that is followed: what is seen, its gain, its node."""
+
+    own: Any  # of the law, None where it does not ride
+    others: tuple  # of the models that ride with it
 
 
 class Look(NamedTuple):
-    """A law at one place, and the models that ride with it. In the state of a path, the same shape
-    holds their gains."""
+    """A law at one place."""
 
-    own: Any
-    others: tuple
+    denoised: Float[Array, "*shape"]  # what drives the path
+    pushed: Float[Array, "K *shape"] | None  # J_D tangents
+    seen: Riders
 
 
 def laws_of(
     process: Process,
     score: Score,
     perturbation: Perturbation | Pair,
-    base: Measure | Pair | None,
+    base: Base | Pair,
     prior: Measure | Pair | None,
 ) -> Laws:
     """The laws that a score is made of, refused if what comes with it does not fit."""
@@ -104,23 +146,23 @@ def directions(laws: Laws) -> int:
 def shape_of(laws: Laws) -> tuple[int, ...]:
     """Shape of one sample, one for all laws."""
     shapes = {law.perturbation.shape for law in laws if law.perturbation is not None}
-    shapes |= {law.base.shape for law in laws if law.base is not None}
+    shapes |= {law.base.shape for law in laws if isinstance(law.base, Measure)}
     if len(shapes) > 1:
         raise ValueError(f"perturbation and base are of samples of shapes {sorted(shapes)}")
     return shapes.pop()
 
 
-def starts(laws: Laws, noise: Float[Array, "*shape"]) -> tuple[Look, ...]:
+def starts(laws: Laws, noise: Float[Array, "*shape"]) -> tuple[Riders, ...]:
     """Gains at the noise, where every path begins."""
 
-    def other(law, nu):
-        hat, tau, _ = noise_end(law.process, noise, None)
-        return _gain(prior_log_density_at(nu.process, nu.prior, tau, hat), tau, hat)
-
     def one(law):
-        hat, tau, nats = noise_end(law.process, noise, law.prior)
-        own = _gain(nats, tau, hat) if law.rides else None
-        return Look(own, tuple(other(law, nu) for nu in law.others))
+        hat, tau, _ = noise_end(law.process, noise, None)
+
+        def gain(process, prior, level):
+            return prior_log_density_at(process, prior, level, hat) + yardstick(level, hat.size)
+
+        own = gain(law.process, law.prior, law.level(tau)) if law.rides else None
+        return Riders(own, tuple(gain(nu.process, nu.prior, tau) for nu in law.others))
 
     return tuple(map(one, laws))
 
@@ -129,72 +171,93 @@ def look(
     law: Law,
     tau: Scalar,
     x: Float[Array, "*shape"],
-    riders: Float[Array, "K *shape"],
+    tangents: Float[Array, "K *shape"],
     trace: TraceEstimator | None,
     probes: Any,
 ) -> Look:
-    """A law's networks at one place; `riders` are pushed through the driving one."""
+    """A law's networks at one place; `tangents` are pushed through the driving one."""
 
-    def see(denoise, riders, rides):
-        if not rides and not len(riders):
-            return Seen(denoise(x), None, None)
+    def follow(denoise, tangents):
         denoised, push = jax.linearize(denoise, x)
-        if not rides:
-            return Seen(denoised, None, jax.vmap(push)(riders))
-        return Seen(denoised, *trace.apply(jax.vmap(push), probes, riders))
+        spread, pushed = trace.apply(jax.vmap(push), probes, tangents)
+        return Seen(denoised, spread), pushed
 
-    def denoise(x):
-        return canonical_denoiser(law.process, law.score, tau, x)
+    def denoiser(level):
+        return lambda x: canonical_denoiser(law.process, law.score, level, x)
 
     nothing = jnp.zeros((0, *x.shape), x.dtype)
-    others = tuple(see(lambda x, nu=nu: nu.denoise(tau, x), nothing, True) for nu in law.others)
-    return Look(see(denoise, riders, law.rides), others)
+    others = tuple(follow(lambda x, nu=nu: nu.denoise(tau, x), nothing)[0] for nu in law.others)
+    if law.rides and law.base is None:
+        own, pushed = follow(denoiser(tau), tangents)
+        return Look(own.denoised, pushed, Riders(own, others))
+    own = follow(denoiser(law.level(tau)), nothing)[0] if law.rides else None
+    if not len(tangents):
+        return Look(denoiser(tau)(x), None, Riders(own, others))
+    denoised, push = jax.linearize(denoiser(tau), x)
+    return Look(denoised, jax.vmap(push)(tangents), Riders(own, others))
 
 
 def rates(
-    seen: Look, tau: Scalar, x: Float[Array, "*shape"], denoised: Float[Array, "*shape"]
-) -> Look:
-    """How the gains grow along the path that `denoised` drives (3.2)."""
+    law: Law, seen: Riders, tau: Scalar, x: Float[Array, "*shape"], denoised: Float[Array, "*shape"]
+) -> Riders:
+    """How the gains grow along the path that `denoised` drives (3.2, 6.5)."""
 
-    def one(own):
-        if own.trace is None:
-            return None
+    def along(own):
         across = jnp.vdot(own.denoised - denoised, own.denoised - x)
-        return own.trace / tau + across / tau**3
+        return gain_rate(own.trace, tau, x.size) + across / tau**3
 
-    return Look(one(seen.own), tuple(map(one, seen.others)))
+    def smoothed(own):
+        square, pull = jnp.square(law.level(tau)), own.denoised - x
+        grown = gain_rate(own.trace, law.level(tau), x.size) * tau / law.level(tau)
+        still = tau * jnp.sum(jnp.square(pull)) / square
+        return grown + (still + jnp.vdot(pull, x - denoised) / tau) / square
+
+    follow = smoothed if isinstance(law.base, Smoothed) else along
+    own = None if seen.own is None else follow(seen.own)
+    return Riders(own, tuple(map(along, seen.others)))
 
 
-def known(seen: Look, gains: Look, tau: Scalar, x: Float[Array, "*shape"]) -> Look:
-    """What is known of the law and of the riders: log-densities, in nats, and denoisers."""
+def known(law: Law, seen: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*shape"]) -> Riders:
+    """What is known of each law at level tau: its log-density, in nats, and its denoiser."""
+    level = law.level(tau)
+    own = None
+    if gains.own is not None:
+        own = Known(nats(gains.own, level, x), mean_of_smoothed(law, tau, x, seen.own.denoised))
+    others = (
+        Known(nats(gain, tau, x), nu.denoised)
+        for nu, gain in zip(seen.others, gains.others, strict=True)
+    )
+    return Riders(own, tuple(others))
 
-    def one(own, gain):
-        return None if gain is None else Known(nats(gain, tau, x), own.denoised)
 
-    others = map(one, seen.others, gains.others)
-    return Look(one(seen.own, gains.own), tuple(others))
+def mean_of_smoothed(law: Law, tau: Scalar, x: Array, denoised: Array) -> Array:
+    """The denoiser of a law's own density: the network's, or of its smoothed law (6.5)."""
+    if not isinstance(law.base, Smoothed):
+        return denoised
+    share = jnp.square(tau / law.level(tau))
+    return x + share * (denoised - x)
 
 
 def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Scalar:
     """log rho of a gain."""
-    return gain - x.size * jnp.log(tau)
+    return gain - yardstick(tau, x.size)
 
 
 def derivative(
-    law: Law, here: Look, tau: Scalar, x: Float[Array, "*shape"]
+    law: Law, here: Riders, tau: Scalar, x: Float[Array, "*shape"]
 ) -> Float[Array, "K *shape"]:
     """dD of one law at one place: (2.1) against its own law, or (6.3) against its base."""
-    own = here.own if law.base is None else law.base
+    own = here.own if law.rides else law.base
     perturbation = law.perturbation.with_known(here.others)
     return perturbation.denoiser_derivative(tau, x, *own.posterior(tau, x))
 
 
 def driven(
-    laws: Laws, looks: list[Look], here: list[Look], tau: Scalar, x: Float[Array, "*shape"]
+    laws: Laws, looks: list[Look], here: list[Riders], tau: Scalar, x: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "K *shape"]]:
     """The denoiser of the path, and how much it moves with the K tangents: J_D dx + dD."""
-    denoised = sum(law.weight * seen.own.denoised for law, seen in zip(laws, looks, strict=True))
-    moved = sum(law.weight * seen.own.pushed for law, seen in zip(laws, looks, strict=True))
+    denoised = sum(law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True))
+    moved = sum(law.weight * seen.pushed for law, seen in zip(laws, looks, strict=True))
     changes = [
         law.weight * derivative(law, now, tau, x)
         for law, now in zip(laws, here, strict=True)
@@ -203,8 +266,10 @@ def driven(
     return denoised, moved + sum(changes)
 
 
-def _gain(log_density, tau, x):
-    return log_density + x.size * jnp.log(tau)
+def check_law(base: Base) -> None:
+    """Refuse a base that is no law, such as bare images."""
+    if not isinstance(base, Smoothed):
+        check_base(base)
 
 
 def _law(process, score, weight, perturbation, base, prior):
@@ -215,9 +280,9 @@ def _law(process, score, weight, perturbation, base, prior):
         for nu in perturbation.learned:
             _check_same_noise(process, nu)
         if base is not None:
-            check_base(base)
+            check_law(base)
             perturbation = perturbation.with_default_bandwidth(base.bandwidth)
-    rides = base is None and perturbation is not None
+    rides = perturbation is not None and not isinstance(base, Measure)
     return Law(process, as_pytree(score), weight, perturbation, base, prior, rides)
 
 

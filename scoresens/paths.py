@@ -7,8 +7,10 @@ noise level tau (mathematics in `processes`). Down from `tau_max = noise_level(t
     (3.1)  d log rho/dtau = -div v = (tr J_D - d) / tau                     along the flow
     (3.2)  d log rho/dtau = (tr J_D - d) / tau + (u - v).s         along any curve dx/dtau = u
 
-What is integrated is `log rho + d log tau`, whose rate is `tr J_D / tau`: the solver need not
-follow d log tau down the logarithm.
+What is integrated is the **gain** `log rho + d/2 log(tau^2 + c^2)`, the log-density measured
+against a broad Gaussian's: the fall by `d log tau` at high noise is taken exactly, and the solver
+follows the data's own structure alone (40 Heun steps on digits: 0.3 nats off at the data end with
+c = 0.25, 1.9 with log rho itself, 12 with c = 0).
 
 Results are in units of the data at noise level `tau_min` (0.002 by default, invisible on data of
 order 1): `x` is a draw of rho_tau_min, and `log_density` is log rho_tau_min(x). Noise goes in and
@@ -35,6 +37,8 @@ from scoresens.solve import (
     stats_of,
 )
 from scoresens.traces import TraceEstimator
+
+BREADTH = 0.25  # c of the yardstick, for data of order 1
 
 
 class Path(NamedTuple):
@@ -205,13 +209,31 @@ def lowest_level(process: Process, solve: Solve) -> Scalar:
     return jnp.maximum(solve.tau_min, process.noise_level(0.0))
 
 
-def sample_keys(estimator: TraceEstimator, key: PRNGKeyArray | None, count: int) -> Array | None:
-    """One key a sample, or None for an estimator that draws nothing."""
+def sample_keys(
+    estimator: TraceEstimator, key: PRNGKeyArray | None, count: int, *, noisy: bool = False
+) -> Array | None:
+    """One key a sample, or None for an estimator that draws nothing; refuses one that takes no
+    trace, unless the path is noisy."""
+    if not (noisy or estimator.takes_trace):
+        raise ValueError(
+            f"{type(estimator).__name__} follows log-densities along the reverse SDE alone: give a "
+            "trace estimator, such as Hutchinson() or Exact(), or the key of a Brownian path"
+        )
     if not estimator.needs_key:
         return None
     name = type(estimator).__name__
     _checks.key_given(name, key, "its probes are drawn from it, once a path")
     return fold(key, count)
+
+
+def yardstick(tau: Scalar, size: int) -> Scalar:
+    """d/2 log(tau^2 + c^2): a gain minus its log-density."""
+    return 0.5 * size * jnp.log(jnp.square(tau) + BREADTH**2)
+
+
+def gain_rate(trace: Scalar, tau: Scalar, size: int) -> Scalar:
+    """How a gain grows along the flow, (3.1) and the yardstick's own growth."""
+    return (trace - size) / tau + size * tau / (jnp.square(tau) + BREADTH**2)
 
 
 def fold(key: PRNGKeyArray, count: int) -> Array:
@@ -251,9 +273,9 @@ def _with_density(field, process, network, noise, estimator, prior, keys, solve)
             (process, *network, estimator, estimator.draw(key, hat)),
             lowest_level(process, solve),
         )
-        gain = start + hat.size * jnp.log(tau)
+        gain = start + yardstick(tau, hat.size)
         (x, gain), *ran = integrate(field, args, (hat, gain), tau, end, solve)
-        return (x, gain - hat.size * jnp.log(end)), *ran
+        return (x, gain - yardstick(end, hat.size)), *ran
 
     state, steps, solved = over_samples(one, solve, noise, keys)
     return *state, stats_of(state, steps, solved)
@@ -298,7 +320,7 @@ def climb_one(process, score, x, tau, estimator, prior, key, solve):
     zero = jnp.zeros((), x.dtype)
     (hat, gained), steps, solved = integrate(_density_field, args, (x, zero), tau, top, solve)
     noise = process.from_canonical(jnp.asarray(process.t_max, x.dtype), hat)
-    start = noise_end(process, noise, prior)[2] + x.size * jnp.log(top / tau)
+    start = noise_end(process, noise, prior)[2] + yardstick(top, x.size) - yardstick(tau, x.size)
     return noise, start - gained, steps, solved
 
 
@@ -313,7 +335,7 @@ def _flow_field(tau, x, args):
 def _density_field(tau, state, args):
     x, _ = state
     denoised, trace = _denoise_with_trace(tau, x, args)
-    return (x - denoised) / tau, trace / tau
+    return (x - denoised) / tau, gain_rate(trace, tau, x.size)
 
 
 def _foreign_field(tau, state, args):
@@ -322,7 +344,8 @@ def _foreign_field(tau, state, args):
     denoised, trace = _denoise_with_trace(tau, x, (process, score, estimator, probes))
     foreign = _canonical_velocity(process, velocity, tau, x)
     across = foreign - (x - denoised) / tau
-    return foreign, trace / tau + jnp.vdot(across, (denoised - x) / jnp.square(tau))
+    along = gain_rate(trace, tau, x.size)
+    return foreign, along + jnp.vdot(across, (denoised - x) / jnp.square(tau))
 
 
 def _denoise_with_trace(tau, x, args):

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.drives import Law, Laws, Look, Seen, look, nats, starts
+from scoresens.drives import Law, Laws, Riders, Seen, Smoothed, look, mean_of_smoothed, nats, starts
 from scoresens.learned import Known
 from scoresens.measures import Measure
 from scoresens.paths import Path, checked_start, finish, fold, lowest_level, noise_end
@@ -50,6 +50,7 @@ class Ito(TraceEstimator):
     """No trace: the left-point rule for log-densities along the reverse SDE, strong order 1/2."""
 
     needs_key = False
+    takes_trace = False
 
     def draw(self, key, x):
         return None
@@ -112,7 +113,7 @@ def _diffuse(law, noise, keys, rule, solve):
         def evaluate(w, state, before, tap):
             z, tau = state[0], w**-0.5
             seen = look(law, tau, z / w, riders, rule, probes)
-            return (seen.own.denoised,), advance(before, seen, w, z)
+            return (seen.denoised,), advance(law, before, seen.seen, w, z)
 
         before = begin((law,), noise, run, rule)[0]
         (z,), before, _ = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks)
@@ -160,38 +161,47 @@ def brownian(
 
 def begin(
     laws: Laws, noise: Float[Array, "*shape"], run: Brownian, rule: TraceEstimator | None
-) -> tuple[Look, ...]:
+) -> tuple[Riders, ...]:
     """Nodes at the noise, where nothing has been seen yet."""
-    w, z = run.clock[0], run.z
-    unseen = Seen(jnp.zeros_like(z), None if isinstance(rule, Ito) else jnp.zeros_like(w), None)
+    x, tau = run.z / run.clock[0], run.clock[0] ** -0.5
+    trace = None if isinstance(rule, Ito) else jnp.zeros_like(tau)
 
-    def node(gain):
-        return Node(w, z, unseen, nats(gain, w**-0.5, z))
+    def node(level, gain):
+        w = level**-2
+        return Node(w, w * x, Seen(jnp.zeros_like(x), trace), nats(gain, level, x))
 
-    return jax.tree.map(node, starts(laws, noise))
+    def one(law, gains):
+        own = None if gains.own is None else node(law.level(tau), gains.own)
+        return Riders(own, tuple(node(tau, gain) for gain in gains.others))
+
+    return tuple(one(law, gains) for law, gains in zip(laws, starts(laws, noise), strict=True))
 
 
-def advance(before: Look, seen: Look, w: Scalar, z: Float[Array, "*shape"]) -> Look:
+def advance(law: Law, before: Riders, seen: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
     """The nodes here, each log-density followed from the node before (3.3)."""
     others = (follow(*pair, w, z) for pair in zip(before.others, seen.others, strict=True))
-    return Look(follow(before.own, seen.own, w, z), tuple(others))
+    if before.own is None:
+        return Riders(None, tuple(others))
+    if not isinstance(law.base, Smoothed):
+        return Riders(follow(before.own, seen.own, w, z), tuple(others))
+    if seen.own.trace is None:
+        raise ValueError("Ito() does not follow a Smoothed law: give a trace estimator")
+    own = law.level(w**-0.5) ** -2  # any path has the trapezoid, one with unit noise Ito's rule
+    return Riders(follow(before.own, seen.own, own, own * (z / w)), tuple(others))
 
 
-def follow(before: Node | None, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> Node | None:
-    """One network's node here; None where its log-density is not followed."""
-    if before is None:
-        return None
-    seen = Seen(seen.denoised, seen.trace, None)
+def follow(before: Node, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> Node:
+    """One network's node here."""
     return Node(w, z, seen, before.nats + _gained(before, seen, w, z))
 
 
-def known(nodes: Look) -> Look:
+def known(law: Law, nodes: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
     """What is known of the law and of the models that ride."""
-
-    def one(node):
-        return None if node is None else Known(node.nats, node.seen.denoised)
-
-    return Look(one(nodes.own), tuple(map(one, nodes.others)))
+    own = None
+    if nodes.own is not None:
+        mean = mean_of_smoothed(law, w**-0.5, z / w, nodes.own.seen.denoised)
+        own = Known(nodes.own.nats, mean)
+    return Riders(own, tuple(Known(node.nats, node.seen.denoised) for node in nodes.others))
 
 
 def _gained(node, seen, w, z):

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks, drives, paths, sde
+from scoresens.drives import Base
 from scoresens.measures import Measure, check_base
 from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
@@ -145,7 +146,7 @@ def sample_sensitivity(
     perturbation: Perturbation | Pair,
     noise: Float[Array, "M *shape"],
     *,
-    base: Measure | Pair | None = None,
+    base: Base | Pair = None,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | Pair | None = None,
     brownian: PRNGKeyArray | None = None,
@@ -160,9 +161,10 @@ def sample_sensitivity(
         perturbation: K directions (`add`, `remove`, `reweight`, `replace`, `move`); for a guided
             score a `Pair` of them, as are then `base` and `prior`.
         noise: `[M, *shape]` in the process's frame at t_max, held fixed while the data change.
-        base: None divides by the model's law (black box: no data needed); a measure, usually the
-            data as `Points(images, bandwidth=default_bandwidth(images))`, divides by it (6.3),
-            needs no trace, and is the better predictor where it can be had.
+        base: None divides by the model's law (black box: no data needed), `Smoothed(h)` by that
+            law smoothed, a better black box; a measure, usually the data as `Points(images,
+            bandwidth=default_bandwidth(images))`, divides by it (6.3), needs no trace, and is the
+            best predictor where it can be had.
         trace: estimator of tr J_D for the log-density, used with `base=None` alone.
         prior: as in `paths.sample_ode`.
         brownian: the key of the Brownian path of the reverse SDE, as `key` of `sample_sde`, held
@@ -191,7 +193,8 @@ def sample_sensitivity(
     noise, _ = paths.checked_start(process, score, noise, shape=drives.shape_of(laws))
     rides = any(law.rides or law.others for law in laws)
     estimator = trace if rides else None
-    keys = paths.sample_keys(trace, key, len(noise)) if rides else None
+    noisy = brownian is not None
+    keys = paths.sample_keys(trace, key, len(noise), noisy=noisy) if rides else None
     if brownian is None:
         result = _push(laws, noise, estimator, keys, solve)
     else:
@@ -223,7 +226,10 @@ def _push(laws, noise, trace, keys, solve):
         args = (laws, trace, trace and trace.draw(key, hat))
         (x, gains, tangent), *ran = integrate(_tangent_field, args, state, tau, end, solve)
         own = [gain.own for gain in gains]
-        densities = [gain if gain is None else drives.nats(gain, end, x) for gain in own]
+        densities = [
+            gain if gain is None else drives.nats(gain, law.level(end), x)
+            for law, gain in zip(laws, own, strict=True)
+        ]
         return (x, tangent, densities), *ran
 
     (x, tangent, densities), *ran = over_samples(one, solve, noise, keys)
@@ -241,9 +247,10 @@ def _push_noisy(laws, noise, trace, keys, brownian_keys, solve):
             x = z / w
             looks = [drives.look(law, tau, x, tangent / w, trace, probes) for law in laws]
             nodes = tuple(
-                sde.advance(was, seen, w, z) for was, seen in zip(before, looks, strict=True)
+                sde.advance(law, was, seen.seen, w, z)
+                for law, was, seen in zip(laws, before, looks, strict=True)
             )
-            here = [sde.known(node) for node in nodes]
+            here = [sde.known(law, own, w, z) for law, own in zip(laws, nodes, strict=True)]
             return drives.driven(laws, looks, here, tau, x), nodes
 
         state, nodes = (run.z, _no_tangents(laws, run.z)), sde.begin(laws, noise, run, trace)
@@ -310,7 +317,13 @@ def _tangent_field(tau, state, args):
     x, gains, tangent = state
     laws, trace, probes = args
     looks = [drives.look(law, tau, x, tangent, trace, probes) for law in laws]
-    here = [drives.known(*pair, tau, x) for pair in zip(looks, gains, strict=True)]
+    here = [
+        drives.known(law, seen.seen, own, tau, x)
+        for law, seen, own in zip(laws, looks, gains, strict=True)
+    ]
     denoised, moved = drives.driven(laws, looks, here, tau, x)
-    grown = tuple(drives.rates(seen, tau, x, denoised) for seen in looks)
+    grown = tuple(
+        drives.rates(law, seen.seen, tau, x, denoised)
+        for law, seen in zip(laws, looks, strict=True)
+    )
     return (x - denoised) / tau, grown, (tangent - moved) / tau

@@ -31,6 +31,7 @@ class TraceEstimator(abc.ABC):
     """Estimates tr J of one sample's Jacobian. Abstract: `draw` and `apply`."""
 
     needs_key = True
+    takes_trace = True
 
     @abc.abstractmethod
     def draw(self, key: PRNGKeyArray, x: Float[Array, "*shape"]) -> Any:
