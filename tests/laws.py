@@ -3,6 +3,8 @@ trace estimator must obey. A new one is one more line in the lists of this file.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import diffrax
 import jax.numpy as jnp
@@ -43,6 +45,7 @@ DATA = oracles.DataSet(
     bandwidth=0.4,
     new=rng.normal(size=2),
 )
+EDIT = np.array([0.5, -0.3])  # of a point that moves
 NOISE = TOP * rng.normal(size=(4, 2))  # canonical
 
 
@@ -93,10 +96,14 @@ def changes():
         "reweight": (ss.reweight(data, jnp.asarray(weights)), reweighted),
         "replace": (ss.replace(data, [2], new), functools.partial(DATA.replaced, index=2)),
         "toward": (toward(weights), reweighted),
+        "move": (
+            ss.move(data, [3], EDIT[None]),
+            functools.partial(DATA.moved, index=3, direction=EDIT),
+        ),
     }
 
 
-CHANGES = ["add", "remove", "reweight", "replace", "toward"]
+CHANGES = ["add", "remove", "reweight", "replace", "toward", "move"]
 
 
 def between_levels(process, top=TOP):
@@ -143,8 +150,15 @@ def check_score_derivative_of_data(process, tau, kind):
     perturbation, law_at = changes()[kind]
     score = ss.exact_score(process, data)
     found = ss.score_sensitivity(process, score, perturbation, t, jnp.asarray(x), base=data)
-    close(found.tangent[:, 0], oracles.score_derivative(law_at, alpha, sigma, x), relative=1e-10)
+    close(found.tangent[:, 0], slope_of_score(kind, law_at, alpha, sigma, x), relative=1e-8)
     close(found.log_density, law.noised(alpha, sigma).log_density(x), relative=1e-12)
+
+
+def slope_of_score(kind, law_at, alpha, sigma, x):
+    """By a complex step in the weights; of a move, by differences, good to 1e-9."""
+    if kind == "move":
+        return difference(lambda mass: law_at(mass).noised(alpha, sigma).score(x))
+    return oracles.score_derivative(law_at, alpha, sigma, x)
 
 
 def check_score_derivative_by_solving(process, tau):
@@ -204,25 +218,67 @@ def black_box_tangent(process, noise, other):
     )
 
 
-def check_tangent_of_data(process, kind="toward"):
-    """Relative to the data (6.3): finite differences of the flow of the exactly changed data."""
+def check_tangent_of_data(process, kind="toward", black_box=False):
+    """Relative to the data (6.3), or to the same law as a model's own: finite differences of the
+    flow of the exactly changed data."""
     process, noise = between_levels(process)
     perturbation, law_at = changes()[kind]
-    found = data_tangent(process, noise, perturbation)
+    found = data_tangent(process, noise, perturbation, black_box)
     expected = difference(lambda e: flow_of(process, points_of(law_at(e)), noise))
     close(found.tangent[:, 0], expected, relative=1e-5)
 
 
-def data_tangent(process, noise, perturbation):
-    data = data_set()
-    score = ss.exact_score(process, data)
-    return ss.sample_sensitivity(process, score, perturbation, noise, base=data, solve=FINE)
+def data_tangent(process, noise, perturbation, black_box=False):
+    score = ss.exact_score(process, data_set())
+    given, perturbation = of_data(perturbation, black_box)
+    return ss.sample_sensitivity(process, score, perturbation, noise, **given)
+
+
+def other_model():
+    """OTHER as a diffusion model trained on another process than the sampler's."""
+    law = mixture(1.0)
+    return ss.Learned(PROCESSES["VP"], ss.exact_score(PROCESSES["VP"], law), (2,), prior=law)
+
+
+class GuidedCase(NamedTuple):
+    """A guided score, what is asked of it, and the flow of the guided scores of changed laws."""
+
+    asked: dict
+    samples_at: Callable  # (mass, noise) -> [M, d]
+    laws_at: Callable  # mass -> the two laws
+
+
+def guided(process, black_box, ends=(1.0, 0.0), weight=2.5):
+    """LAW guided by OTHER; each on its way to the law `mixture(end)`, or unchanged (None).
+
+    Against the laws themselves (base) the answers are those of the same steps, and few will do.
+    """
+    starts = (0.0, 1.0)
+
+    def laws_at(mass):
+        pairs = zip(starts, ends, strict=True)
+        return [mixture(a if b is None else (1 - mass) * a + mass * b) for a, b in pairs]
+
+    def score_at(mass):
+        return ss.guide(*(ss.exact_score(process, law) for law in laws_at(mass)), weight)
+
+    def samples_at(mass, noise):
+        return ss.sample_ode(process, score_at(mass), noise, solve=asked["solve"]).x
+
+    own = ss.Pair(*laws_at(0.0))
+    changes = ss.Pair(*(end if end is None else ss.add(mixture(end)) for end in ends))
+    asked = {"process": process, "score": score_at(0.0), "perturbation": changes}
+    if black_box:
+        asked |= {"trace": ss.Exact(), "prior": own, "solve": FINE}
+    else:
+        asked |= {"base": own, "solve": SHORT}
+    return GuidedCase(asked, samples_at, laws_at)
 
 
 # ------------------------------------------------------------------ law 3: two routes to one number
 
-# Ten steps will do: attribution differentiates the composition of the solver's own steps, so the two
-# routes agree to rounding on any grid.
+# Ten steps will do: attribution differentiates the composition of the solver's own steps, so that
+# two routes agree to rounding on any grid.
 SHORT = ss.Solve(steps=10, tau_min=BOTTOM)
 CROWD = ss.Points(
     jnp.asarray(np.random.default_rng(7).normal(size=(500, 2))),
@@ -370,35 +426,47 @@ def check_linear(process):
 # ------------------------------------------------------------------ law 10: finite changes
 
 
-def check_counterfactual(process, kind="toward", masses=(0.05, 0.6, 1.0)):
-    """(6.3) is the flow of the exactly changed law: the same solver on the same field, to
-    rounding."""
+def check_counterfactual(process, kind="toward", masses=(0.05, 0.6, 1.0), black_box=False):
+    """(6.3) is the flow of the exactly changed law, to rounding: the same solver on the same field.
+    So is (6.1), with a log-density that the solver follows."""
     process, noise = between_levels(process)
     perturbation, law_at = changes()[kind]
     for mass in masses:
-        found = after(process, noise, perturbation, mass)
-        close(found[:, 0], flow_of(process, points_of(law_at(mass)), noise), absolute=1e-8)
+        found = after(process, noise, perturbation, mass, black_box=black_box)
+        close(found.x[:, 0], flow_of(process, points_of(law_at(mass)), noise), absolute=1e-8)
+        assert not np.any(found.bounded)
 
 
-def check_counterfactual_begins_as_the_tangent(process, kind):
+def check_counterfactual_begins_as_the_tangent(process, kind, black_box=False):
     """Its derivative at mass 0 is `sample_sensitivity` with the same base; bound as in law 2."""
     process, noise = between_levels(process)
     perturbation, _ = changes()[kind]
-    slope = difference(lambda mass: after(process, noise, perturbation, mass))
-    close(data_tangent(process, noise, perturbation).tangent, slope, relative=1e-5)
+    slope = difference(
+        lambda mass: after(process, noise, perturbation, mass, black_box=black_box).x
+    )
+    tangent = data_tangent(process, noise, perturbation, black_box=black_box).tangent
+    close(tangent, slope, relative=1e-5)
 
 
-def after(process, noise, perturbation, mass):
+def after(process, noise, perturbation, mass, black_box=False):
     """Samples after a finite change of DATA, FINE."""
     data = data_set()
     score = ss.exact_score(process, data)
-    return ss.counterfactual(
-        process, score, perturbation, noise, mass=mass, base=data, solve=FINE
-    ).x
+    given, perturbation = of_data(perturbation, black_box)
+    return ss.counterfactual(process, score, perturbation, noise, mass=mass, **given)
+
+
+def of_data(perturbation, black_box):
+    """Against the data's law, or against the same law as a model's own, with bumps as wide."""
+    data = data_set()
+    if not black_box:
+        return {"base": data, "solve": FINE}, perturbation
+    own = perturbation.with_default_bandwidth(data.bandwidth)
+    return {"trace": ss.Exact(), "prior": data, "solve": FINE}, own
 
 
 def check_counterfactual_of_the_law_itself(process):
     """Law 8 for finite changes: mass moved from the law to itself moves no sample."""
     process, noise = between_levels(process)
-    found = after(process, noise, toward(DATA.weights), 0.4)
+    found = after(process, noise, toward(DATA.weights), 0.4).x
     close(found[:, 0], flow_of(process, points_of(DATA.unchanged()), noise), absolute=1e-11)

@@ -136,3 +136,9 @@ class DataSet(NamedTuple):
         moved = np.zeros_like(self.weights)
         moved[index] = self.weights[index]
         return self.law(np.append(self.weights - mass * moved, mass * moved.sum()))
+
+    def moved(self, mass, index, direction):
+        """At mass 1 point `index` stands where its direction leads."""
+        points = self.points.copy()
+        points[index] += mass * np.asarray(direction)
+        return self._replace(points=points).unchanged()

@@ -13,6 +13,7 @@ PROCESS, KEY = ss.VP(), jax.random.key(0)
 POINTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
 DATA = ss.Points(POINTS, bandwidth=0.3)
 NOISE = jnp.ones((3, 2))
+PIXEL = ss.functionals.pixel(0)
 SHORT = ss.Solve(steps=2)
 
 
@@ -26,6 +27,15 @@ def unchecked_annotations():
 
 def score(t, x):
     return -x
+
+
+def loss(x=NOISE, **given):
+    given = {"levels": jnp.ones(2), "key": KEY, **given}
+    return ss.loss_sensitivity(PROCESS, score, DATA, x, **given)
+
+
+def attribute(functional=PIXEL, score=score, data=DATA, **given):
+    return ss.attribute(PROCESS, score, data, functional, NOISE, **{"solve": SHORT, **given})
 
 
 def refuses(message, function, *args, error=ValueError, **kwargs):
@@ -97,6 +107,7 @@ def test_default_bandwidth_of_one_point():
 @pytest.mark.parametrize(
     ("which", "message"),
     [
+        ([1, 3, 1, -2], r"indices \[1, 3\] are given twice or more"),
         ([5], r"index 5\.\.5 lies outside the data's 5 points"),
         ([0, -6], r"index -6\.\.0 lies outside"),
         ([0.5], "integer indices, got float64"),
@@ -124,7 +135,7 @@ def test_remove_by_index_the_only_point_of_any_weight():
     ],
 )
 def test_bare_images_for_a_perturbation(verb, given):
-    message = "perturbation must be made by add, remove, reweight or replace"
+    message = "perturbation must be made by add, remove, reweight, replace or move"
     refuses(message, verb, PROCESS, score, perturbation=POINTS, base=DATA, **given)
 
 
@@ -132,6 +143,22 @@ def test_replace():
     refuses("lies outside", ss.replace, DATA, [7], POINTS[:1])
     refuses("2 indices and 1 new images", ss.replace, DATA, [0, 1], POINTS[:1])
     refuses(r"new must have shape \[M, 2\]", ss.replace, DATA, [0], jnp.ones((1, 3)))
+    refuses(r"indices \[2\] are given twice", ss.replace, DATA, [2, 2], POINTS[:2])
+
+
+def test_move():
+    refuses("lies outside", ss.move, DATA, [7], POINTS[:1])
+    refuses(r"indices \[4\] are given twice", ss.move, DATA, [4, -1], POINTS[:2])
+    refuses("move got 2 points and 1 directions", ss.move, DATA, [0, 1], POINTS[:1])
+    refuses(r"direction must have shape \[M, 2\]", ss.move, DATA, [0], jnp.ones((1, 3)))
+    refuses("direction holds int64", ss.move, DATA, [0], np.ones((1, 2), int))
+    refuses("direction has 1 entries", ss.move, DATA, [0], np.array([[0.0, np.nan]]))
+
+
+def test_sums_and_multiples_of_perturbations():
+    refuses("must be made by add, remove", lambda: ss.add(POINTS) + POINTS)
+    refuses("factor has 1 entries that are NaN", lambda: np.nan * ss.add(POINTS))
+    refuses("5 directions of shape .* 1 directions", lambda: ss.add(POINTS) + ss.add(DATA))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +167,6 @@ def test_replace():
         (ss.Points(POINTS + 1), "base holds other points"),
         (ss.Points(POINTS[:3]), "base holds other points"),
         (ss.GaussianMixture(jnp.ones(5), POINTS, jnp.ones(5)), "base=the same Points"),
-        (None, "base must be a measure"),
         (POINTS, "base must be a measure"),
     ],
 )
@@ -155,18 +181,36 @@ def test_base_that_is_no_measure(verb):
     refuses("base must be a measure", verb, PROCESS, score, ss.add(POINTS), *place, base=POINTS)
 
 
+@pytest.mark.parametrize("mass", [1.2, -1.0001])
+def test_mass_outside_its_range(mass):
+    message = rf"mass must lie in \[-1, 1\], got {mass}"
+    for base in (DATA, None):
+        change, given = ss.add(POINTS), {"base": base, "trace": ss.Exact()}
+        refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=mass, **given)
+    some = [mass, 0.5]
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=some, base=DATA)
+
+
 @pytest.mark.parametrize(
     ("change", "mass"),
     [
-        (ss.add(POINTS), 1.5),
-        (ss.add(POINTS), -0.1),
-        (ss.remove(DATA, [4]), 1.2),
-        (ss.replace(DATA, [4], POINTS[:1]), 1.2),
+        (2 * ss.remove(DATA, [4]), 0.75),
+        (ss.replace(DATA, [4], POINTS[:1]) + ss.remove(DATA, [4]), 0.75),
+        (2 * ss.add(POINTS[:1]), 0.75),
+        (ss.reweight(DATA, np.array([1.0, 0, 0, 0, 0])), -1.0),
     ],
 )
-def test_mass(change, mass):
-    message = f"mass {mass} makes a weight of the changed data negative .* mass 1 is the whole"
+def test_more_is_taken_than_there_is(change, mass):
+    message = f"mass {mass} takes more than there is: a weight of the changed data becomes"
     refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=mass, base=DATA)
+
+
+def test_masses_of_two_axes():
+    message = r"mass must be a number or a vector \[E\], got shape \(1, 1\)"
+    for mass in (np.ones((1, 1)), np.ones((0,))):
+        message = message.replace(r"\(1, 1\)", r"\(\d,")
+        given = {"mass": mass, "base": DATA}
+        refuses(message, ss.counterfactual, PROCESS, score, ss.add(POINTS), NOISE, **given)
 
 
 @pytest.mark.parametrize("mass", [np.nan, np.inf])
@@ -193,7 +237,12 @@ VERBS = {
     "counterfactual": lambda p, s, x: ss.counterfactual(
         p, s, ss.add(POINTS), x, mass=0.5, base=DATA, solve=SHORT
     ),
+    "attribute": lambda p, s, x: ss.attribute(p, s, DATA, PIXEL, x, solve=SHORT),
+    "loss_sensitivity": lambda p, s, x: ss.loss_sensitivity(
+        p, s, DATA, x, levels=jnp.ones(2), key=KEY, solve=SHORT
+    ),
 }
+FREE = ("sample_ode", "encode", "sample_sde", "log_density_along")  # of any shape
 
 
 @pytest.fixture(params=VERBS)
@@ -214,7 +263,7 @@ def test_noise(verb, noise, message):
     refuses(message, verb, PROCESS, score, noise)
 
 
-@pytest.mark.parametrize("name", ["sample_sensitivity", "score_sensitivity", "counterfactual"])
+@pytest.mark.parametrize("name", [name for name in VERBS if name not in FREE])
 def test_noise_unlike_the_data(name):
     refuses(r"must have shape \[M, 2\] to match", VERBS[name], PROCESS, score, jnp.ones((3, 4)))
 
@@ -300,6 +349,10 @@ def test_missing_key():
     refuses(message, ss.encode, PROCESS, score, NOISE, log_density=probes)
     refuses(message, ss.sample_sensitivity, PROCESS, score, ss.add(POINTS), NOISE)
     refuses(message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), 0.5, NOISE)
+    refuses(message, ss.attribute, PROCESS, score, DATA, PIXEL, NOISE, base=None)
+    change = ss.add(POINTS)
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5)
+    refuses("loss_sensitivity needs key", loss, key=None)
     refuses("sample_sde needs key", ss.sample_sde, PROCESS, score, NOISE, key=None)
 
 
@@ -320,6 +373,160 @@ def test_log_density_of_another_length():
         NOISE,
         log_density=jnp.zeros(2),
     )
+
+
+# ------------------------------------------------------------------ attribution
+
+
+@pytest.mark.parametrize(
+    ("functional", "message"),
+    [
+        (lambda x: jnp.outer(x, x), r"a scalar or a vector \[P\] .* got shape \(2, 2\); flatten"),
+        (lambda x: x[:0], r"got shape \(0,\)"),
+        (lambda x: jnp.argmax(x), "one floating-point array, got .*int"),
+        (lambda x: (x[0], x[1]), "one floating-point array"),
+        (3.0, "must be a function"),
+    ],
+)
+def test_functional(functional, message):
+    refuses(message, attribute, functional)
+
+
+@pytest.mark.parametrize("top", [0, 6, 2.0])
+def test_top(top):
+    message = f"top must be a whole number from 1 to 5, got {top}"
+    refuses(message, attribute, top=top)
+    refuses(message, loss, top=top)
+
+
+def test_data_that_are_no_points():
+    for data in (POINTS, ss.GaussianMixture(jnp.ones(5), POINTS, jnp.ones(5))):
+        refuses(r"data must be Points\(images\)", attribute, data=data)
+
+
+def test_base_of_attribution():
+    refuses("base must be 'data', a measure, or None, got 'model'", attribute, base="model")
+    refuses("base must be a measure", attribute, base=POINTS)
+    refuses("base must be 'data'", loss, base="nonsense")
+
+
+def test_points_on_the_host_that_are_not():
+    refuses("on_host takes a numpy array or a memory map", ss.Points.on_host, POINTS)
+    refuses("points holds int64", ss.Points.on_host, np.ones((3, 2), int))
+    bad = np.where(np.arange(10_000)[:, None] == 9_000, np.nan, np.ones((1, 2)))
+    refuses("points has 2 entries that are NaN", ss.Points.on_host, bad)
+    weights = np.ones(3)
+    refuses(r"weights must have shape \(5,\)", ss.Points.on_host, np.asarray(POINTS), weights)
+
+
+def test_solvers_without_fixed_stages():
+    """Attribution and the reverse SDE walk an explicit rule's stages on a fixed grid."""
+    adaptive, implicit = ss.Solve(rtol=1e-3, atol=1e-3), ss.Solve(solver=diffrax.Kvaerno3())
+    for solve, message in ((adaptive, "fixed grid"), (implicit, "explicit Runge-Kutta .* Kvaerno")):
+        refuses(message, attribute, solve=solve)
+        refuses(message, ss.sample_sde, PROCESS, score, NOISE, key=KEY, solve=solve)
+        given = {"base": DATA, "brownian": KEY, "solve": solve}
+        refuses(message, ss.sample_sensitivity, PROCESS, score, ss.add(POINTS), NOISE, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"levels": jnp.ones((2, 2))}, r"levels must be a vector \[Q\] .* got shape \(2, 2\)"),
+        ({"levels": jnp.ones(0)}, r"levels must be a vector \[Q\]"),
+        ({"levels": np.ones(2, int)}, "levels holds int64"),
+        ({"levels": jnp.array([0.5, -1.0])}, "levels must be a finite number greater than 0"),
+        ({"levels": jnp.array([0.5, np.nan])}, "levels must be a finite number greater than 0"),
+        ({"weights": jnp.ones(3)}, r"weights must have shape \(2,\), got \(3,\)"),
+        ({"weights": jnp.array([1.0, -1.0])}, "weights must be 0 or greater"),
+        ({"draws": 0}, "draws must be a whole number >= 1"),
+        ({"x": jnp.ones((3, 4))}, r"must have shape \[M, 2\]"),
+    ],
+)
+def test_loss_sensitivity(given, message):
+    refuses(message, loss, **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ss.functionals.pixel(), "whole numbers of one entry"),
+        (lambda: ss.functionals.pixel(0.5), "whole numbers of one entry"),
+        (lambda: ss.functionals.inner_product(np.ones(2, int)), "direction holds int64"),
+        (lambda: ss.functionals.components(np.ones(2)), "add a leading axis"),
+        (lambda: ss.functionals.logit(3, 0), "must be a function"),
+        (
+            lambda: ss.functionals.log_density(PROCESS, score, trace=ss.Hutchinson()),
+            r"Hutchinson draws probes: use Exact\(\)",
+        ),
+    ],
+)
+def test_ready_functionals(make, message):
+    refuses(message, make)
+
+
+# ------------------------------------------------------------------ guided scores, other models
+
+GUIDED = ss.guide(score, score, 2.0)
+CHANGE = ss.add(POINTS)
+
+
+@pytest.mark.parametrize(
+    ("score", "change", "given", "message"),
+    [
+        (GUIDED, CHANGE, {}, r"two laws: give Pair\(unconditional, conditional\) as perturbation"),
+        (GUIDED, ss.Pair(CHANGE), {"base": DATA}, "as base, got Points"),
+        (GUIDED, ss.Pair(CHANGE), {"base": ss.Pair(DATA), "prior": DATA}, "as prior, got Points"),
+        (GUIDED, ss.Pair(), {}, "changes neither of the two laws"),
+        (GUIDED, ss.Pair(CHANGE, ss.add(DATA)), {}, r"a Pair have \[1, 5\] directions"),
+        (GUIDED, ss.Pair(CHANGE, ss.add(jnp.ones((5, 3)))), {}, "samples of shapes"),
+        (score, ss.Pair(CHANGE, CHANGE), {}, "a Pair belongs to a guided score"),
+        (score, CHANGE, {"base": ss.Pair(DATA, DATA)}, "a Pair belongs to a guided score"),
+        (score, CHANGE, {"base": DATA, "prior": ss.Pair()}, "a Pair belongs to a guided score"),
+    ],
+)
+def test_pairs(score, change, given, message):
+    given = {"trace": ss.Exact(), **given}
+    refuses(message, ss.sample_sensitivity, PROCESS, score, change, NOISE, **given)
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5, **given)
+
+
+def test_guided_scores_where_one_law_is_meant():
+    refuses("attribute takes a score of one", attribute, score=GUIDED)
+    run = (PROCESS, GUIDED, CHANGE, 0.5, NOISE)
+    refuses("a guided score is that of no law", ss.score_sensitivity, *run, base=DATA)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_guidance_weight(weight):
+    refuses("weight has 1 entries that are NaN", ss.guide, score, score, weight)
+
+
+def test_newcomers_of_another_shape():
+    """Both shapes are named: what came, and what it has to match."""
+    message = r"must have shape \[M, 3\] to match the other arguments, got \(3, 2\)"
+    given = {"trace": ss.Exact(), "solve": SHORT}
+    for change in (ss.add(jnp.ones((1, 3))), ss.add(ss.Learned(PROCESS, score, (3,), DATA))):
+        refuses(message, ss.sample_sensitivity, PROCESS, score, change, NOISE, **given)
+        refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5, **given)
+        base = {"base": DATA, **given}
+        refuses("shapes", ss.sample_sensitivity, PROCESS, score, change, NOISE, **base)
+
+
+def test_another_model_from_another_noise_level():
+    """Its prior is not known at the level where the paths begin."""
+    change = ss.add(ss.Learned(ss.EDM(), score, (2,)))
+    message = "begin at noise level 152.2 and the Learned law's process ends at 80: give it a prior"
+    given = {"trace": ss.Exact(), "solve": SHORT}
+    refuses(message, ss.sample_sensitivity, PROCESS, score, change, NOISE, **given)
+    refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5, **given)
+
+
+def test_another_model_at_a_place():
+    """A score's derivative asks for its density at a place, which it does not have."""
+    change = ss.add(ss.Learned(PROCESS, score, (2,)))
+    run = (PROCESS, score, change, 0.5, NOISE)
+    refuses("log-density along paths alone", ss.score_sensitivity, *run, base=DATA)
 
 
 # ------------------------------------------------------------------ settings
