@@ -9,7 +9,7 @@ readers. Figures are made without pyplot: no global state of matplotlib's is rea
 import math
 import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,18 +21,30 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
+from scoresens.plots import (
+    BODY,
+    FAINT,
+    FRAME,
+    INK,
+    OKABE_ITO,
+    SMALL,
+    Curves,
+    Dots,
+    Scatter,
+    dress,
+    plot_curve,
+    plot_panel,
+)
+
 GREY, SIGNED = "gray_r", "RdBu_r"
-FRAME, FAINT, INK = "#b8b8b8", "#5f5f5f", "#1a1a1a"
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 DPI = 150
 
 # Inches.
 EDGE, CELL, GAP, SPLIT, NOTE, LABEL = 0.35, 0.92, 0.12, 0.34, 0.19, 1.25
-HEADINGS, BAR, BARS = 0.62, 0.11, 0.75
+HEADINGS, BAR, BARS, CURVE = 0.62, 0.11, 0.75, 2.1
 PANEL, PANEL_LEFT, PANEL_BELOW = 3.2, 1.5, 0.62
-# Points, and the mean width of a character in units of them.
-TITLE, BODY, SMALL, CHARACTER = 14.0, 9.5, 8.0, 0.5
+TITLE = 14.0  # points
+CHARACTER = 0.5  # mean width, in units of the size
 
 
 class Column(NamedTuple):
@@ -44,6 +56,7 @@ class Column(NamedTuple):
         signed: whether 0 is the middle of the colours.
         notes: what is written under each picture, if anything.
         split: whether a wider gap separates it from the column to its left.
+        frames: the colour around each picture; left out, a faint grey.
     """
 
     title: str
@@ -51,25 +64,7 @@ class Column(NamedTuple):
     signed: bool = False
     notes: Sequence[str] = ()
     split: bool = False
-
-
-class Scatter(NamedTuple):
-    """One panel beside a sheet: points, and the diagonal on which prediction is truth."""
-
-    title: str
-    x_label: str
-    y_label: str
-    points: Mapping[str, tuple[np.ndarray, np.ndarray]]  # by the name in the legend
-    logarithmic: bool = False
-
-
-class Dots(NamedTuple):
-    """One panel beside a sheet: numbers with their intervals, a line each."""
-
-    title: str
-    x_label: str
-    values: Mapping[str, Sequence[Sequence[float]]]  # by series; value, low, high
-    names: Sequence[str]  # one a line
+    frames: Sequence[str] = ()
 
 
 # ------------------------------------------------------------------ files
@@ -98,6 +93,8 @@ def draw_sheet(
     caption: str,
     values: np.ndarray,
     panels: Sequence[Scatter | Dots] = (),
+    curves: Curves | None = None,
+    signed: str = "change of grey value",
 ) -> Path:
     """Write rows of pictures under column titles, beside panels, over a caption.
 
@@ -109,18 +106,21 @@ def draw_sheet(
         caption: what is to be seen, in sentences.
         values: images that the grey map should span from white to black.
         panels: plots to the right, from top to bottom.
+        curves: small plots right of the pictures, one a row.
+        signed: what the colours of signed columns show.
 
     Returns:
         The path of the file.
     """
     rows = len(labels)
     tall, wide = _cell(columns[0].images.shape[1:])
-    pitch = tall + GAP + NOTE * any(column.notes for column in columns)
+    pitch = tall + GAP + NOTE * (curves is not None or any(column.notes for column in columns))
     lefts = [EDGE + LABEL]
     for column in columns[1:]:
         lefts.append(lefts[-1] + wide + (SPLIT if column.split else GAP))
     right = lefts[-1] + wide
     width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
+    width += (SPLIT + CURVE) * (curves is not None)
     page = _Page(width, title, caption)
     page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
     top = page.top + HEADINGS
@@ -131,8 +131,10 @@ def draw_sheet(
         for row in range(rows):
             axes = page.axes(left, top + row * pitch, wide, tall)
             _show(axes, column.images[row], norm, colours)
+            if column.frames:
+                _frame(axes, column.frames[row])
             if column.notes:
-                middle, below = left + wide / 2, top + row * pitch + tall + 0.03
+                middle, below = left + wide / 2, top + row * pitch + tall + 0.05
                 page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
     for row, label in enumerate(labels):
         middle = top + row * pitch + tall / 2
@@ -140,12 +142,17 @@ def draw_sheet(
     bars = top + rows * pitch + 0.18
     _bar(page, lefts[0], bars, norms[0], GREY, "grey value")
     if any(column.signed for column in columns):
-        _bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, "change of grey value")
+        _bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
+    if curves is not None:
+        left = right + SPLIT
+        page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
+        for row in range(rows):
+            plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)
     for place, panel in enumerate(panels):
         height = (page.height - top - page.below - 0.1) / len(panels)
         box = right + 0.3 + PANEL_LEFT, top + place * height, PANEL, height - PANEL_BELOW - 0.3
         axes = page.axes(*box)
-        _scatter(axes, panel) if isinstance(panel, Scatter) else _dots(axes, panel)
+        plot_panel(axes, panel)
     return page.save(path)
 
 
@@ -183,7 +190,7 @@ def draw_loss(
     page.extend(3.6)
     axes = page.axes(EDGE + 0.65, page.top + 0.05, 6.5 - 2 * EDGE - 0.75, 2.85)
     axes.plot(steps, losses, color=OKABE_ITO[0], linewidth=1.2, marker=".", markersize=3)
-    _dress(axes, "optimiser steps", "denoising loss (1: untrained)")
+    dress(axes, "optimiser steps", "denoising loss (1: untrained)")
     return page.save(path)
 
 
@@ -251,6 +258,11 @@ def _show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
         spine.set(color=FRAME, linewidth=0.6)
 
 
+def _frame(axes: Axes, colour: str) -> None:
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=0.6 if colour == FRAME else 2.0)
+
+
 def _picture(sample: np.ndarray) -> np.ndarray:
     """A sample as rows and columns, and channels where it has three."""
     if sample.ndim == 3 and sample.shape[-1] == 1:
@@ -294,71 +306,6 @@ def _bar(page: _Page, left: float, top: float, norm: Normalize, colours: str, la
     bar.minorticks_off()
     axes.tick_params(labelsize=SMALL, color=FRAME, length=2.5, pad=2)
     axes.set_xlabel(label, fontsize=SMALL, color=FAINT, labelpad=2)
-
-
-def _scatter(axes: Axes, panel: Scatter) -> None:
-    many = max(np.size(x) for x, _ in panel.points.values()) > 500
-    for (name, (x, y)), colour, marker in zip(
-        panel.points.items(), OKABE_ITO, MARKERS, strict=False
-    ):
-        size, alpha = (3, 0.35) if many else (16, 0.75)
-        style = {"s": size, "alpha": alpha, "color": colour, "marker": marker, "linewidth": 0}
-        axes.scatter(np.ravel(x), np.ravel(y), label=name, **style)
-    entries = np.concatenate([np.ravel(side) for pair in panel.points.values() for side in pair])
-    if panel.logarithmic:
-        axes.set(xscale="log", yscale="log")
-        entries = entries[entries > 0]
-    span = (entries.min(), entries.max()) if entries.size else (0.1, 1.0)
-    axes.plot(span, span, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-    _dress(axes, panel.x_label, panel.y_label)
-    _head(axes, panel.title, markerscale=3.0 if many else 1.0)
-
-
-def _dots(axes: Axes, panel: Dots) -> None:
-    lines, series = np.arange(len(panel.names)), len(panel.values)
-    for place, (name, values) in enumerate(panel.values.items()):
-        middle, low, high = np.asarray(values, float).T
-        axes.errorbar(
-            middle,
-            lines + 0.22 * (place - (series - 1) / 2),
-            xerr=np.maximum([middle - low, high - middle], 0),
-            fmt=MARKERS[place],
-            color=OKABE_ITO[place],
-            label=name,
-            markersize=4.5,
-            linewidth=1.2,
-        )
-    axes.set_yticks(lines, panel.names)
-    axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
-    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-    _dress(axes, panel.x_label, "")
-    _head(axes, panel.title)
-
-
-def _head(axes: Axes, title: str, markerscale: float = 1.0) -> None:
-    """A title, and between it and the plot the legend in one line, clear of every point."""
-    axes.set_title(title, fontsize=BODY, color=INK, loc="left", pad=18)
-    axes.legend(
-        fontsize=SMALL - 0.5,
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(-0.04, 0.98),
-        ncols=len(axes.get_legend_handles_labels()[1]),
-        markerscale=markerscale,
-        columnspacing=0.7,
-        handletextpad=0.3,
-        handlelength=1.3,
-    )
-
-
-def _dress(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label, fontsize=SMALL, color=INK)
-    axes.set_ylabel(y_label, fontsize=SMALL, color=INK)
-    axes.tick_params(labelsize=SMALL, color=FRAME, labelcolor=INK)
-    axes.tick_params(which="minor", color=FRAME, labelbottom=False, labelleft=False)
-    for side, spine in axes.spines.items():
-        spine.set(color=FRAME, visible=side in ("left", "bottom"))
 
 
 def _wrapped(words: str, width: float, size: float) -> str:

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scoresens.drawing import Column, Dots, Scatter, draw_sheet
+from scoresens.batches import Batch, Images, Named, looks_like, nearest, norms, ordinal, spread
+from scoresens.drawing import Column, draw_sheet
+from scoresens.plots import FRAME, OKABE_ITO, Dots, Scatter
 
-Batch = Float[np.ndarray, "M *shape"]
-Images = Float[np.ndarray, "N *shape"]
 Rows = Mapping[str, Mapping[str, str]]
 
 SHOWN = 8  # rows of a picture
@@ -19,7 +18,8 @@ NEIGHBOURS = 3
 NAMES = {
     "first_order_model": "first order (model)",
     "first_order_data": "first order (data)",
-    "counterfactual_data": "counterfactual",
+    "counterfactual_model": "counterfactual (model)",
+    "counterfactual_data": "counterfactual (data)",
     "class_mean": "toward class mean",
     "another_finetuning": "another fine-tuning",
 }
@@ -30,14 +30,6 @@ MEASURES = {
     "magnitude_ratio": "magnitude ratio",
     "magnitude_spearman": "magnitude Spearman",
 }
-
-
-class Named(NamedTuple):
-    """Images and the names of their classes, as pictures need them."""
-
-    images: Images
-    labels: Int[np.ndarray, "N"]
-    class_names: tuple[str, ...]
 
 
 # ------------------------------------------------------------------ tables
@@ -86,44 +78,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
-# ------------------------------------------------------------------ numbers
-
-
-def norms(changes: Batch) -> Float[np.ndarray, "M"]:
-    """The Euclidean norm of each change."""
-    return np.linalg.norm(_flat(changes), axis=1)
-
-
-def cosines(a: Batch, b: Batch) -> Float[np.ndarray, "M"]:
-    """The cosine between each pair of changes; 0 where one of them is 0."""
-    sizes = norms(a) * norms(b)
-    inner = np.sum(_flat(a) * _flat(b), 1)
-    return np.divide(inner, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
-
-
-def nearest(x: Batch, images: Images, count: int) -> np.ndarray:
-    """Indices `[M, count]` of the images nearest to each sample, nearest first; fewer if there are
-    fewer images."""
-    flat, among = _flat(x), _flat(images)
-    squares = np.sum(among**2, 1) - 2 * flat @ among.T  # but for |x|^2, which ranks nothing
-    return np.argsort(squares, axis=1, kind="stable")[:, :count]
-
-
-def spread(sizes: Float[np.ndarray, "M"], count: int) -> np.ndarray:
-    """Indices of the samples to show, from the one that moves most to the one that moves least.
-
-    Their ranks grow geometrically (1, 2, 4, ... 128): few samples move far, and most hardly at all.
-    """
-    order = np.argsort(-sizes, kind="stable")
-    ranks = np.unique(np.geomspace(1, len(sizes), min(count, len(sizes))).round().astype(int)) - 1
-    others = np.setdiff1d(np.arange(len(sizes)), ranks)[: min(count, len(sizes)) - len(ranks)]
-    return order[np.sort(np.concatenate([ranks, others]))]
-
-
-def _flat(x: Batch) -> np.ndarray:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
-
-
 # ------------------------------------------------------------------ pictures
 
 
@@ -155,9 +109,7 @@ def draw_demo(
     """
     finite = after - before
     rows = spread(norms(finite), count)
-    looks = [_looks_like(x, data) for x in (before[rows], after[rows])]
-    kinds = [f"\n{b} → {a}" for b, a in zip(*looks, strict=True)]
-    labels = [label + kind for label, kind in zip(_labels(rows, finite), kinds, strict=True)]
+    labels = _became(_labels(rows, norms(finite)), before[rows], after[rows], data)
     columns = [
         Column("before", before[rows]),
         Column("first-order\nchange", first_order[rows], True, _sizes(first_order[rows]), True),
@@ -174,6 +126,64 @@ def draw_demo(
         f"norms.\n{_rows(rows, before)}, labelled with the class of the nearest training image "
         f"before → after. {remark}"
     )
+    return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
+
+
+def draw_strip(
+    path: Path,
+    data: Named,
+    touched: np.ndarray,
+    before: Batch,
+    after: Float[np.ndarray, "M E *shape"],
+    masses: Sequence[float],
+    *,
+    sizes: Float[np.ndarray, "M"],
+    count: int,
+    title: str,
+    verb: str,
+    bounded: Int[np.ndarray, "M E"] | None = None,
+    remark: str = "",
+) -> Path:
+    """Write samples before and after a change of the data that grows from left to right.
+
+    Args:
+        path: the PNG file.
+        data: the training data.
+        touched: `[N]` mask of the images whose weight changes.
+        before: `[M, *shape]` samples.
+        after: `[M, E, *shape]` counterfactual samples.
+        masses: `[E]`, rising.
+        sizes: `[M]`, how far each sample moves, by which it is ranked.
+        count: how many of the samples to show.
+        title: of the picture.
+        verb: what happens to the touched images: "added", "removed", "moved".
+        bounded: `[M, E]`, at how many steps a removal asked for more than there was.
+        remark: a sentence or two for the caption.
+    """
+    rows = spread(sizes, count)
+    shown, start, end = after[rows], before[rows], after[rows, -1]
+    steps = np.zeros(shown.shape[:2], int) if bounded is None else bounded[rows]
+    columns = [Column("before", start)]
+    for place, mass in enumerate(masses):
+        x = shown[:, place]
+        marks = [" *" * bool(count) for count in steps[:, place]]
+        notes = list(map("".join, zip(_sizes(x - start), marks, strict=True)))
+        differs = looks_like(x, data) != looks_like(start, data)
+        frames = [OKABE_ITO[1] if other else FRAME for other in differs]
+        columns.append(Column(f"mass\n{mass:g}", x, False, notes, not place, frames))
+    near = start if verb == "removed" else end
+    columns += _neighbours(near, data.images[touched], f"nearest\n{verb}")
+    mass = "the share that is new" if verb == "added" else "the part of the change that is made"
+    caption = (
+        "Each row starts from one draw of noise. Before: what the model makes of it. Then: what it "
+        f"would make of the same noise, had its training data changed. Mass: {mass}. Below each "
+        "sample, how far it is from before (Euclidean norm, grey values). Orange: it has come to "
+        "look like another class, that of its nearest training image.\n"
+        f"{_rows(rows, before)}, labelled with that class before → at the last mass. {remark}"
+    )
+    if steps.any():
+        caption += "* bounded: the removal asked for more than there is."
+    labels = _became(_labels(rows, sizes), start, end, data)
     return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
 
 
@@ -201,7 +211,7 @@ def draw_sensitivity(
         log_density: `[M]` nats, if known.
     """
     rows = spread(norms(change), SHOWN)
-    labels = _labels(rows, change)
+    labels = _labels(rows, norms(change))
     if log_density is not None:
         labels = [
             f"{label}\nlog p = {log_density[i]:.0f}" for label, i in zip(labels, rows, strict=True)
@@ -259,8 +269,9 @@ def draw_validation(
         Column("real\nchange", real[rows], True, _sizes(real[rows])),
     ]
     names = {method: NAMES.get(method, method.replace("_", " ")) for method in results}
+    short = {name: words.removesuffix(" (data)") for name, words in names.items()}
     sizes = {
-        f"{names[method]}, ρ = {_number(results[method]['magnitude_spearman'][0])}": (
+        f"{short[method]}, ρ = {_number(results[method]['magnitude_spearman'][0])}": (
             norms(real),
             norms(predicted[method]),
         )
@@ -288,7 +299,7 @@ def draw_validation(
             "Every entry of every change (r: Pearson)",
             "real change",
             "predicted change",
-            {f"{names['counterfactual_data']}, r = {pearson}": (real, finite)},
+            {f"{short['counterfactual_data']}, r = {pearson}": (real, finite)},
         ),
     ]
     caption = (
@@ -302,7 +313,7 @@ def draw_validation(
     return draw_sheet(
         path,
         columns,
-        _labels(rows, real),
+        _labels(rows, norms(real)),
         title=title,
         caption=caption,
         values=values,
@@ -310,32 +321,31 @@ def draw_validation(
     )
 
 
-def looks_like(x: Batch, data: Named) -> Int[np.ndarray, "M"]:
-    """The class of the training image nearest to each sample."""
-    return data.labels[nearest(x, data.images, 1)[:, 0]]
-
-
-def _looks_like(x: Batch, data: Named) -> list[str]:
-    return [data.class_names[label] for label in looks_like(x, data)]
+def _became(labels: Sequence[str], before: Batch, after: Batch, data: Named) -> list[str]:
+    """Labels with the class that each sample looks like, before → after."""
+    looks = [looks_like(x, data) for x in (before, after)]
+    names = data.class_names
+    return [
+        f"{label}\n{names[was]} → {names[now]}"
+        for label, was, now in zip(labels, *looks, strict=True)
+    ]
 
 
 def _neighbours(x: Batch, images: Images, title: str) -> list[Column]:
-    """Columns of the images nearest to each sample, the nearest first."""
+    """Columns of the images nearest to each sample, the nearest first; none if there are none."""
+    if not len(images):
+        return []
     found = nearest(x, images, NEIGHBOURS).T
-    titles = [title, *(f"{_ordinal(n)}\nnearest" for n in range(2, len(found) + 1))]
+    titles = [title, *(f"{ordinal(n)}\nnearest" for n in range(2, len(found) + 1))]
     return [
         Column(name, images[index], split=not place)
         for place, (name, index) in enumerate(zip(titles, found, strict=True))
     ]
 
 
-def _ordinal(n: int) -> str:
-    return {2: "2nd", 3: "3rd"}.get(n, f"{n}th")
-
-
-def _labels(rows: np.ndarray, changes: Batch) -> list[str]:
+def _labels(rows: np.ndarray, sizes: Float[np.ndarray, "M"]) -> list[str]:
     """The number of each sample shown, and its rank by how far it moves."""
-    ranks = np.argsort(np.argsort(-norms(changes), kind="stable"), kind="stable")
+    ranks = np.argsort(np.argsort(-sizes, kind="stable"), kind="stable")
     return [f"sample {i}\nrank {ranks[i] + 1}" for i in rows]
 
 

@@ -10,21 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scoresens import cli
-from scoresens.cli.commands import _json, _setup
+from scoresens.cli.common import as_json, set_up
+from scoresens.cli.functionals import FunctionalSettings, make_question
 from scoresens.cli.progress import Stages
 from scoresens.cli.settings import (
+    AttributeRun,
+    CounterfactualRun,
     SampleRun,
     SensitivityRun,
     TrainRun,
     ValidateRun,
 )
 from scoresens.config import read
-from scoresens.datasets import load
+from scoresens.datasets import DataSettings, load, prepare
+from scoresens.measures import Points
 from scoresens.models import load as load_model
+from scoresens.processes import EDM
+from scoresens.scores import exact_score
+from scoresens.solve import Solve
 from scoresens.validation import compare
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -137,7 +145,12 @@ def test_train_writes_a_checkpoint_that_loads(trained):
 
 
 @pytest.mark.parametrize(
-    ("how", "density"), [("log_density = 'exact'", True), ("sampler = 'sde'", False)]
+    ("how", "density"),
+    [
+        ("log_density = 'exact'", True),
+        ("sampler = 'sde'", False),
+        ("sampler = 'sde'\nlog_density = 'hutchinson'", True),
+    ],
 )
 def test_sample_writes_what_it_drew(tmp_path, trained, how, density):
     config = with_checkpoint(tmp_path, trained, f"count = 3\nsteps = 4\n{how}")
@@ -169,6 +182,149 @@ def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
     assert "add class 3 at mass 0.2" in ran.printed
 
 
+@pytest.mark.parametrize(
+    ("change", "base", "masses"),
+    [
+        (CHANGE, "data", ()),
+        ("[change]\nkind = 'remove'\nclasses = ['3', '5']", "model", (0.5, 1.0)),
+    ],
+)
+def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change, base, masses):
+    text = f"base = '{base}'\nmasses = {list(masses)}\ncount = 3\nsteps = 4\n{DATA}{change}"
+    ran = scoresens(
+        "counterfactual", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out"
+    )
+    assert is_complete(ran, "samples.npz", "report.png")
+    result, arrays = ran.result, np.load(tmp_path / "out" / "samples.npz")
+    added = "remove" not in change
+    masses = masses or (0.008, 0.02, 0.04, 0.08, 0.2)
+    np.testing.assert_allclose(arrays["masses"], masses)
+    assert result["masses"] == pytest.approx(masses)
+    assert arrays["before"].shape == (3, 8, 8, 1)
+    assert arrays["x"].shape == (3, len(masses), 8, 8, 1)
+    moved = (arrays["x"] - arrays["before"][:, None]).reshape(3, len(masses), -1)
+    sizes = np.linalg.norm(moved, axis=2)
+    assert (sizes[:, -1] > sizes[:, 0]).all()
+    np.testing.assert_allclose(result["norms"], sizes, rtol=1e-6)
+    assert [row["max"] for row in result["norm"]] == pytest.approx(sizes.max(0))
+    assert result["bounded_steps"] == arrays["bounded"].sum(0).tolist()
+    assert result["bounded_samples"] == (arrays["bounded"] > 0).sum(0).tolist()
+    assert sum(result["bounded_steps"]) == 0 or (base, added) == ("model", False)
+    assert list(rows(ran.printed)) == [f"{mass:g}" for mass in masses]
+    assert ("add class 3 at mass" in ran.printed) == added
+
+
+def attributed(folder: Path, trained: Ran, text: str) -> tuple[Ran, dict]:
+    text = f"count = 3\nsteps = 4\ntop = 2\n{text}"
+    ran = scoresens("attribute", with_checkpoint(folder, trained, text), out=folder / "out")
+    assert is_complete(ran, "scores.npz", "report.png")
+    return ran, dict(np.load(folder / "out" / "scores.npz"))
+
+
+@pytest.mark.parametrize(
+    "how", ["", "scores = 'top'\nbase = 'model'\ntrace = 'hutchinson'\nsampler = 'sde'"]
+)
+def test_attribute_names_the_helpful_and_the_harmful(tmp_path, trained, how):
+    ran, arrays = attributed(tmp_path, trained, f"{how}\n{DATA}")
+    result = ran.result
+    shapes = {name: array.shape for name, array in arrays.items()}
+    assert shapes.pop("x") == (3, 8, 8, 1) and shapes.pop("value") == (3,)
+    assert shapes.pop("levels") == (4,) and shapes.pop("profile") == (3, 4)
+    if "top" in how:
+        assert shapes.keys() == {"top_indices", "top_values", "bottom_indices", "bottom_values"}
+        assert set(shapes.values()) == {(3, 2)}
+    else:
+        assert shapes == {"scores": (3, 60)}
+        order = np.argsort(arrays["scores"], 1)
+        np.testing.assert_array_equal(result["top_indices"], order[:, :-3:-1])
+        np.testing.assert_array_equal(result["bottom_indices"], order[:, :2])
+        largest = np.sort(arrays["scores"], 1)[:, :-3:-1]
+        np.testing.assert_allclose(result["top_values"], largest, rtol=1e-6)
+    # the number that is asked about: the distance from the mean of the data
+    (images,) = (read_data(tmp_path).images,)
+    distances = np.linalg.norm((arrays["x"] - images.mean(0)).reshape(3, -1), axis=1)
+    np.testing.assert_allclose(result["value"], distances, rtol=1e-4)
+    assert list(rows(ran.printed)) == ["sample 0", "sample 1", "sample 2"]
+    best = result["top_values"][0][0] / 100
+    assert f"{best:+.2f} by #{result['top_indices'][0][0]}" in ran.printed
+    assert 0.002 < min(result["median_level"]) <= max(result["median_level"]) < 80
+
+
+def read_data(folder: Path):
+    return prepare(read(folder / "run.toml", AttributeRun).data)
+
+
+def test_attribute_agrees_with_sensitivity(tmp_path, trained):
+    """The score of a class, by summing over its images, and by its tangent."""
+    text = f"count = 3\nsteps = 4\n{DATA}[change]\nclasses = ['3']\nmass = 1.0"
+    config = with_checkpoint(tmp_path, trained, text)
+    assert scoresens("sensitivity", config, out=tmp_path / "forward").code == 0
+    tangent = np.load(tmp_path / "forward" / "tangents.npz")["tangent"]
+    _, arrays = attributed(tmp_path, trained, f"{DATA}[functional]\nkind='pixel'\npixel=[4, 3]")
+    data = read_data(tmp_path)
+    summed = arrays["scores"][:, data.labels == 3].mean(1)
+    np.testing.assert_allclose(summed, tangent[:, 4, 3, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_attribute_takes_several_numbers_at_once(tmp_path, trained):
+    text = f"{DATA}[functional]\nkind = 'components'\ncomponents = 2"
+    ran, arrays = attributed(tmp_path, trained, text)
+    assert arrays["scores"].shape == (3, 2, 60) and arrays["profile"].shape == (3, 2, 4)
+    assert np.shape(ran.result["top_indices"]) == (3, 2, 2)
+    assert list(rows(ran.printed))[:2] == ["sample 0, component 1", "sample 0, component 2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"kind": "itself"}, lambda x, data: distance(x, data.images.mean(0))),
+        ({"kind": "closeness", "image": 7}, lambda x, data: -distance(x, data.images[7])),
+        ({"kind": "pixel", "pixel": (4, 3)}, lambda x, data: x[:, 4, 3, 0]),
+        ({"kind": "class", "class_name": "3"}, lambda x, data: log_odds(x, data)[:, 3]),
+        ({"kind": "class"}, lambda x, data: log_odds(x, data).max(1)),
+        ({"kind": "components"}, lambda x, data: projected(x, data, 3)),
+        ({"kind": "log_density"}, lambda x, data: normal(x)),
+    ],
+    ids=lambda part: part.get("kind") if isinstance(part, dict) else "",
+)
+def test_each_functional_is_the_number_it_says(settings, expected):
+    data = prepare(DataSettings("digits", count=60))
+    points = Points(jnp.asarray(data.images), bandwidth=1.0)
+    process = EDM()
+    score = exact_score(process, Points(jnp.zeros((1, 8, 8, 1)), bandwidth=1.0))
+    asked = FunctionalSettings(**settings)
+    question = make_question(asked, data, points, process, score, Solve(steps=40))
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1))
+    found = np.stack([question.functional(jnp.asarray(one)) for one in x])
+    signs = np.sign(found / expected(x, data)) if question.parts else 1  # a component's is free
+    tolerance = 0.02 if settings["kind"] == "log_density" else 1e-4
+    np.testing.assert_allclose(found, signs * expected(x, data), rtol=tolerance)
+    assert len(question.parts) == (found.shape[1] if found.ndim == 2 else 0)
+
+
+def normal(x):
+    """The standard normal log-density, that of one data point with a bump of width 1 about it."""
+    return -0.5 * distance(x, 0) ** 2 - x[0].size / 2 * np.log(2 * np.pi)
+
+
+def distance(x, image):
+    return np.linalg.norm((x - image).reshape(len(x), -1), axis=1)
+
+
+def log_odds(x, data):
+    means = np.stack([data.images[data.labels == label].mean(0) for label in range(10)])
+    variance = np.mean((data.images - means[data.labels]) ** 2)
+    logits = np.stack([-(distance(x, mean) ** 2) / (2 * variance) for mean in means], 1)
+    others = np.where(np.eye(10, dtype=bool), -np.inf, logits[:, None])  # of class, other
+    return logits - np.logaddexp.reduce(others, axis=2)
+
+
+def projected(x, data, count):
+    centred = (data.images - data.images.mean(0)).reshape(len(data.images), -1)
+    _, _, basis = np.linalg.svd(centred.astype(float), full_matrices=False)
+    return (x - data.images.mean(0)).reshape(len(x), -1) @ basis[:count].T
+
+
 def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
     text = f"count = 9\nsteps = 4\nrepeats = 2\nresamples = 40\n{DATA}{CHANGE}{finetune}"
@@ -176,8 +332,10 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     assert is_complete(ran, "report.png", "displacements.npz")
     result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
     assert list(rows(ran.printed)) == result["methods"]
-    assert result["methods"][:3] == ["first_order_model", "first_order_data", "counterfactual_data"]
-    assert len(result["methods"]) > 3  # the baselines
+    assert result["methods"][:4] == [
+        f"{kind}_{base}" for kind in ("first_order", "counterfactual") for base in ("model", "data")
+    ]
+    assert len(result["methods"]) > 4  # the baselines
     pairs = arrays["changed"] - arrays["control"]
     real = pairs.mean(0)
     for method in result["methods"]:
@@ -196,7 +354,7 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
 
 def test_demo_needs_no_settings(tmp_path):
     ran = scoresens("demo", "--class", 1, "--mass", 0.3, "--count", 2, out=tmp_path / "out")
-    assert is_complete(ran, "report.png")
+    assert is_complete(ran, "report.png", "strip.png", "attribution.png")
     result = ran.result
     assert (result["class"], result["mass"], result["count"]) == ("1", 0.3, 128)
     assert {name: len(values) for name, values in result["samples"].items()} == dict.fromkeys(
@@ -210,6 +368,14 @@ def test_demo_needs_no_settings(tmp_path):
     assert shares["data_after"] == pytest.approx(0.7 * ones + 0.3)
     assert shares["samples_after"] > shares["samples_before"] + 0.1  # what the demo is to show
     assert len(rows(ran.printed)) == 3
+    strip = result["strip"]
+    assert strip["masses"] == [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]
+    np.testing.assert_allclose(np.array(strip["norms"])[:, 4], sizes, rtol=1e-6)
+    found = result["attribution"]
+    assert np.shape(found["top_indices"]) == np.shape(found["bottom_values"]) == (2, 10)
+    assert found["class"] == [result["samples"]["class_before"][i] for i in result["shown"]]
+    shares = found["same_class"]
+    assert shares["helpful"] > max(0.5, shares["harmful"])  # what the picture is to show
 
 
 def test_a_second_run_replaces_the_files_of_the_first(tmp_path, trained):
@@ -224,7 +390,7 @@ def test_a_second_run_replaces_the_files_of_the_first(tmp_path, trained):
 
 
 def test_a_number_that_does_not_exist_is_written_as_null():
-    assert _json({"value": 1.0, "low": math.nan, "high": math.inf}) == {
+    assert as_json({"value": 1.0, "low": math.nan, "high": math.inf}) == {
         "value": 1.0,
         "low": None,
         "high": None,
@@ -237,7 +403,7 @@ def test_other_data_than_the_checkpoint_was_trained_on_are_pointed_out(
 ):
     text = DATA.replace("60", str(count)) + CHANGE
     run = read(with_checkpoint(tmp_path, trained, text), SensitivityRun)
-    assert len(_setup(run, "run.toml", Stages()).data) == count
+    assert len(set_up(run, "run.toml", Stages()).data) == count
     assert ("was trained on 60 images of digits" in capsys.readouterr().err) == told
 
 
@@ -246,7 +412,12 @@ def test_other_data_than_the_checkpoint_was_trained_on_are_pointed_out(
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_settings_file_is_read_by_its_command(file):
-    kinds = {"sample": SampleRun, "sensitivity": SensitivityRun, "fashion": TrainRun}
+    kinds = {
+        "sample": SampleRun,
+        "sensitivity": SensitivityRun,
+        "counterfactual": CounterfactualRun,
+        "attribute": AttributeRun,
+    }
     kind = kinds.get(file.stem, ValidateRun if "finetune" in file.stem else TrainRun)
     run = read(file, kind)
     assert f"scoresens {kind.__name__[:-3].lower()} configs/{file.name}" in file.read_text()
@@ -280,7 +451,6 @@ MODEL = "[model]\nkind = 'mlp'\nwidth = 8\ndepth = 1\n"
         ("sample", "cuont = 3", "cuont: unknown key; did you mean 'count'"),
         ("sample", "count = 0", "count must be at least 1, got 0"),
         ("sample", "sampler = 'pde'", "sampler: expected 'ode' or 'sde'"),
-        ("sample", "sampler = 'sde'\nlog_density = 'exact'", "use sampler = 'ode'"),
         ("sample", "checkpoint = 'no.safetensors'", "checkpoint: no checkpoint at no.safetensors"),
         ("sample", "count = ", "not TOML"),
         ("sensitivity", DATA, "change: missing key"),
@@ -292,6 +462,45 @@ MODEL = "[model]\nkind = 'mlp'\nwidth = 8\ndepth = 1\n"
         ("sensitivity", DATA + "size = 4" + CHANGE, "data: images of shape (4, 4, 1), where"),
         ("sensitivity", "bandwidth = -1.0" + SENSITIVITY, "bandwidth must be positive"),
         ("sensitivity", DATA.replace("60", "2000") + CHANGE, "data: a subset of digits has 1 to"),
+        ("counterfactual", "masses = [0.0, 0.5]" + SENSITIVITY, "masses must lie in (0, 1]"),
+        ("counterfactual", "masses = [0.5, 0.1]" + SENSITIVITY, "masses must rise"),
+        ("attribute", "", "data: missing key"),
+        ("attribute", "top = 0" + DATA, "top must be at least 1, got 0"),
+        ("attribute", "top = 61" + DATA, "top is 61, and there are 60 images"),
+        ("attribute", DATA + "[functional]\nkind='x'", "functional.kind: expected 'itself' or"),
+        ("attribute", DATA + "[functional]\nkind='closeness'", "functional: kind = 'closeness'"),
+        ("attribute", DATA + "[functional]\nkind='pixel'", "functional: kind = 'pixel' needs"),
+        ("attribute", DATA + "[functional]\ncomponents=0", "components must be at least 1"),
+        (
+            "attribute",
+            DATA + "[functional]\nkind='closeness'\nimage=60",
+            "functional: image 60 lies outside the data's 60 images",
+        ),
+        (
+            "attribute",
+            DATA + "[functional]\nkind='pixel'\npixel=[8, 0]",
+            "functional: pixel [8, 0] lies outside images of shape (8, 8, 1)",
+        ),
+        (
+            "attribute",
+            DATA + "[functional]\nkind='pixel'\npixel=[1, 1, 0, 0]",
+            "functional: pixel [1, 1, 0, 0] lies outside",
+        ),
+        (
+            "attribute",
+            DATA + "[functional]\nkind='class'\nclass_name='x'",
+            "functional: class 'x' has no image in digits: choose among 0, 1",
+        ),
+        (
+            "attribute",
+            DATA + "classes=['3']\n[functional]\nkind='class'".replace("60", "20"),
+            "functional: kind = 'class' needs data of two classes at least",
+        ),
+        (
+            "attribute",
+            DATA + "[functional]\nkind='components'\ncomponents=61",
+            "functional: the data have 60 components, not 61",
+        ),
         ("validate", SENSITIVITY, "finetune: missing key"),
         ("validate", "count = 7" + SENSITIVITY + "[finetune]", "count must be at least 8, got 7"),
         ("train", DATA + "[model]\nkind='cnn'\nwidth=1\ndepth=1\n[train]", "model.kind: expected"),

@@ -20,9 +20,10 @@ FLOORS = (
     {"finite", "drives", "tables"},
     {"sde", "functionals"},
     {"sensitivity", "attribution", "counterfactual", "fokker_planck"},
+    {"plots", "batches"},
     {"models", "importers", "datasets", "drawing"},
     {"training", "sweeps", "changes"},
-    {"validation", "report", "config", "results"},
+    {"validation", "report", "influence", "config", "results"},
     {"cli"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

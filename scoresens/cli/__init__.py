@@ -12,17 +12,26 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scoresens.cli.attribute import run_attribute
 from scoresens.cli.commands import (
-    DRAWN,
     GRID,
-    run_demo,
+    run_counterfactual,
     run_sample,
     run_sensitivity,
     run_train,
     run_validate,
 )
+from scoresens.cli.demo import DRAWN, run_demo
 from scoresens.cli.progress import blaming, tell
-from scoresens.cli.settings import DemoRun, SampleRun, SensitivityRun, TrainRun, ValidateRun
+from scoresens.cli.settings import (
+    AttributeRun,
+    CounterfactualRun,
+    DemoRun,
+    SampleRun,
+    SensitivityRun,
+    TrainRun,
+    ValidateRun,
+)
 from scoresens.config import ConfigError, read
 from scoresens.results import versions
 
@@ -32,6 +41,8 @@ ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
 
   scoresens demo                                        see it: half a minute, no settings
+  scoresens counterfactual configs/counterfactual.toml  samples after a change of the data
+  scoresens attribute configs/attribute.toml            which training images a sample is owed to
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
   scoresens validate configs/digits-finetune.toml       are the predictions right?
   scoresens sample configs/sample.toml                  draw samples, with log-densities
@@ -68,11 +79,15 @@ What do samples of the digits become, when a share of one class is added to the 
 
 Draws {DRAWN} samples from the checkpoint that comes with the package, and shows those that move
 most and some that move least: before, their first-order change, the counterfactual sample, and the
-added images nearest to it.""",
+added images nearest to it (report.png); the same samples as the share grows (strip.png); and the
+training images that make each of them what it is, and those that work against it
+(attribution.png).""",
         "scoresens demo --class 3 --mass 0.2",
         {
             "report.png": "samples before, first-order changes, counterfactual samples",
-            "result.json": "each sample's displacements, the cosine between them, classes",
+            "strip.png": "the same samples at growing masses",
+            "attribution.png": "their most helpful and most harmful training images",
+            "result.json": "displacements, cosines, classes; scores of the images named",
         },
     ),
     "train": Command(
@@ -108,6 +123,55 @@ count, seed, sampler ("ode", "sde"), steps, log_density ("exact", "hutchinson"; 
             "result.json": "their mean, spread and log-density",
         },
     ),
+    "counterfactual": Command(
+        run_counterfactual,
+        CounterfactualRun,
+        "samples after finite changes of the data",
+        """\
+What would each sample be, had the training data changed? The same noise, followed as the model
+would follow it after the change: by a little of it, by more, by all of it. Nothing is trained.
+
+Settings: masses (how much of the change, rising, each in (0, 1]; left out: five up to the change's
+mass); [data], [change], checkpoint, count, seed, steps, base, trace, bandwidth as for sensitivity.
+The mass of "add" and "model" is the share of the new data; of the others it is the part of the
+change that is made, 1 the whole. With base = "model" a removal may ask for more than the model has
+somewhere: it is bounded there, and `bounded` counts the samples (and the steps) where it was.""",
+        "scoresens counterfactual configs/counterfactual.toml",
+        {
+            "samples.npz": "before [M, *shape], x [M, E, *shape] at masses [E], bounded [M, E]",
+            "report.png": "a strip a sample: before, then one image a mass",
+            "result.json": "norms of the changes by mass, how many look like another class",
+        },
+    ),
+    "attribute": Command(
+        run_attribute,
+        AttributeRun,
+        "training images that raise or lower a number of each sample",
+        """\
+To which training images does a sample owe what it is? Asks of every image at once, by one pass down
+the sample's path and one back up: if a little of the data's weight were moved to it, by how much
+would a number of the sample rise (helpful) or fall (harmful)?
+
+Settings: top (images named of either kind), scores ("all", or "top": keep those of the images
+named), sampler ("ode", or "sde"); [data], checkpoint, count, seed, steps, base, trace, bandwidth
+as for sensitivity.
+[functional] kind, the number asked about:
+  "itself"       how far the sample stands from the mean of the data, in its own direction: more of
+                 it is the same sample, more pronounced (default)
+  "class"        log-odds of the class it looks like most, or of class_name
+  "closeness"    minus its distance to the training image with index image
+  "pixel"        one grey value, pixel = [row, column]
+  "components"   the first principal components of the data, components = 3
+  "log_density"  the model's log-density of the sample
+Scores are per unit of mass: 0.01 times a score is what 1 % of the data's weight does, to first
+order, and the scores of a set of images add up. The picture and the table show 0.01 times.""",
+        "scoresens attribute configs/attribute.toml",
+        {
+            "scores.npz": "scores [M, N] ([M, P, N] for components); x, value, levels, profile",
+            "report.png": "helpful and harmful images, and the noise levels at which they act",
+            "result.json": "the images named, with their scores, values, profiles",
+        },
+    ),
     "sensitivity": Command(
         run_sensitivity,
         SensitivityRun,
@@ -117,7 +181,8 @@ How does each sample move, to first order, when the training data change?
 
 Settings: checkpoint, count, seed, steps, base ("data", or "model": black box), trace ("exact",
 "hutchinson"; for base = "model"), bandwidth (left out: read off the data); [data] as for train;
-[change] kind ("add", "remove", "half"), classes, images, mass, seed.""",
+[change] kind ("add", "remove", "half", "shift", "model"), classes, images, mass, seed,
+checkpoint.""",
         "scoresens sensitivity configs/sensitivity.toml",
         {
             "tangents.npz": "x and tangent [M, *shape] per unit of mass; log_density [M], nats,\n"

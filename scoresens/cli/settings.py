@@ -1,14 +1,17 @@
 """What a settings file of each command may hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scoresens.changes import ChangeSettings
+from scoresens.cli.functionals import FunctionalSettings
 from scoresens.datasets import DataSettings
 from scoresens.models import ModelSettings
 from scoresens.training import TrainSettings
 
 Trace = Literal["exact", "hutchinson"]
+Base = Literal["data", "model"]
+STEPS_TO = (0.04, 0.1, 0.2, 0.4, 1.0)  # of a change, where no masses are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,6 @@ class SampleRun:
 
     def __post_init__(self):
         _at_least(1, count=self.count, steps=self.steps)
-        if self.sampler == "sde" and self.log_density is not None:
-            raise ValueError("log_density is carried along the flow: use sampler = 'ode'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,80 @@ class SensitivityRun:
     count: int = 32
     seed: int = 0
     steps: int = 40
-    base: Literal["data", "model"] = "data"
+    base: Base = "data"
     trace: Trace = "exact"
     bandwidth: float | None = None
 
     def __post_init__(self):
         _at_least(1, count=self.count, steps=self.steps)
+        _sensible_bandwidth(self.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterfactualRun:
+    """Settings of `scoresens counterfactual`.
+
+    Args:
+        data, change: the training data, and what changes in them.
+        masses: how much of the change, a column of the picture each; left out, five up to
+            `change.mass`.
+        checkpoint, count, seed, steps, base, trace, bandwidth: as for `sensitivity`.
+    """
+
+    data: DataSettings
+    change: ChangeSettings
+    masses: tuple[float, ...] = ()
+    checkpoint: str = "digits"
+    count: int = 32
+    seed: int = 0
+    steps: int = 40
+    base: Base = "data"
+    trace: Trace = "exact"
+    bandwidth: float | None = None
+
+    def __post_init__(self):
+        _at_least(1, count=self.count, steps=self.steps)
+        _sensible_bandwidth(self.bandwidth)
+        if not all(0 < mass <= 1 for mass in self.masses):
+            raise ValueError(f"masses must lie in (0, 1], got {list(self.masses)}")
+        if list(self.masses) != sorted(set(self.masses)):
+            raise ValueError(f"masses must rise, got {list(self.masses)}")
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """The masses, rising."""
+        return self.masses or tuple(float(f"{part * self.change.mass:.3g}") for part in STEPS_TO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeRun:
+    """Settings of `scoresens attribute`.
+
+    Args:
+        data: the training data.
+        functional: the number of each sample that is attributed.
+        top: how many of the most helpful and of the most harmful images to name.
+        scores: whether to keep the scores of all images, or of those named alone (nothing of the
+            data's size is then kept).
+        sampler: along the probability flow, or along the reverse SDE, its Brownian path held.
+        checkpoint, count, seed, steps, base, trace, bandwidth: as for `sensitivity`.
+    """
+
+    data: DataSettings
+    functional: FunctionalSettings = field(default_factory=FunctionalSettings)
+    top: int = 10
+    scores: Literal["all", "top"] = "all"
+    checkpoint: str = "digits"
+    count: int = 32
+    seed: int = 0
+    sampler: Literal["ode", "sde"] = "ode"
+    steps: int = 40
+    base: Base = "data"
+    trace: Trace = "exact"
+    bandwidth: float | None = None
+
+    def __post_init__(self):
+        _at_least(1, count=self.count, steps=self.steps, top=self.top)
         _sensible_bandwidth(self.bandwidth)
 
 

@@ -1,0 +1,251 @@
+"""`scoresens attribute`: what each training image does to a number of each sample."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from scoresens.attribution import attribute
+from scoresens.batches import looks_like
+from scoresens.cli.common import PROCESS, Setup, about, black_box, set_up, write, write_arrays
+from scoresens.cli.functionals import Question, make_question
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import AttributeRun
+from scoresens.config import ConfigError
+from scoresens.influence import PART, Influence, draw_influence, median_levels
+from scoresens.paths import lowest_level
+from scoresens.report import SHOWN, table
+from scoresens.scores import from_denoiser
+from scoresens.solve import Solve
+
+DRAWN = 4  # images of either kind that the picture shows
+
+
+class Attributed(NamedTuple):
+    """What images do to samples, in arrays of the host; P is left out for a scalar functional."""
+
+    x: np.ndarray  # [M, *shape]
+    gradient: np.ndarray  # [M, P, *shape] of the functional at the sample
+    value: np.ndarray  # [M, P]
+    scores: np.ndarray | None  # [M, P, N]
+    top: np.ndarray  # [M, P, k], images by their indices
+    top_scores: np.ndarray
+    bottom: np.ndarray
+    bottom_scores: np.ndarray
+    edges: np.ndarray  # [steps + 1] noise levels, falling
+    profile: np.ndarray  # [M, P, steps]
+
+
+def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
+    """Write which training images raise and lower a number of each sample; the table of the run."""
+    stages, solve = Stages(), Solve(steps=run.steps)
+    setup = set_up(run, where, stages)
+    if run.top > len(setup.data):
+        raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")
+    with blaming(f"{where}: functional"):
+        score = from_denoiser(PROCESS, setup.model)
+        question = make_question(run.functional, setup.dataset, setup.data, PROCESS, score, solve)
+    with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
+        options = black_box(run, setup)
+        if run.sampler == "sde":
+            options["brownian"] = jax.random.fold_in(jax.random.key(run.seed), 2)
+        found = attribute_samples(
+            setup, question, setup.noise, run.top, solve, run.scores == "all", **options
+        )
+    title = question.title(setup.dataset, run.count)
+    with stages("pictures", "drawing"):
+        draw_attributed(out / "report.png", setup, question, found, title)
+        write_arrays(out / "scores.npz", **_arrays(found))
+    result = about(setup, run) | attributed_result(setup, found)
+    result |= {"functional": question.name, "parts": question.parts}
+    same = result["same_class"]
+    write(out, result, run, stages)
+    says = (
+        f"of the class their sample looks like: {same['helpful']:.0%} of the helpful images, "
+        f"{same['harmful']:.0%} of the harmful, {same['all']:.0%} of all"
+    )
+    return f"{title}\n\n{_table(setup, question, found)}\n\n{says}"
+
+
+def attribute_samples(
+    setup: Setup,
+    question: Question,
+    noise: jax.Array,
+    top: int,
+    solve: Solve,
+    dense: bool = True,
+    **options: Any,
+) -> Attributed:
+    """What every image does to the number asked for of the sample of each noise.
+
+    Args:
+        setup: data and model.
+        question: the functional.
+        noise: `[M, *shape]`.
+        top: how many images of either kind to name.
+        solve: the numerics.
+        dense: whether to keep the scores of all images.
+        options: of `scoresens.attribute`.
+    """
+    score, least = from_denoiser(PROCESS, setup.model), lowest_level(PROCESS, solve)
+    found = attribute(
+        PROCESS,
+        score,
+        setup.data,
+        question.functional,
+        noise,
+        top=None if dense else top,
+        profile=True,
+        solve=solve,
+        **options,
+    )
+    gradient = jax.jit(jax.vmap(jax.jacrev(question.functional)))(found.x)
+    arrays = jax.device_get((gradient, found))
+    gradient, found = jax.tree.map(np.asarray, arrays)
+    ranked = found[1:5] if found.scores is None else _ranked(found.scores, top)
+    top_scores, top_images, bottom_scores, bottom_images = ranked
+    edges = np.append(found.levels, least)
+    return Attributed(
+        found.x, gradient, found.value, found.scores, top_images, top_scores, bottom_images,
+        bottom_scores, edges, found.profile,
+    )  # fmt: skip
+
+
+def draw_attributed(
+    path: Path,
+    setup: Setup,
+    question: Question,
+    found: Attributed,
+    title: str,
+    samples: np.ndarray | None = None,
+    rows_are: str = "",
+) -> Path:
+    """Write the picture of what images do to samples.
+
+    Args:
+        path: the PNG file.
+        setup, question, found: what was attributed, and to what.
+        title: of the picture.
+        samples: the numbers that the samples go by, to show all of them; left out, the first are
+            shown.
+        rows_are: what the samples shown are, for the caption.
+    """
+    parts = question.parts or ("",)
+    if samples is None:
+        samples = np.arange(min(len(found.x), max(1, SHOWN // len(parts))))
+        rows_are = f"The first {len(samples)} of {len(found.x)} samples"
+    rows = [(m, p) for m in range(len(samples)) for p in range(len(parts))]
+    looks = _classes(setup, looks_like(found.x, setup.named))
+    labels = [
+        "\n".join(filter(None, (f"sample {samples[m]}", f"like {looks[m]}", parts[p])))
+        for m, p in rows
+    ]
+    places, which = (np.array(part) for part in zip(*rows, strict=True))
+
+    def pick(array):
+        return array[places, which] if question.parts else array[places]
+
+    ranks = (found.top, found.top_scores, found.bottom, found.bottom_scores)
+    influence = Influence(
+        found.x[places],
+        pick(found.gradient),
+        pick(found.value),
+        *map(pick, ranks),
+        found.edges,
+        pick(found.profile),
+    )
+    return draw_influence(
+        path,
+        setup.named,
+        influence,
+        labels=labels,
+        images=DRAWN,
+        title=title,
+        says=question.says,
+        remark=f"\n{rows_are}, labelled with the class of their nearest training image.",
+    )
+
+
+def attributed_result(setup: Setup, found: Attributed) -> dict[str, Any]:
+    """What result.json tells of what images do to samples."""
+    return {
+        "class": _classes(setup, looks_like(found.x, setup.named)),
+        "same_class": _same_class(setup, found),
+        "value": found.value,
+        "top_indices": found.top,
+        "top_values": found.top_scores,
+        "bottom_indices": found.bottom,
+        "bottom_values": found.bottom_scores,
+        "levels": found.edges[:-1],
+        "profile": found.profile,
+        "median_level": median_levels(found.profile, found.edges),
+    }
+
+
+def _same_class(setup: Setup, found: Attributed) -> dict[str, float]:
+    """The shares of helpful, of harmful and of all images of the class their sample looks like."""
+    own = looks_like(found.x, setup.named)
+    labels = setup.dataset.labels
+
+    def share(indices):
+        mine = own.reshape(-1, *[1] * (indices.ndim - 1))
+        return float(np.mean(labels[indices] == mine))
+
+    everyone = np.broadcast_to(np.arange(len(labels)), (len(own), len(labels)))
+    return {"helpful": share(found.top), "harmful": share(found.bottom), "all": share(everyone)}
+
+
+def _ranked(scores, top):
+    """The largest and the smallest scores, and whose they are."""
+    order = np.argsort(scores, axis=-1, kind="stable")
+    most, least = order[..., ::-1][..., :top], order[..., :top]
+    return (
+        np.take_along_axis(scores, most, -1),
+        most,
+        np.take_along_axis(scores, least, -1),
+        least,
+    )
+
+
+def _arrays(found):
+    kept = {"x": found.x, "value": found.value, "levels": found.edges[:-1]}
+    kept |= {"profile": found.profile}
+    if found.scores is not None:
+        return kept | {"scores": found.scores}
+    return kept | {
+        "top_indices": found.top,
+        "top_values": found.top_scores,
+        "bottom_indices": found.bottom,
+        "bottom_values": found.bottom_scores,
+    }
+
+
+def _table(setup, question, found):
+    """A row for each sample in the picture: its class, its number, and its extreme images."""
+    parts, looks = question.parts or ("",), _classes(setup, looks_like(found.x, setup.named))
+    levels = median_levels(found.profile, found.edges)
+    rows = {}
+    for m in range(min(SHOWN, len(found.x))):
+        for p, part in enumerate(parts):
+            at = (m, p) if question.parts else (m,)
+            best, worst = (
+                f"{PART * scores[at][0]:+.2f} by #{images[at][0]} "
+                f"({setup.dataset.class_names[setup.dataset.labels[images[at][0]]]})"
+                for images, scores in (
+                    (found.top, found.top_scores),
+                    (found.bottom, found.bottom_scores),
+                )
+            )
+            rows[f"sample {m}{part and ', '}{part}"] = {
+                "looks like": looks[m],
+                "value": f"{found.value[at]:.2f}",
+                f"most helpful per {PART:.0%}": best,
+                f"most harmful per {PART:.0%}": worst,
+                "median noise level": f"{levels[at]:.2g}",
+            }
+    return table(rows)
+
+
+def _classes(setup, labels):
+    return [setup.dataset.class_names[label] for label in labels]

@@ -1,0 +1,147 @@
+"""What the commands share: where they start from, and how they say and write what they found."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from scoresens.batches import Batch, Named, norms
+from scoresens.changes import Change, ChangeSettings, make_change
+from scoresens.cli.progress import Stages, blaming, tell
+from scoresens.cli.settings import AttributeRun, CounterfactualRun, SensitivityRun, ValidateRun
+from scoresens.config import ConfigError
+from scoresens.datasets import Dataset, prepare
+from scoresens.drawing import replacing
+from scoresens.measures import Points, default_bandwidth
+from scoresens.models import Denoiser, load, pretrained
+from scoresens.processes import EDM
+from scoresens.results import write_result
+from scoresens.traces import Exact, Hutchinson
+
+PROCESS = EDM()  # denoisers are of the canonical frame
+TRACES = {"exact": Exact(), "hutchinson": Hutchinson(1)}
+BUNDLED = ("digits",)  # checkpoints that come with the package
+VERBS = {
+    "add": "added",
+    "model": "added",
+    "shift": "moved",
+}  # what happens to the images of a change; else removed
+
+ChangeRun = SensitivityRun | CounterfactualRun | ValidateRun
+
+
+class Setup(NamedTuple):
+    """What every run that has data starts from."""
+
+    dataset: Dataset
+    data: Points
+    model: Denoiser
+    noise: jax.Array
+
+    @property
+    def named(self) -> Named:
+        """The data as pictures need them."""
+        return Named(self.dataset.images, self.dataset.labels, self.dataset.class_names)
+
+
+def set_up(run: ChangeRun | AttributeRun, where: str, stages: Stages) -> Setup:
+    """Data, model and noise, or an error that names the setting to mend."""
+    with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
+        with blaming(f"{where}: data"):
+            dataset = prepare(run.data)
+        with blaming(f"{where}: checkpoint"):
+            model, about = checkpoint(run.checkpoint)
+        if dataset.images.shape[1:] != model.network.shape:
+            raise ConfigError(
+                f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
+                f"{run.checkpoint} takes {model.network.shape}: choose the data that it was "
+                f"trained on ({about.get('data')}), or their size"
+            )
+        with blaming(f"{where}: bandwidth"):
+            images, own = jnp.asarray(dataset.images), run.bandwidth
+            data = Points(images, bandwidth=default_bandwidth(images) if own is None else own)
+        noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+    trained_on = about.get("data"), about.get("count")
+    if trained_on != (dataset.name, len(dataset.images)):
+        tell(f"note: {run.checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
+    return Setup(dataset, data, model, noise)
+
+
+def set_up_change(run: ChangeRun, where: str, stages: Stages) -> tuple[Setup, Change]:
+    """What `set_up` returns, and the change of the data."""
+    setup = set_up(run, where, stages)
+    with blaming(f"{where}: change"):
+        return setup, make_change(setup.dataset, setup.data, run.change)
+
+
+def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Setup) -> dict:
+    """Against whose law a verb is to work, as its options: the data's or the model's own."""
+    if run.base == "data":
+        return {"base": setup.data}
+    key = jax.random.fold_in(jax.random.key(run.seed), 1)
+    return {"base": None, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
+
+
+def checkpoint(name: str) -> tuple[Denoiser, dict]:
+    """A bundled checkpoint by its name, or the one in a file."""
+    return pretrained(name) if name in BUNDLED else load(name)
+
+
+def about(setup: Setup, run: ChangeRun | AttributeRun) -> dict[str, Any]:
+    """What every result tells of its data."""
+    return {
+        "count": run.count,
+        "images": len(setup.dataset.images),
+        "bandwidth": float(setup.data.bandwidth),
+    }
+
+
+def about_change(setup: Setup, change: Change, run: ChangeRun) -> dict[str, Any]:
+    """What every result about a change tells of it."""
+    said = {"change": run.change.title, "mass": run.change.mass}
+    return said | about(setup, run) | {"touched_images": int(change.touched.sum())}
+
+
+def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:
+    """The data and what changes in them, in one line."""
+    touched, total = int(change.touched.sum()), len(setup.dataset.images)
+    share = f" ({touched} of {total} images)" if touched else ""
+    return f"{setup.dataset.name}: {settings.title}{share}"
+
+
+def quantiles(sizes: np.ndarray) -> dict[str, float]:
+    """The spread of a batch of sizes."""
+    low, middle, high = (float(q) for q in np.percentile(sizes, (10, 50, 90)))
+    return {"p10": low, "median": middle, "p90": high, "max": float(sizes.max())}
+
+
+def norms_by_mass(
+    after: Float[np.ndarray, "M E *shape"], before: Batch
+) -> Float[np.ndarray, "M E"]:
+    """How far each sample is from before at each mass."""
+    return np.stack([norms(x - before) for x in np.moveaxis(after, 1, 0)], 1)
+
+
+def words(name: str) -> str:
+    """The name of a number as text."""
+    return name.replace("_", " ").replace("first order", "first-order")
+
+
+def as_json(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Numbers that do not exist, such as the correlation of constants, are written as null."""
+    return {name: value if np.isfinite(value) else None for name, value in numbers.items()}
+
+
+def write(out: Path, result: dict[str, Any], run: Any, stages: Stages) -> None:
+    """Write result.json."""
+    whole = {**result, "stages": stages.seconds}
+    write_result(out, whole, settings=run, seconds=stages.total)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write an npz file, whole or not at all."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)
