@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from scoresens.changes import Change
 from scoresens.counterfactual import counterfactual
+from scoresens.drives import Smoothed
 from scoresens.learned import Learned
 from scoresens.measures import Points
 from scoresens.models import Denoiser
@@ -84,29 +85,25 @@ def predict_change(
         solve: the numerics.
 
     Returns:
-        `first_order_model`, `counterfactual_model` (black box, with the exact trace),
-        `first_order_data`, `counterfactual_data`, and the baseline `class_mean`, which moves each
-        sample straight toward the mean of what is added (away from what is removed, along what is
-        moved), with ratio r = 1 in (2.1); and `before`, the samples themselves.
+        `first_order_data`, `counterfactual_data` against the data's law; black box, with the exact
+        trace, `first_order_model`, `counterfactual_model` against the model's law smoothed by the
+        data's bandwidth, and `first_order_sharp`, `counterfactual_sharp` against it as it is; the
+        baseline `class_mean`, which moves each sample straight toward the mean of what is added
+        (away from what is removed, along what is moved), with ratio r = 1 in (2.1); and `before`,
+        the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
-    alone = {"trace": Exact(), "prior": data, "solve": solve}
-    black_box = sample_sensitivity(PROCESS, score, perturbation, noise, **alone)
-    changed = counterfactual(PROCESS, score, perturbation, noise, mass=mass, **alone)
-    known = {"base": data, "trace": Exact(), "solve": solve}
-    relative = sample_sensitivity(PROCESS, score, perturbation, noise, **known)
-    finite = counterfactual(PROCESS, score, perturbation, noise, mass=mass, **known)
-    before = black_box.x
-    return jax.device_get(
-        {
-            "before": before,
-            "first_order_model": mass * black_box.tangent[:, 0],
-            "first_order_data": mass * relative.tangent[:, 0],
-            "counterfactual_model": changed.x[:, 0] - before,
-            "counterfactual_data": finite.x[:, 0] - before,
-            "class_mean": mass * _straight(perturbation, before),
-        }
-    )
+    options = {"trace": Exact(), "prior": data, "solve": solve}
+    bases = {"data": data, "model": Smoothed(data.bandwidth), "sharp": None}
+    before = sample_ode(PROCESS, score, noise, solve=solve).x
+    found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
+    for name, base in bases.items():
+        asked = (PROCESS, score, perturbation, noise)
+        first = sample_sensitivity(*asked, base=base, **options)
+        finite = counterfactual(*asked, mass=mass, base=base, **options)
+        found[f"first_order_{name}"] = mass * first.tangent[:, 0]
+        found[f"counterfactual_{name}"] = finite.x[:, 0] - before
+    return jax.device_get(found)
 
 
 def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:

@@ -93,7 +93,7 @@ def test_predictions_of_every_method_for_another_model_and_for_a_shift(dataset, 
     ):
         named = make_change(dataset, data, settings)
         found = predict_change(model, data, named, settings.mass, noise, ss.Solve(steps=5))
-        for base in ("model", "data"):
+        for base in ("model", "sharp", "data"):
             first, finite = found[f"first_order_{base}"], found[f"counterfactual_{base}"]
             size = np.abs(first).max()
             np.testing.assert_allclose(finite, first, atol=0.05 * size + 1e-5)
