@@ -30,7 +30,7 @@ from scoresens.measures import LOG_2PI, NEAREST, Measure, Points, Posterior
 from scoresens.processes import Scalar
 
 BLOCK = 2048  # points at a time
-ROWS = 512  # states (times functionals) at a time
+ROWS = 512  # rows of a table, states x samples x functionals, at a time
 
 _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
@@ -66,25 +66,17 @@ class Plan(NamedTuple):
     top: int | None
     group: int | None  # states whose contributions are one entry of the profile
     chunk: int  # states at a time
+    block: int  # points at a time
 
 
 def posteriors(base: Measure, states: States) -> Posterior:
     """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
     if not isinstance(base, Points):
         return _posteriors_of(base, states)
-    counts = states.x.shape[:2]
-    start = (
-        jnp.full(counts, jnp.finfo(states.x.dtype).min, states.x.dtype),
-        jnp.zeros(counts, states.x.dtype),
-        jnp.zeros_like(states.x),
-    )
-    plan, centre = Plan(None, None, _chunk(counts, 1)), _centre(base, states.x.dtype)
-    given = _chunked(plan, states._replace(x=states.x - centre))
-    found = _fold(_add_posterior, plan, base, centre, given, _chunked(plan, start))
-    top, mass, mean = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-    own, noise = (share[:, None, None] for share in _shares(base.bandwidth, states.tau))
-    mean = own * states.x + noise * (centre + mean / mass[..., None])
-    return Posterior(top + jnp.log(mass), mean)
+    plan, centre = _plan(base, states.x.shape[:2], 1), _centre(base, states.x.dtype)
+    given, start = _posterior_begun(plan, centre, states)
+    found = _fold(_add_posterior, plan, base, centre, given, start)
+    return _posterior_done(base.bandwidth, centre, states, found)
 
 
 def influences(
@@ -97,24 +89,56 @@ def influences(
 ) -> Influences:
     """What weight on each data point does to each functional: the sum over states, dense or the
     `top` largest and smallest; with `group`, a profile over groups of that many states."""
-    count, samples, functionals, _ = levers.omega.shape
-    plan = Plan(top, group, _chunk((count, samples), functionals, group or 1))
+    plan = _plan(points, levers.nats.shape, levers.omega.shape[2], top, group)
     centre = _centre(points, states.x.dtype)
-    x, denoised = states.x - centre, levers.denoised - centre
-    own, noise = (share[:, None, None] for share in _shares(points.bandwidth, states.tau))
-    offset = _product("smpd,smd->smp", levers.omega, own * x - denoised)
-    given = (states._replace(x=x), levers.nats, noise[..., None] * levers.omega, offset)
-    shape, dtype = (samples, functionals), x.dtype
-    start = Influences(
-        jnp.zeros((*shape, len(points)), dtype) if top is None else None,
-        top and _nothing_ranked(shape, top, dtype),
-        top and _nothing_ranked(shape, top, dtype),
-        group and jnp.zeros((count // group, *shape), dtype),
-    )
-    found = _fold(_add_influences, plan, points, centre, _chunked(plan, given), start)
+    given = _influences_begun(plan, points.bandwidth, centre, states, levers)
+    start = _no_influences(plan, len(points), levers.omega)
+    found = _fold(_add_influences, plan, points, centre, given, start)
     if top is None:
         return found
     return found._replace(bottom=(-found.bottom[0], found.bottom[1]))
+
+
+# ------------------------------------------------------------------ before and after the blocks
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _posterior_begun(plan, centre, states):
+    counts, dtype = states.x.shape[:2], states.x.dtype
+    top = jnp.full(counts, jnp.finfo(dtype).min, dtype)
+    start = (top, jnp.zeros_like(top), jnp.zeros_like(states.x))
+    return _chunked(plan, (states._replace(x=states.x - centre), start))
+
+
+@jax.jit
+def _posterior_done(bandwidth, centre, states, found):
+    top, mass, mean = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    own, noise = _shares(bandwidth, states.tau)
+    mean = own * states.x + noise * (centre + mean / mass[..., None])
+    return Posterior(top + jnp.log(mass), mean)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _influences_begun(plan, bandwidth, centre, states, levers):
+    x, denoised = states.x - centre, levers.denoised - centre
+    own, noise = _shares(bandwidth, states.tau)
+    offset = _product("smpd,smd->smp", levers.omega, own * x - denoised)
+    omega = noise[..., None] * levers.omega
+    return _chunked(plan, (states._replace(x=x), levers.nats, omega, offset))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "count"))
+def _no_influences(plan, count, omega):
+    states, *shape, _ = omega.shape
+    scores, ranked, profile = None, None, None
+    if plan.top is None:
+        scores = jnp.zeros((*shape, count), omega.dtype)
+    else:
+        values = jnp.full((*shape, plan.top), -jnp.inf, omega.dtype)
+        ranked = values, jnp.full(values.shape, -1)
+    if plan.group is not None:
+        profile = jnp.zeros((states // plan.group, *shape), omega.dtype)
+    return Influences(scores, ranked, ranked, profile)
 
 
 # ------------------------------------------------------------------ one block
@@ -217,10 +241,6 @@ def _ranked(count, best, found, block):
     return values, jnp.take_along_axis(jnp.concatenate([best[1], index], -1), place, -1)
 
 
-def _nothing_ranked(shape, count, dtype):
-    return jnp.full((*shape, count), -jnp.inf, dtype), jnp.full((*shape, count), -1)
-
-
 # ------------------------------------------------------------------ blocks and chunks
 
 
@@ -228,8 +248,7 @@ def _fold(add, plan, points, centre, given, carry):
     """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
     if not isinstance(points.points, np.ndarray):
         return _fold_on_device(add, plan, points, centre, given, carry)
-    size = min(BLOCK, len(points))
-    weights = points.normalized_weights
+    size, weights = plan.block, points.normalized_weights
     for first in range(0, len(points), size):
         start = min(first, len(points) - size)
         rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
@@ -247,7 +266,7 @@ def _add_one(add, plan, given, carry, block):
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"))
 def _fold_on_device(add, plan, points, centre, given, carry):
-    size = min(BLOCK, len(points))
+    size = plan.block
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
 
     def step(carry, first):
@@ -260,9 +279,13 @@ def _fold_on_device(add, plan, points, centre, given, carry):
 
 
 def _centre(points, dtype):
-    """The mean of the first block."""
-    size = min(BLOCK, len(points))
-    return jnp.asarray(points.points[:size], dtype).reshape(size, -1).mean(0)
+    """The mean of the first points."""
+    return _mean(points.points[:BLOCK], dtype)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _mean(points, dtype):
+    return points.reshape(len(points), -1).astype(dtype).mean(0)
 
 
 def _chunked(plan, given):
@@ -270,17 +293,20 @@ def _chunked(plan, given):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
 
 
-def _chunk(counts, functionals, group=1):
-    """How many states to take at a time: a multiple of the group that divides their number."""
-    states, samples = counts
-    limit = max(group, ROWS // (samples * functionals))
-    fits = [c for c in range(group, limit + 1, group) if states % c == 0]
-    return max(fits)
+def _plan(points, counts, functionals, top=None, group=None):
+    """As many states at a time as ROWS allows, a multiple of the group that divides their number;
+    fewer points at a time where one state alone has more rows."""
+    states, rows = counts[0], counts[1] * functionals
+    least = group or 1
+    limit = max(least, ROWS // rows)
+    chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
+    block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
+    return Plan(top, group, chunk, min(block, len(points)))
 
 
 def _shares(bandwidth, tau):
-    """h^2 / (h^2 + tau^2) and tau^2 / (h^2 + tau^2)."""
-    own, noise = jnp.square(bandwidth), jnp.square(tau)
+    """h^2 / (h^2 + tau^2) and tau^2 / (h^2 + tau^2), `[S, 1, 1]`."""
+    own, noise = jnp.square(bandwidth), jnp.square(tau)[:, None, None]
     return own / (own + noise), noise / (own + noise)
 
 
