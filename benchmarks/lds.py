@@ -9,7 +9,8 @@ Predictions, from the model of all data alone (the shipped one, which is `full-0
 bandwidth h:
 
     attribution      sum_k c_k dphi/deps_k over all points (5.1), c = (weights of S) - 1/N;
-                     data: the ratio of (6.3); model: the model's own log-density, exact trace
+                     data: the ratio of (6.3); smoothed: the model's own law blurred by h (6.5),
+                     sharp: the model's own law, both with the exact trace
     counterfactual   x(S) - x, finite (6.3)
 
 and baselines:
@@ -165,12 +166,14 @@ def queries() -> np.ndarray:
     return np.asarray(ss.sample_ode(PROCESS, score(), noise()).x)
 
 
-def attribution(h: float, base: str | None) -> np.ndarray:
+def attribution(h: float, base: str) -> np.ndarray:
     """The points' scores, summed over the change of their weights."""
     data = ss.Points(IMAGES, bandwidth=h)
     displacement = ss.functionals.components(components().reshape(-1, *IMAGES.shape[1:]))
-    law = {"base": base} if base else {"base": None, "trace": ss.Exact(), "prior": data}
-    scores = ss.attribute(PROCESS, score(), data, displacement, noise(), **law).scores
+    law = {"data": "data", "smoothed": ss.Smoothed(h), "sharp": None}[base]
+    alone = {"trace": ss.Exact(), "prior": data}  # for the model's law
+    asked = (PROCESS, score(), data, displacement, noise())
+    scores = ss.attribute(*asked, base=law, **alone).scores
     return np.einsum("sn,mpn->smp", changes(), np.asarray(scores))
 
 
@@ -315,7 +318,8 @@ def rows() -> dict[str, Callable[[], dict]]:
     made: dict[str, Callable[[], dict]] = {"ceiling": ceiling}
     curves: dict[str, tuple[Callable[[float], np.ndarray], tuple[float, ...]]] = {
         "attribution, data": (functools.partial(attribution, base="data"), BANDWIDTHS),
-        "attribution, model": (functools.partial(attribution, base=None), BANDWIDTHS),
+        "attribution, smoothed": (functools.partial(attribution, base="smoothed"), BANDWIDTHS),
+        "attribution, sharp": (functools.partial(attribution, base="sharp"), BANDWIDTHS),
         "counterfactual": (counterfactual, BANDWIDTHS),
         "without network": (functools.partial(counterfactual, network=False), KERNELS),
         "mean shift": (mean_shift, KERNELS),
