@@ -56,6 +56,7 @@ def draw_influence(
     images: int,
     title: str,
     says: str,
+    kinds: tuple[str, str] = ("helpful", "harmful"),
     remark: str = "",
 ) -> Path:
     """Write samples beside the training images that help and harm them most, with their scores.
@@ -68,6 +69,7 @@ def draw_influence(
         images: how many to show of either kind.
         title: of the picture.
         says: what number is measured, in a sentence or two.
+        kinds: what images that raise it, and that lower it, are called.
         remark: a sentence or two for the caption.
     """
     edges = found.edges
@@ -78,8 +80,8 @@ def draw_influence(
     columns = [
         Column("sample", found.x, notes=[_signed(v, False) for v in found.value]),
         Column("what is\nmeasured", gradient, True),
-        *_ranked(data, found.top, found.top_scores, images, "most\nhelpful", HELPFUL),
-        *_ranked(data, found.bottom, found.bottom_scores, images, "most\nharmful", HARMFUL),
+        *_ranked(data, found.top, found.top_scores, images, f"most\n{kinds[0]}", HELPFUL),
+        *_ranked(data, found.bottom, found.bottom_scores, images, f"most\n{kinds[1]}", HARMFUL),
     ]
     curves = Curves(
         "at which noise level\nimages have their influence",

@@ -171,7 +171,7 @@ def draw_strip(
         differs = looks_like(x, data) != looks_like(start, data)
         frames = [OKABE_ITO[1] if other else FRAME for other in differs]
         columns.append(Column(f"mass\n{mass:g}", x, False, notes, not place, frames))
-    near = start if verb == "removed" else end
+    near = end if verb == "added" else start
     columns += _neighbours(near, data.images[touched], f"nearest\n{verb}")
     mass = "the share that is new" if verb == "added" else "the part of the change that is made"
     caption = (

@@ -7,6 +7,7 @@ usage or settings, 130 interrupted.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -256,7 +257,7 @@ def _complain(error: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shape = argparse.RawDescriptionHelpFormatter
+    shape = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20)
     parser = argparse.ArgumentParser(
         "scoresens", description=ABOUT, epilog=AFTER, formatter_class=shape
     )

@@ -62,8 +62,8 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     same = result["same_class"]
     write(out, result, run, stages)
     says = (
-        f"of the class their sample looks like: {same['helpful']:.0%} of the helpful images, "
-        f"{same['harmful']:.0%} of the harmful, {same['all']:.0%} of all"
+        f"of the class their sample looks like: {same['top']:.0%} of the {question.kinds[0]} "
+        f"images, {same['bottom']:.0%} of the {question.kinds[1]}, {same['all']:.0%} of all"
     )
     return f"{title}\n\n{_table(setup, question, found)}\n\n{says}"
 
@@ -146,14 +146,16 @@ def draw_attributed(
     def pick(array):
         return array[places, which] if question.parts else array[places]
 
-    ranks = (found.top, found.top_scores, found.bottom, found.bottom_scores)
     influence = Influence(
-        found.x[places],
-        pick(found.gradient),
-        pick(found.value),
-        *map(pick, ranks),
-        found.edges,
-        pick(found.profile),
+        x=found.x[places],
+        gradient=pick(found.gradient),
+        value=pick(found.value),
+        top=pick(found.top),
+        top_scores=pick(found.top_scores),
+        bottom=pick(found.bottom),
+        bottom_scores=pick(found.bottom_scores),
+        edges=found.edges,
+        profile=pick(found.profile),
     )
     return draw_influence(
         path,
@@ -163,6 +165,7 @@ def draw_attributed(
         images=DRAWN,
         title=title,
         says=question.says,
+        kinds=question.kinds,
         remark=f"\n{rows_are}, labelled with the class of their nearest training image.",
     )
 
@@ -184,7 +187,7 @@ def attributed_result(setup: Setup, found: Attributed) -> dict[str, Any]:
 
 
 def _same_class(setup: Setup, found: Attributed) -> dict[str, float]:
-    """The shares of helpful, of harmful and of all images of the class their sample looks like."""
+    """The shares of the images named, and of all, that are of the class their sample looks like."""
     own = looks_like(found.x, setup.named)
     labels = setup.dataset.labels
 
@@ -193,7 +196,7 @@ def _same_class(setup: Setup, found: Attributed) -> dict[str, float]:
         return float(np.mean(labels[indices] == mine))
 
     everyone = np.broadcast_to(np.arange(len(labels)), (len(own), len(labels)))
-    return {"helpful": share(found.top), "harmful": share(found.bottom), "all": share(everyone)}
+    return {"top": share(found.top), "bottom": share(found.bottom), "all": share(everyone)}
 
 
 def _ranked(scores, top):
@@ -240,8 +243,8 @@ def _table(setup, question, found):
             rows[f"sample {m}{part and ', '}{part}"] = {
                 "looks like": looks[m],
                 "value": f"{found.value[at]:.2f}",
-                f"most helpful per {PART:.0%}": best,
-                f"most harmful per {PART:.0%}": worst,
+                f"most {question.kinds[0]} per {PART:.0%}": best,
+                f"most {question.kinds[1]} per {PART:.0%}": worst,
                 "median noise level": f"{levels[at]:.2g}",
             }
     return table(rows)

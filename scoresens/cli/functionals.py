@@ -20,6 +20,7 @@ from scoresens.scores import Score
 from scoresens.solve import Solve
 
 OWN = -1  # the class that each sample is of
+RAISING = "raising", "lowering"  # of a number that is neither good nor bad
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Question(NamedTuple):
     name: str  # in a title
     says: str  # in a caption
     parts: tuple[str, ...] = ()  # of a vector functional, a name each
+    kinds: tuple[str, str] = ("helpful", "harmful")  # what images that raise, lower it are called
 
     def title(self, dataset: Dataset, samples: int) -> str:
         """The question about so many samples, in one line."""
@@ -84,7 +86,7 @@ def make_question(
     if settings.kind == "log_density":
         functional = log_density(process, score, prior=data, solve=solve)
         says = "Measured: the model's log-density of the sample, in nats."
-        return Question(functional, "how likely the model finds it", says)
+        return Question(functional, "how likely the model finds a sample", says)
     return _MAKERS[settings.kind](settings, dataset)
 
 
@@ -121,7 +123,7 @@ def _make_class(settings, dataset):
         f"Measured: the log-odds, in nats, that the sample is of {which} and of no other, by its "
         "distances to the means of the classes."
     )
-    return Question(functional, f"how surely it is of {which}", says)
+    return Question(functional, f"how surely a sample is of {which}", says)
 
 
 def _make_closeness(settings, dataset):
@@ -130,7 +132,7 @@ def _make_closeness(settings, dataset):
         raise ValueError(f"image {image} lies outside the data's {len(dataset.images)} images")
     says = f"Measured: minus the distance to training image {image}, in grey values."
     functional = Partial(_closeness, jnp.asarray(dataset.images[image]))
-    return Question(functional, f"closeness to image {image}", says)
+    return Question(functional, f"how close a sample is to image {image}", says)
 
 
 def _make_pixel(settings, dataset):
@@ -140,7 +142,8 @@ def _make_pixel(settings, dataset):
     if not inside:
         raise ValueError(f"pixel {list(settings.pixel)} lies outside images of shape {shape}")
     name = f"pixel ({', '.join(map(str, settings.pixel))})"
-    return Question(pixel(*place), name, f"Measured: the grey value of {name}.")
+    says = f"Measured: the grey value of {name}."
+    return Question(pixel(*place), f"{name} of a sample", says, kinds=RAISING)
 
 
 def _make_components(settings, dataset):
@@ -153,7 +156,8 @@ def _make_components(settings, dataset):
     functional = components(jnp.asarray(basis[:count].reshape(-1, *shape)), mean.reshape(shape))
     names = tuple(f"component {i + 1}" for i in range(count))
     says = "Measured: the sample along each principal component of the data, from their mean."
-    return Question(functional, f"{count} principal components", says, names)
+    name = f"{count} principal components of a sample"
+    return Question(functional, name, says, names, RAISING)
 
 
 _MAKERS = {
