@@ -15,27 +15,137 @@ def test_laws_of_counterfactuals(name):
     """One test, so that one worker compiles a process's kernels once for all its laws."""
     process = laws.PROCESSES[name]
     laws.check_counterfactual(process)
+    laws.check_counterfactual(process, black_box=True)
     laws.check_counterfactual_of_the_law_itself(process)
     laws.check_same_in_all_frames(process, changed_samples, absolute=1e-9)
 
 
 def changed_samples(process, noise):
-    return (laws.after(process, noise, laws.changes()["toward"][0], 0.3),)
+    return (laws.after(process, noise, laws.changes()["toward"][0], 0.3).x,)
 
 
-@pytest.mark.parametrize("kind", ["add", "remove", "reweight", "replace"])
+@pytest.mark.parametrize("kind", ["add", "remove", "reweight", "replace", "move"])
 def test_every_kind_of_change(kind):
     laws.check_counterfactual(ss.EDM(), kind)
     laws.check_counterfactual_begins_as_the_tangent(ss.EDM(), kind)
+
+
+@pytest.mark.parametrize("kind", ["remove", "replace", "move"])
+def test_every_kind_of_change_to_a_black_box(kind):
+    """Masses at which more is left everywhere than the pole's bound takes."""
+    laws.check_counterfactual(ss.EDM(), kind, masses=(0.05, 0.5), black_box=True)
+
+
+@pytest.mark.parametrize("kind", ["toward", "move"])
+def test_a_black_box_begins_as_the_tangent(kind):
+    laws.check_counterfactual_begins_as_the_tangent(ss.EDM(), kind, black_box=True)
+
+
+@pytest.mark.parametrize("black_box", [False, True])
+def test_negative_mass_is_taken_away(black_box):
+    """(1 + e) rho - e nu, a law as long as no weight falls below 0."""
+    laws.check_counterfactual(ss.EDM(), masses=(-0.05, -0.2), black_box=black_box)
+
+
+def test_several_masses_are_each_alone():
+    process, noise = laws.between_levels(ss.EDM())
+    both = laws.after(process, noise, laws.changes()["toward"][0], jnp.array([0.05, 0.6]))
+    assert both.x.shape == (4, 2, 1, 2)
+    assert both.bounded.shape == (4, 2, 1)
+    for e, mass in enumerate((0.05, 0.6)):
+        alone = laws.after(process, noise, laws.changes()["toward"][0], mass)
+        laws.close(both.x[:, e], alone.x, absolute=1e-12)
+
+
+# ------------------------------------------------------------------ the pole
+
+
+def test_a_removal_of_more_than_there_is_is_bounded_and_counted():
+    """(1 + e) N(0, I) - e N(0, I/4) at e = 1/2: on the axis of symmetry, where a path from 0 stays,
+    the ratio of what goes to what stays is 1/3 (1 + tau^2) / (1/4 + tau^2), above 0.9 at the steps
+    that end below tau = 0.47. Off it the answer stays finite: it is pushed away."""
+    process = ss.EDM(t_max=laws.TOP)
+    law = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([1.0]))
+    part = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([0.25]))
+    solve = ss.Solve(steps=40, tau_min=laws.BOTTOM)
+    found = ss.counterfactual(
+        process,
+        ss.exact_score(process, law),
+        ss.add(part),
+        jnp.array([[0.0, 0.0], [0.5, 1.0]]),
+        mass=jnp.array([-0.5, 0.5]),
+        trace=ss.Exact(),
+        prior=law,
+        solve=solve,
+    )
+    levels = np.linspace(laws.TOP ** (1 / 7), laws.BOTTOM ** (1 / 7), 41)[1:] ** 7
+    above = (1 + levels**2) / (0.25 + levels**2) / 3 > 0.9
+    assert 0 < above.sum() < 40
+    np.testing.assert_array_equal(found.bounded[0, :, 0], [above.sum(), 0])
+    laws.close(found.x[0], np.zeros((2, 1, 2)), absolute=1e-12)
+    away, toward = np.linalg.norm(found.x[1, :, 0], axis=-1)
+    assert np.isfinite(away) and away > toward
+
+
+def test_a_class_removed_from_a_narrower_model_is_bounded():
+    """The model has one point where the data have six: what it is asked to give up it does not
+    have."""
+    process, noise = laws.between_levels(ss.EDM())
+    data = laws.data_set()
+    narrow = ss.Points(data.points[:1] + 1.0, None, 0.2)
+    mask = np.arange(6) > 0
+    found = ss.counterfactual(
+        process,
+        ss.exact_score(process, narrow),
+        ss.remove(data, mask),
+        noise,
+        mass=1.0,
+        trace=ss.Exact(),
+        prior=narrow,
+        solve=laws.SHORT,
+    )
+    assert np.all(np.isfinite(found.x))
+    assert np.any(found.bounded > 0) and np.all(found.bounded <= 10)
+
+
+# ------------------------------------------------------------------ other models
+
+
+@pytest.mark.parametrize("base", [None, laws.mixture()], ids=["black box", "measure"])
+def test_toward_another_model(base):
+    """Trained on another process; what is known of it is its score, and its log-density follows."""
+    process, noise = laws.between_levels(ss.EDM())
+    score = ss.exact_score(process, laws.mixture())
+    given = {"base": base, "trace": ss.Exact(), "prior": laws.mixture(), "solve": laws.FINE}
+    for mass in (0.05, 0.6):
+        found = ss.counterfactual(
+            process, score, ss.add(laws.other_model()), noise, mass=mass, **given
+        )
+        expected = laws.flow_of(process, laws.mixture(mass), noise)
+        laws.close(found.x[:, 0], expected, absolute=1e-8)
+
+
+# ------------------------------------------------------------------ guidance
+
+
+@pytest.mark.parametrize("black_box", [False, True])
+def test_guided_samples(black_box):
+    """Both laws changed (6.2), and one alone: the flow of the guided scores of the changed laws."""
+    process, noise = laws.between_levels(ss.EDM())
+    both, one = laws.guided(process, black_box), laws.guided(process, black_box, ends=(1.0, None))
+    for mass in (0.05, 0.6):
+        for case in (both, one):
+            found = ss.counterfactual(noise=noise, mass=mass, **case.asked)
+            laws.close(found.x[:, 0], case.samples_at(mass, noise), absolute=1e-8)
 
 
 def test_directions_are_independent():
     """K at once are the K one at a time, kept and added parts alike."""
     process, noise = laws.between_levels(ss.EDM())
     data, new = laws.data_set(), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)))
-    both = laws.after(process, noise, ss.replace(data, [2, -1], new), 0.7)
+    both = laws.after(process, noise, ss.replace(data, [2, -1], new), 0.7).x
     for k, index in enumerate((2, 5)):
-        alone = laws.after(process, noise, ss.replace(data, [index], new[k : k + 1]), 0.7)
+        alone = laws.after(process, noise, ss.replace(data, [index], new[k : k + 1]), 0.7).x
         laws.close(both[:, k], alone[:, 0], absolute=1e-12)
 
 
