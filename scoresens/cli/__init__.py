@@ -7,7 +7,6 @@ usage or settings, 130 interrupted.
 """
 
 import argparse
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -257,7 +256,7 @@ def _complain(error: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shape = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=20)
+    shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "scoresens", description=ABOUT, epilog=AFTER, formatter_class=shape
     )
