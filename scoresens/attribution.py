@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from scoresens import _checks, drives, paths, sde
-from scoresens.drives import Law, Riders, Seen, Smoothed, check_law, mean_of_smoothed, starts
-from scoresens.learned import Known
+from scoresens.drives import Law, Riders, Seen, Smoothed, check_law, starts
+from scoresens.learned import Known, level_of, smoothed_mean
 from scoresens.measures import Measure, Points
 from scoresens.processes import Process
 from scoresens.scores import Guided, Score, as_pytree, canonical_denoiser
@@ -392,10 +392,11 @@ def _noised(law, x, keys, levels, weights, trace, solve):
 
 def _known_at(law, tau, x, trace, key, solve):
     """What the model knows of its own law at one place, by the path up to the noise (3.1)."""
-    level, probe_key = law.level(tau), jax.random.fold_in(key, 0) if trace.needs_key else None
+    level = level_of(law.blur, tau)
+    probe_key = jax.random.fold_in(key, 0) if trace.needs_key else None
     climb = (law.process, law.score, x, level, trace, law.prior, probe_key, solve)
     denoised = canonical_denoiser(law.process, law.score, level, x)
-    return Known(paths.climb_one(*climb)[1], mean_of_smoothed(law, tau, x, denoised))
+    return Known(paths.climb_one(*climb)[1], smoothed_mean(law.blur, tau, x, denoised))
 
 
 # ------------------------------------------------------------------ the public door

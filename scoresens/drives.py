@@ -6,17 +6,16 @@ of each law's own flow is known along the path: at noise level tau, with dx/dtau
 
     (3.2)  d log rho_i / dtau = (tr J_Di - d) / tau + (D_i - D).(D_i - x) / tau^3
 
-The same holds for another model `nu` that takes no part in the sum (`Learned`), and for the
-model's own law **smoothed** by h, whose noised law at level tau is rho at `tau_h = sqrt(tau^2 +
-h^2)`:
+The same holds for another model `nu` that takes no part in the sum (`Learned`), and for either law
+**smoothed** by h (6.5, `learned`), which is followed at `tau_h = sqrt(tau^2 + h^2)`:
 
-    (6.5)  D_h(x, tau) = (h^2 x + tau^2 D(x, tau_h)) / tau_h^2
-           d log rho_{tau_h} / dtau
-               = tau ((tr J_D - d) / tau_h^2 + |x - D|^2 / tau_h^4) + (D - x).u / tau_h^2
+           d log rho_{tau_h} / dtau = (tr J_D - d) tau / tau_h^2
+               + (D - x).( tau^2 / tau_h^2 (D - x) + x - D_path ) / (tau tau_h^2),    D at tau_h
 
-with D at tau_h and u = dx/dtau. What is integrated are gains (see `paths`).
+What is integrated are gains (see `paths`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.learned import Known, Learned
+from scoresens.learned import Known, Learned, level_of, smoothed_mean
 from scoresens.measures import Measure, check_base
 from scoresens.paths import gain_rate, noise_end, prior_log_density_at, yardstick
 from scoresens.perturbations import Perturbation, check_perturbation
@@ -72,11 +71,10 @@ class Law:
     prior: Measure | None
     rides: bool = field(metadata={"static": True})  # whether its own log-density is followed
 
-    def level(self, tau: Scalar) -> Scalar:
-        """The noise level at which its own log-density is followed."""
-        if not isinstance(self.base, Smoothed):
-            return tau
-        return jnp.sqrt(jnp.square(tau) + jnp.square(self.base.bandwidth))
+    @property
+    def blur(self) -> Scalar:
+        """How much its own law is smoothed where its log-density is followed."""
+        return self.base.bandwidth if isinstance(self.base, Smoothed) else 0.0
 
     @property
     def others(self) -> tuple[Learned, ...]:
@@ -158,11 +156,12 @@ def starts(laws: Laws, noise: Float[Array, "*shape"]) -> tuple[Riders, ...]:
     def one(law):
         hat, tau, _ = noise_end(law.process, noise, None)
 
-        def gain(process, prior, level):
+        def gain(process, prior, blur):
+            level = level_of(blur, tau)
             return prior_log_density_at(process, prior, level, hat) + yardstick(level, hat.size)
 
-        own = gain(law.process, law.prior, law.level(tau)) if law.rides else None
-        return Riders(own, tuple(gain(nu.process, nu.prior, tau) for nu in law.others))
+        own = gain(law.process, law.prior, law.blur) if law.rides else None
+        return Riders(own, tuple(gain(nu.process, nu.prior, nu.bandwidth) for nu in law.others))
 
     return tuple(map(one, laws))
 
@@ -182,60 +181,56 @@ def look(
         spread, pushed = trace.apply(jax.vmap(push), probes, tangents)
         return Seen(denoised, spread), pushed
 
-    def denoiser(level):
-        return lambda x: canonical_denoiser(law.process, law.score, level, x)
+    def denoiser(of, level):
+        return lambda x: canonical_denoiser(of.process, of.score, level, x)
 
     nothing = jnp.zeros((0, *x.shape), x.dtype)
-    others = tuple(follow(lambda x, nu=nu: nu.denoise(tau, x), nothing)[0] for nu in law.others)
-    if law.rides and law.base is None:
-        own, pushed = follow(denoiser(tau), tangents)
+    others = tuple(
+        follow(denoiser(nu, level_of(nu.bandwidth, tau)), nothing)[0] for nu in law.others
+    )
+    if law.rides and not isinstance(law.base, Smoothed):
+        own, pushed = follow(denoiser(law, tau), tangents)
         return Look(own.denoised, pushed, Riders(own, others))
-    own = follow(denoiser(law.level(tau)), nothing)[0] if law.rides else None
+    own = follow(denoiser(law, level_of(law.blur, tau)), nothing)[0] if law.rides else None
     if not len(tangents):
-        return Look(denoiser(tau)(x), None, Riders(own, others))
-    denoised, push = jax.linearize(denoiser(tau), x)
+        return Look(denoiser(law, tau)(x), None, Riders(own, others))
+    denoised, push = jax.linearize(denoiser(law, tau), x)
     return Look(denoised, jax.vmap(push)(tangents), Riders(own, others))
 
 
 def rates(
     law: Law, seen: Riders, tau: Scalar, x: Float[Array, "*shape"], denoised: Float[Array, "*shape"]
 ) -> Riders:
-    """How the gains grow along the path that `denoised` drives (3.2, 6.5)."""
+    """How the gains grow along the path that `denoised` drives (3.2)."""
 
-    def along(own):
-        across = jnp.vdot(own.denoised - denoised, own.denoised - x)
-        return gain_rate(own.trace, tau, x.size) + across / tau**3
+    def one(own, blur):
+        if own is None:
+            return None
+        level, pull = level_of(blur, tau), own.denoised - x
+        across = jnp.vdot(pull, jnp.square(tau / level) * pull + (x - denoised))
+        grown = gain_rate(own.trace, level, x.size) * tau / level
+        return grown + across / (tau * jnp.square(level))
 
-    def smoothed(own):
-        square, pull = jnp.square(law.level(tau)), own.denoised - x
-        grown = gain_rate(own.trace, law.level(tau), x.size) * tau / law.level(tau)
-        still = tau * jnp.sum(jnp.square(pull)) / square
-        return grown + (still + jnp.vdot(pull, x - denoised) / tau) / square
-
-    follow = smoothed if isinstance(law.base, Smoothed) else along
-    own = None if seen.own is None else follow(seen.own)
-    return Riders(own, tuple(map(along, seen.others)))
+    return over_riders(one, law, seen)
 
 
 def known(law: Law, seen: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*shape"]) -> Riders:
     """What is known of each law at level tau: its log-density, in nats, and its denoiser."""
-    level = law.level(tau)
-    own = None
-    if gains.own is not None:
-        own = Known(nats(gains.own, level, x), mean_of_smoothed(law, tau, x, seen.own.denoised))
-    others = (
-        Known(nats(gain, tau, x), nu.denoised)
-        for nu, gain in zip(seen.others, gains.others, strict=True)
-    )
-    return Riders(own, tuple(others))
+
+    def one(own, blur, gain):
+        if own is None:
+            return None
+        density = nats(gain, level_of(blur, tau), x)
+        return Known(density, smoothed_mean(blur, tau, x, own.denoised))
+
+    return over_riders(one, law, seen, gains)
 
 
-def mean_of_smoothed(law: Law, tau: Scalar, x: Array, denoised: Array) -> Array:
-    """The denoiser of a law's own density: the network's, or of its smoothed law (6.5)."""
-    if not isinstance(law.base, Smoothed):
-        return denoised
-    share = jnp.square(tau / law.level(tau))
-    return x + share * (denoised - x)
+def over_riders(function: Callable, law: Law, first: Riders, *rest: Riders) -> Riders:
+    """`function(first, blur, *rest)` of the law and of each model that rides with it."""
+    own = function(first.own, law.blur, *(riders.own for riders in rest))
+    each = zip(first.others, law.others, *(riders.others for riders in rest), strict=True)
+    return Riders(own, tuple(function(part, nu.bandwidth, *more) for part, nu, *more in each))
 
 
 def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Scalar:

@@ -34,8 +34,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.drives import Law, Laws, Riders, Seen, Smoothed, look, mean_of_smoothed, nats, starts
-from scoresens.learned import Known
+from scoresens.drives import Law, Laws, Riders, Seen, Smoothed, look, nats, over_riders, starts
+from scoresens.learned import Known, level_of, smoothed_mean
 from scoresens.measures import Measure
 from scoresens.paths import Path, checked_start, finish, fold, lowest_level, noise_end
 from scoresens.processes import Process, Scalar
@@ -165,29 +165,31 @@ def begin(
     """Nodes at the noise, where nothing has been seen yet."""
     x, tau = run.z / run.clock[0], run.clock[0] ** -0.5
     trace = None if isinstance(rule, Ito) else jnp.zeros_like(tau)
+    if trace is None and any(isinstance(law.base, Smoothed) for law in laws):
+        raise ValueError("Ito() does not follow a Smoothed law: give a trace estimator")
 
-    def node(level, gain):
+    def node(gain, blur):
+        if gain is None:
+            return None
+        level = level_of(blur, tau)
         w = level**-2
         return Node(w, w * x, Seen(jnp.zeros_like(x), trace), nats(gain, level, x))
 
-    def one(law, gains):
-        own = None if gains.own is None else node(law.level(tau), gains.own)
-        return Riders(own, tuple(node(tau, gain) for gain in gains.others))
-
-    return tuple(one(law, gains) for law, gains in zip(laws, starts(laws, noise), strict=True))
+    gains = zip(laws, starts(laws, noise), strict=True)
+    return tuple(over_riders(node, law, own) for law, own in gains)
 
 
 def advance(law: Law, before: Riders, seen: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
-    """The nodes here, each log-density followed from the node before (3.3)."""
-    others = (follow(*pair, w, z) for pair in zip(before.others, seen.others, strict=True))
-    if before.own is None:
-        return Riders(None, tuple(others))
-    if not isinstance(law.base, Smoothed):
-        return Riders(follow(before.own, seen.own, w, z), tuple(others))
-    if seen.own.trace is None:
-        raise ValueError("Ito() does not follow a Smoothed law: give a trace estimator")
-    own = law.level(w**-0.5) ** -2  # any path has the trapezoid, one with unit noise Ito's rule
-    return Riders(follow(before.own, seen.own, own, own * (z / w)), tuple(others))
+    """The nodes here, each log-density followed from the node before (3.3). A smoothed law is met
+    on a path without unit noise, where only the trapezoid holds."""
+
+    def one(before, blur, seen):
+        if before is None:
+            return None
+        own = level_of(blur, w**-0.5) ** -2
+        return follow(before, seen, own, own * (z / w))
+
+    return over_riders(one, law, before, seen)
 
 
 def follow(before: Node, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> Node:
@@ -197,11 +199,13 @@ def follow(before: Node, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> No
 
 def known(law: Law, nodes: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
     """What is known of the law and of the models that ride."""
-    own = None
-    if nodes.own is not None:
-        mean = mean_of_smoothed(law, w**-0.5, z / w, nodes.own.seen.denoised)
-        own = Known(nodes.own.nats, mean)
-    return Riders(own, tuple(Known(node.nats, node.seen.denoised) for node in nodes.others))
+
+    def one(node, blur):
+        if node is None:
+            return None
+        return Known(node.nats, smoothed_mean(blur, w**-0.5, z / w, node.seen.denoised))
+
+    return over_riders(one, law, nodes)
 
 
 def _gained(node, seen, w, z):

@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks, drives, paths, sde
 from scoresens.drives import Base
+from scoresens.learned import level_of
 from scoresens.measures import Measure, check_base
 from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
@@ -227,7 +228,7 @@ def _push(laws, noise, trace, keys, solve):
         (x, gains, tangent), *ran = integrate(_tangent_field, args, state, tau, end, solve)
         own = [gain.own for gain in gains]
         densities = [
-            gain if gain is None else drives.nats(gain, law.level(end), x)
+            gain if gain is None else drives.nats(gain, level_of(law.blur, end), x)
             for law, gain in zip(laws, own, strict=True)
         ]
         return (x, tangent, densities), *ran
