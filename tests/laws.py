@@ -240,6 +240,9 @@ def other_model():
     return ss.Learned(PROCESSES["VP"], ss.exact_score(PROCESSES["VP"], law), (2,), prior=law)
 
 
+GUIDED = (0.3, 0.7)  # masses of OTHER in the unconditional and the conditional law
+
+
 class GuidedCase(NamedTuple):
     """A guided score, what is asked of it, and the flow of the guided scores of changed laws."""
 
@@ -248,12 +251,15 @@ class GuidedCase(NamedTuple):
     laws_at: Callable  # mass -> the two laws
 
 
-def guided(process, black_box, ends=(1.0, 0.0), weight=2.5):
-    """LAW guided by OTHER; each on its way to the law `mixture(end)`, or unchanged (None).
+def guided(process, black_box, ends=(0.8, 0.1), weight=2.5):
+    """`mixture(0.3)` guided by `mixture(0.7)`; each on its way to the law `mixture(end)`, or
+    unchanged (None).
 
-    Against the laws themselves (base) the answers are those of the same steps, and few will do.
+    Guidance leads away from both laws, where the ratio to a law that is nowhere near would have no
+    bound: these have components in common. Against the laws themselves (base) the answers are those
+    of the same steps, and few will do.
     """
-    starts = (0.0, 1.0)
+    starts = GUIDED
 
     def laws_at(mass):
         pairs = zip(starts, ends, strict=True)

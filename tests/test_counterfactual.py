@@ -132,7 +132,7 @@ def test_toward_another_model(base):
 def test_guided_samples(black_box):
     """Both laws changed (6.2), and one alone: the flow of the guided scores of the changed laws."""
     process, noise = laws.between_levels(ss.EDM())
-    both, one = laws.guided(process, black_box), laws.guided(process, black_box, ends=(1.0, None))
+    both, one = laws.guided(process, black_box), laws.guided(process, black_box, ends=(0.8, None))
     for mass in (0.05, 0.6):
         for case in (both, one):
             found = ss.counterfactual(noise=noise, mass=mass, **case.asked)

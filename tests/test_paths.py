@@ -264,3 +264,32 @@ def test_weak_order_of_heun_on_the_sde():
 
 def _shrink(variance, t, x):
     return variance / (variance + t**2) * x
+
+
+def log_density_errors(rule, steps):
+    """Of 512 samples of LAW along the reverse SDE, against the closed form where each ends."""
+    process, _ = laws.between_levels(ss.EDM())
+    noise = laws.TOP * jnp.asarray(np.random.default_rng(7).normal(size=(512, 2)))
+    path = ss.sample_sde(
+        process,
+        ss.exact_score(process, laws.mixture()),
+        noise,
+        key=jax.random.key(8),
+        log_density=rule,
+        prior=laws.mixture(),
+        solve=ss.Solve(steps=steps, tau_min=laws.BOTTOM, rho=1000.0),  # even in log tau
+    )
+    return path.log_density - laws.LAW.noised(1.0, laws.BOTTOM).log_density(np.asarray(path.x))
+
+
+@pytest.mark.parametrize(("rule", "order"), [(ss.Exact(), 1.0), (ss.Ito(), 0.5)])
+def test_strong_order_of_the_log_density_on_the_sde(rule, order):
+    """Law 4 on the SDE, 100 and 400 steps: the slope of the log of the root mean square. Its
+    standard error comes from the sample's fourth moments; 0.1 is for higher orders."""
+    slope, variance = 0.0, 0.0
+    for steps, sign in ((100, 1), (400, -1)):
+        squares = np.asarray(log_density_errors(rule, steps)) ** 2
+        slope += sign * np.log(squares.mean()) / 2 / np.log(4)
+        variance += squares.var() / len(squares) / (2 * squares.mean() * np.log(4)) ** 2
+    assert variance < 0.1**2
+    assert abs(slope - order) < 4 * np.sqrt(variance) + 0.1, (slope, np.sqrt(variance))

@@ -44,7 +44,18 @@ def tangents(noise, weights, solve=COARSE):
     ).tangent
 
 
-VERBS = {"sample_ode": samples, "sample_sensitivity": tangents}
+def influences(noise, weights, solve=COARSE):
+    return ss.attribute(
+        PROCESS,
+        ss.exact_score(PROCESS, measure(weights)),
+        laws.data_set(),
+        laws.first_and_square,
+        noise,
+        solve=solve,
+    ).scores
+
+
+VERBS = {"sample_ode": samples, "sample_sensitivity": tangents, "attribute": influences}
 
 
 # ------------------------------------------------------------------ law 12
@@ -104,6 +115,12 @@ CALLS = {
     "sample_sde": lambda score, noise: ss.sample_sde(PROCESS, score, noise, key=KEY, solve=COARSE),
     "sample_sensitivity": lambda score, noise: ss.sample_sensitivity(
         PROCESS, score, laws.changes()["add"][0], noise, key=KEY, solve=COARSE
+    ),
+    "attribute": lambda score, noise: ss.attribute(
+        PROCESS, score, laws.data_set(), ss.functionals.pixel(0), noise, solve=COARSE
+    ),
+    "loss_sensitivity": lambda score, noise: ss.loss_sensitivity(
+        PROCESS, score, laws.data_set(), noise, levels=jnp.ones(1), key=KEY, solve=COARSE
     ),
     "counterfactual": lambda score, noise: ss.counterfactual(
         PROCESS,

@@ -9,8 +9,8 @@ from scipy.stats import pearsonr, spearmanr
 import scoresens as ss
 from scoresens.changes import ChangeSettings, make_change
 from scoresens.datasets import Dataset
-from scoresens.models import ModelSettings, build
 from scoresens.finite import change
+from scoresens.models import ModelSettings, build
 from scoresens.training import TrainSettings
 from scoresens.validation import compare, predict_change, real_change
 
