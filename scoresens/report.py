@@ -16,10 +16,12 @@ Rows = Mapping[str, Mapping[str, str]]
 SHOWN = 8  # rows of a picture
 NEIGHBOURS = 3
 NAMES = {
-    "first_order_model": "first order (model)",
-    "first_order_data": "first order (data)",
-    "counterfactual_model": "counterfactual (model)",
     "counterfactual_data": "counterfactual (data)",
+    "counterfactual_model": "counterfactual (model)",
+    "counterfactual_sharp": "counterfactual (sharp)",
+    "first_order_data": "first order (data)",
+    "first_order_model": "first order (model)",
+    "first_order_sharp": "first order (sharp)",
     "class_mean": "toward class mean",
     "another_finetuning": "another fine-tuning",
 }

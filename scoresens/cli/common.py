@@ -15,6 +15,7 @@ from scoresens.cli.settings import AttributeRun, CounterfactualRun, SensitivityR
 from scoresens.config import ConfigError
 from scoresens.datasets import Dataset, prepare
 from scoresens.drawing import replacing
+from scoresens.drives import Smoothed
 from scoresens.measures import Points, default_bandwidth
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.processes import EDM
@@ -78,11 +79,13 @@ def set_up_change(run: ChangeRun, where: str, stages: Stages) -> tuple[Setup, Ch
 
 
 def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Setup) -> dict:
-    """Against whose law a verb is to work, as its options: the data's or the model's own."""
+    """Against whose law a verb is to work, as its options: the data's, or the model's own, smoothed
+    as much."""
     if run.base == "data":
         return {"base": setup.data}
     key = jax.random.fold_in(jax.random.key(run.seed), 1)
-    return {"base": None, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
+    own = Smoothed(setup.data.bandwidth)
+    return {"base": own, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
 
 
 def checkpoint(name: str) -> tuple[Denoiser, dict]:

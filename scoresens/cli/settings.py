@@ -57,7 +57,7 @@ class SensitivityRun:
         data, change: the training data, and what changes in them.
         checkpoint, count, seed, steps: as for `sample`.
         base: whose law the ratio is taken against: the data's (better, where the data are known)
-            or the model's own (black box).
+            or the model's own, smoothed by the bandwidth (black box).
         trace: for base = "model": how its log-density takes the trace.
         bandwidth: of the bump on each data point; left out, `default_bandwidth`.
     """
