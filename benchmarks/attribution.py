@@ -380,13 +380,20 @@ def tables() -> str:
         found = done.get(row, {})
         names = [name for name, v in found.items() if isinstance(v, dict) and "wall" in v]
         return [
-            [f"{what}: {n}", spread(found[n], "wall"), spread(found[n], "processor"), asked]
+            [
+                f"{what}: {n}",
+                spread(found[n], "wall"),
+                spread(found[n], "processor"),
+                asked if n != "sampling" else "",
+            ]
             for n in names
         ]
 
     header = ["median (quartiles)", "wall", "processor", "asked"]
     ratios = lines("digits", "digits, N = 1,797", "<= 2.5") + lines("large", "N = 60,000", "")
-    shares = lines("rate", "bandwidth", ">= 0.6") + lines("rate, no bandwidth", "points", ">= 0.6")
+    shares = lines("rate", "bandwidth 3.4", ">= 0.6") + lines(
+        "rate, no bandwidth", "no bandwidth", ">= 0.6"
+    )
     kept = {name: v for name, v in done.get("memory", {}).items() if "N=" in name}
     sizes = [[f"{count:,}"] for count in SIZES]
     for line, count in zip(sizes, SIZES, strict=True):
