@@ -8,10 +8,11 @@ itself.
 """
 
 from scoresens import functionals
-from scoresens.attribution import Attribution, LossSensitivity, attribute, loss_sensitivity
+from scoresens.attribution import Attribution, attribute
 from scoresens.counterfactual import Counterfactual, counterfactual
 from scoresens.drives import Smoothed
 from scoresens.learned import Learned
+from scoresens.losses import LossSensitivity, loss_sensitivity
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
 from scoresens.paths import Path, encode, log_density_along, sample_ode
 from scoresens.perturbations import Perturbation, add, move, remove, replace, reweight

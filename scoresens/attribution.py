@@ -16,11 +16,6 @@ composition, stage by stage: a **tap** is added to the denoiser at every stage, 
 over the stages r, tables of matrix products (`tables`). Against the model's law (`base=None`) r_k
 divides by the log-density that rides along, and D_r is the network's; against the data's
 (`base="data"`, 6.3) both are the data's own.
-
-The loss of denoising at a point z, `L = E w(tau) |D(z + tau n) - z|^2`, depends on the denoiser at
-noised copies of z alone:
-
-    (5.2)  dL / d eps_k = E 2 w(tau) (D - z).(D_k - D) r_k
 """
 
 import functools
@@ -29,11 +24,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from scoresens import _checks, drives, paths, sde
+from scoresens import drives, paths, sde
 from scoresens.drives import Law, Riders, Seen, Smoothed, check_law, starts
-from scoresens.learned import Known, level_of, smoothed_mean
+from scoresens.learned import Known
 from scoresens.measures import Measure, Points
 from scoresens.processes import Process
 from scoresens.scores import Guided, Score, as_pytree, canonical_denoiser
@@ -47,7 +42,7 @@ from scoresens.solve import (
     tableau,
     walk,
 )
-from scoresens.tables import Levers, States, influences, posteriors
+from scoresens.tables import Levers, States, influences, is_on_host, posteriors
 from scoresens.traces import Hutchinson, TraceEstimator
 
 Base = Measure | Smoothed | Literal["data"] | None
@@ -65,18 +60,6 @@ class Attribution(NamedTuple):
     value: Float[Array, "M ..."]  # the functional there, [M] or [M, P]
     levels: Float[Array, " steps"]  # noise level where each step of the path begins
     profile: Float[Array, "M ..."] | None  # [M, steps] or [M, P, steps]: mean |influence| by step
-    stats: Stats
-
-
-class LossSensitivity(NamedTuple):
-    """What N data points do to the denoising loss at M points, per unit of mass."""
-
-    scores: Float[Array, "M N"] | None
-    top_values: Float[Array, "M k"] | None
-    top_indices: Int[Array, "M k"] | None
-    bottom_values: Float[Array, "M k"] | None
-    bottom_indices: Int[Array, "M k"] | None
-    loss: Float[Array, " M"]
     stats: Stats
 
 
@@ -135,100 +118,36 @@ def attribute(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
     """
-    _check_points(data)
-    base, law = _law_of(process, score, data, base, prior)
+    check_points(data)
+    base, law = law_of(process, score, data, base, prior)
     noise, _ = paths.checked_start(process, score, noise, shape=data.shape)
     functional = as_pytree(functional)
     scalar = _check_functional(functional, noise[0])
-    _check_top(top, data)
+    check_top(top, data)
     noisy = brownian is not None
     keys = paths.sample_keys(trace, key, len(noise), noisy=noisy) if law.rides else None
     walks = None if brownian is None else paths.fold(brownian, len(noise))
     trace = trace if law.rides else None
-    batches = [
-        _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve)
-        for batch in _batches((noise, keys, walks), solve.batch_size)
-    ]
-    x, value, found, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    run = _attribute_batch if is_on_host(data) else _attribute_on_device
+    levels, parts = zip(
+        *(
+            run(law, data, base, functional, batch, trace, top, profile, solve)
+            for batch in batches((noise, keys, walks), solve.batch_size)
+        ),
+        strict=True,
+    )
+    x, value, found, stats = joined(parts)
     raise_if_failed(solve, stats)
-    tau, end = process.noise_level(process.t_max), paths.lowest_level(process, solve)
     value, seen = (
         part if part is None or not scalar else part[:, 0] for part in (value, found.profile)
     )
-    levels = grid(jnp.asarray(tau, noise.dtype), end, solve)[:-1]
-    return Attribution(*_flat(found, scalar), x, value, levels, seen, stats)
-
-
-def loss_sensitivity(
-    process: Process,
-    score: Score,
-    data: Points,
-    x: Float[Array, "M *shape"],
-    *,
-    levels: Float[ArrayLike, " Q"],
-    key: PRNGKeyArray,
-    weights: Float[ArrayLike, " Q"] | None = None,
-    draws: int = 1,
-    base: Base = "data",
-    trace: TraceEstimator = Hutchinson(1),
-    prior: Measure | None = None,
-    top: int | None = None,
-    solve: Solve = Solve(),
-) -> LossSensitivity:
-    """The sensitivity of the denoising loss at given points to the weight of every data point
-    (5.2).
-
-    The loss at z is the mean over Q noise levels and `draws` draws of noise at each of
-    `w(tau) |D(z + tau n, tau) - z|^2`.
-
-    Args:
-        process, score, data: as in `attribute`.
-        x: `[M, *shape]`, the points z, in units of the data.
-        levels: `[Q]`, noise levels tau > 0 (noise-to-signal ratios).
-        key: of the noise; point i uses `fold_in(key, i)`.
-        weights: `[Q]`, w(tau) of each level; None weighs them equally.
-        draws: of noise at each level.
-        base, trace, prior: as in `attribute`; `base=None` solves (3.1) up from each noised point.
-        top: as in `attribute`.
-        solve: the numerics of that solve, and the number of points taken at a time.
-
-    Returns:
-        LossSensitivity: `scores [M, N]`, the derivative of the loss per unit of mass; negative
-            where more of a point would lower the loss. `loss [M]`.
-
-    Raises:
-        ValueError: as `attribute`; levels that are not positive, weights that do not fit.
-        FloatingPointError: results that are not finite (outside `jit`).
-
-    Notes:
-        One network evaluation a noised point (a path up to the noise with its trace for
-        `base=None`), and the tables of `attribute`.
-
-    References:
-        Scarvelis & Solomon 2025, arXiv 2509.23092, section on losses.
-    """
-    _check_points(data)
-    base, law = _law_of(process, score, data, base, prior)
-    x, _ = paths.checked_start(process, score, x, name="x", shape=data.shape)
-    levels, weights = _check_levels(levels, weights, draws)
-    _check_top(top, data)
-    _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
-    if law.rides:
-        paths.sample_keys(trace, key, len(x))  # refuses what takes no trace
-    trace = trace if law.rides else None
-    batches = [
-        _loss_batch(law, data, base, batch, levels, weights, trace, top, solve)
-        for batch in _batches((x, paths.fold(key, len(x))), solve.batch_size)
-    ]
-    loss, found, stats = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
-    raise_if_failed(solve, stats)
-    return LossSensitivity(*_flat(found, True), loss[:, 0], stats)
+    return Attribution(*flat(found, scalar), x, value, levels[0], seen, stats)
 
 
 # ------------------------------------------------------------------ attribution of one batch
 
 
-class _Trail(NamedTuple):
+class Trail(NamedTuple):
     """Where a batch's paths have been, and what a change of the denoiser there does."""
 
     x: Float[Array, "M *shape"]
@@ -251,11 +170,16 @@ class _View(NamedTuple):
 def _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve):
     trail = _down_and_up(law, functional, *batch, trace, solve)
     group = len(tableau(solve).b) if profile else None
-    found = influences(data, trail.states, _levers(base, trail), top=top, group=group)
+    found = influences(data, trail.states, levers(base, trail), top=top, group=group)
     if profile:
         found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
-    return trail.x, trail.value, found, stats_of((trail.x, trail.value, found), steps, solved)
+    stats = stats_of((trail.x, trail.value, found), steps, solved)
+    return trail.states.tau[:: len(tableau(solve).b)], (trail.x, trail.value, found, stats)
+
+
+# One kernel; points on the host come block by block instead, between compiled pieces.
+_attribute_on_device = jax.jit(_attribute_batch, static_argnames=("top", "profile", "solve"))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
@@ -276,11 +200,11 @@ def _down_and_up(law, functional, noise, keys, walks, trace, solve):
 
     x, value, omega, views = over_samples(one, solve, noise, keys, walks)
     omega = jnp.moveaxis(omega.reshape(*value.shape, solve.steps * stages, -1), 2, 0)
-    states = States(views.tau[0].reshape(-1), _states_first(views.x, noise[0].size))
+    states = States(views.tau[0].reshape(-1), states_first(views.x, noise[0].size))
     if views.known is None:
-        return _Trail(x, value, states, omega, None, None)
+        return Trail(x, value, states, omega, None, None)
     density = views.known.nats.reshape(len(noise), -1).T
-    return _Trail(x, value, states, omega, density, _states_first(views.known.mean, noise[0].size))
+    return Trail(x, value, states, omega, density, states_first(views.known.mean, noise[0].size))
 
 
 def _flow(law, noise, _, trace, probes, taps, solve):
@@ -338,71 +262,27 @@ def _fixed(x):
     return jax.lax.stop_gradient(x)
 
 
-def _levers(base, trail):
+def levers(base, trail):
     if not isinstance(base, Measure):
         return Levers(trail.omega, trail.nats, trail.denoised)
     return Levers(trail.omega, *posteriors(base, trail.states))
 
 
-def _states_first(leaf, size):
+def states_first(leaf, size):
     """[M, steps, stages, *shape] as [S, M, d]."""
     return jnp.swapaxes(leaf.reshape(len(leaf), -1, size), 0, 1)
 
 
-def _flat(found, scalar):
+def flat(found, scalar):
     """Scores and ranks in the order of the results, without the axis P of a scalar functional."""
     parts = (found.scores, *(found.top or (None, None)), *(found.bottom or (None, None)))
     return [part if part is None or not scalar else part[:, 0] for part in parts]
 
 
-# ------------------------------------------------------------------ the loss of one batch
+# ------------------------------------------------------------------ what `losses` shares
 
 
-def _loss_batch(law, data, base, batch, levels, weights, trace, top, solve):
-    trail = _noised(law, *batch, levels, weights, trace, solve)
-    found = influences(data, trail.states, _levers(base, trail), top=top)
-    steps, solved = jnp.zeros(len(trail.x), int), jnp.ones(len(trail.x), bool)
-    return trail.value, found, stats_of((trail.value, found), steps, solved)
-
-
-@functools.partial(jax.jit, static_argnames="solve")
-def _noised(law, x, keys, levels, weights, trace, solve):
-    """Noised copies of each point, and what their denoiser does to the loss. `levels` and
-    `weights` are `[S]`, one a copy."""
-
-    def one(x, key):
-        def copy(i, tau, weight):
-            own = jax.random.fold_in(key, i)
-            place = x + tau * jax.random.normal(own, x.shape, x.dtype)
-            denoised = canonical_denoiser(law.process, law.score, tau, place)
-            error = denoised - x
-            known = _known_at(law, tau, place, trace, own, solve) if law.rides else None
-            return place, 2 * weight * error, weight * jnp.sum(error**2), known
-
-        return jax.lax.map(lambda row: copy(*row), (jnp.arange(len(levels)), levels, weights))
-
-    places, omega, loss, known = over_samples(one, solve, x, keys)
-    states = States(levels, _states_first(places, x[0].size))
-    omega = _states_first(omega, x[0].size)[:, :, None]
-    loss = jnp.sum(loss, 1, keepdims=True)
-    if known is None:
-        return _Trail(x, loss, states, omega, None, None)
-    return _Trail(x, loss, states, omega, known.nats.T, _states_first(known.mean, x[0].size))
-
-
-def _known_at(law, tau, x, trace, key, solve):
-    """What the model knows of its own law at one place, by the path up to the noise (3.1)."""
-    level = level_of(law.blur, tau)
-    probe_key = jax.random.fold_in(key, 0) if trace.needs_key else None
-    climb = (law.process, law.score, x, level, trace, law.prior, probe_key, solve)
-    denoised = canonical_denoiser(law.process, law.score, level, x)
-    return Known(paths.climb_one(*climb)[1], smoothed_mean(law.blur, tau, x, denoised))
-
-
-# ------------------------------------------------------------------ the public door
-
-
-def _law_of(process, score, data, base, prior):
+def law_of(process, score, data, base, prior):
     if isinstance(score, Guided):
         raise ValueError("a guided score is made of two laws; attribute takes a score of one")
     if isinstance(base, str):
@@ -415,7 +295,7 @@ def _law_of(process, score, data, base, prior):
     return base, Law(process, as_pytree(score), 1.0, None, base, prior, rides)
 
 
-def _check_points(data):
+def check_points(data):
     if not isinstance(data, Points):
         raise ValueError(f"data must be Points(images), got {type(data)}")
 
@@ -433,24 +313,19 @@ def _check_functional(functional, x):
     return out.shape == ()
 
 
-def _check_top(top, data):
+def check_top(top, data):
     if top is not None and not (isinstance(top, int) and 1 <= top <= len(data)):
         raise ValueError(f"top must be a whole number from 1 to {len(data)}, got {top!r}")
 
 
-def _check_levels(levels, weights, draws):
-    levels = _checks.floating("levels", levels)
-    if levels.ndim != 1 or not levels.size:
-        raise ValueError(f"levels must be a vector [Q] of noise levels, got shape {levels.shape}")
-    _checks.positive("levels", levels)
-    if not (isinstance(draws, int) and draws >= 1):
-        raise ValueError(f"draws must be a whole number >= 1, got {draws!r}")
-    weights = jnp.ones_like(levels) if weights is None else _checks.floating("weights", weights)
-    _checks.weights("weights", weights, levels.shape)
-    return jnp.repeat(levels, draws), jnp.repeat(weights, draws) / (levels.size * draws)
-
-
-def _batches(arrays, size):
+def batches(arrays, size):
     count = len(arrays[0])
     for start in range(0, count, size):
         yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)
+
+
+def joined(parts):
+    """Results of several batches as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

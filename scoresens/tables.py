@@ -69,6 +69,11 @@ class Plan(NamedTuple):
     block: int  # points at a time
 
 
+def is_on_host(points: Points) -> bool:
+    """Whether the points stay on the host, and are read from there block by block."""
+    return isinstance(points.points, np.ndarray)
+
+
 def posteriors(base: Measure, states: States) -> Posterior:
     """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
     if not isinstance(base, Points):
@@ -246,7 +251,7 @@ def _ranked(count, best, found, block):
 
 def _fold(add, plan, points, centre, given, carry):
     """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
-    if not isinstance(points.points, np.ndarray):
+    if not is_on_host(points):
         return _fold_on_device(add, plan, points, centre, given, carry)
     size, weights = plan.block, points.normalized_weights
     for first in range(0, len(points), size):

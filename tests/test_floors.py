@@ -20,6 +20,7 @@ FLOORS = (
     {"finite", "drives", "tables"},
     {"sde", "functionals"},
     {"sensitivity", "attribution", "counterfactual", "fokker_planck"},
+    {"losses"},
     {"plots", "batches"},
     {"models", "importers", "datasets", "drawing"},
     {"training", "sweeps", "changes"},
