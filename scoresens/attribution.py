@@ -234,7 +234,8 @@ def _diffusion(law, noise, walk_key, trace, probes, taps, solve):
     def evaluate(w, state, before, tap):
         z, tau = state[0], w**-0.5
         denoised, seen = _see(law, tau, z / w, trace, probes)
-        return (denoised + tap,), view(w, z, sde.advance(law, before.riders, seen, w, _fixed(z)))
+        riders = sde.advance(law, before.riders, seen, *_fixed((denoised, w, z)))
+        return (denoised + tap,), view(w, z, riders)
 
     def view(w, z, riders):
         return _View(w**-0.5, z / w, sde.known(law, riders, w, _fixed(z)).own, riders)
@@ -291,8 +292,9 @@ def law_of(process, score, data, base, prior):
         base = data
     if base is not None:
         check_law(base)
-    rides = not isinstance(base, Measure)
-    return base, Law(process, as_pytree(score), 1.0, None, base, prior, rides)
+    rides = not isinstance(base, Measure)  # else the path knows nothing of it
+    own = base if rides else None
+    return base, Law(process, as_pytree(score), 1.0, None, own, prior, rides)
 
 
 def check_points(data):

@@ -251,14 +251,18 @@ def driven(
     laws: Laws, looks: list[Look], here: list[Riders], tau: Scalar, x: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "K *shape"]]:
     """The denoiser of the path, and how much it moves with the K tangents: J_D dx + dD."""
-    denoised = sum(law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True))
     moved = sum(law.weight * seen.pushed for law, seen in zip(laws, looks, strict=True))
     changes = [
         law.weight * derivative(law, now, tau, x)
         for law, now in zip(laws, here, strict=True)
         if law.perturbation is not None
     ]
-    return denoised, moved + sum(changes)
+    return denoised(laws, looks), moved + sum(changes)
+
+
+def denoised(laws: Laws, looks: list[Look]) -> Float[Array, "*shape"]:
+    """The denoiser of the path, the weighted sum over the laws."""
+    return sum(law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True))
 
 
 def check_law(base: Base) -> None:

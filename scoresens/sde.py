@@ -19,9 +19,13 @@ first node's denoiser and delta the second's minus it, the Gaussian part is take
 
 and the remainder is a left-point sum, 0 (`Ito`: no trace, strong order 1/2), or the trapezoid
 
-    1/2 delta.(dz - c dw - 1/2 delta dw) - 1/4 (tr J_D + tr J_D') log(w'/w)        (order 1)
+    1/2 delta.(dz - c dw - 1/2 delta dw) + 1/4 delta.gamma dw
+        - 1/4 (tr J_D + tr J_D') log(w'/w)                                              (order 1)
 
-Both vanish where D has settled, which a sum of log rho^'s own increments does not.
+with gamma the change of the path's own drift: the mean of a product, not the product of means.
+Both vanish where D has settled, which a sum of log rho^'s own increments does not. Root mean square
+errors on a mixture in two dimensions at 50, 100, 200, 400 steps from tau = 20 to 0.01: 0.020,
+0.0097, 0.0046, 0.0023 with the exact trace, 1.6, 1.2, 0.79, 0.56 without.
 """
 
 import functools
@@ -113,7 +117,7 @@ def _diffuse(law, noise, keys, rule, solve):
         def evaluate(w, state, before, tap):
             z, tau = state[0], w**-0.5
             seen = look(law, tau, z / w, riders, rule, probes)
-            return (seen.denoised,), advance(law, before, seen.seen, w, z)
+            return (seen.denoised,), advance(law, before, seen.seen, seen.denoised, w, z)
 
         before = begin((law,), noise, run, rule)[0]
         (z,), before, _ = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks)
@@ -143,6 +147,7 @@ class Node(NamedTuple):
 
     w: Scalar
     z: Float[Array, "*shape"]
+    drift: Float[Array, "*shape"]  # dz/dw of the path, but for its noise
     seen: Seen
     nats: Scalar  # log rho^ here
 
@@ -173,28 +178,33 @@ def begin(
             return None
         level = level_of(blur, tau)
         w = level**-2
-        return Node(w, w * x, Seen(jnp.zeros_like(x), trace), nats(gain, level, x))
+        nothing = jnp.zeros_like(x)
+        return Node(w, w * x, nothing, Seen(nothing, trace), nats(gain, level, x))
 
     gains = zip(laws, starts(laws, noise), strict=True)
     return tuple(over_riders(node, law, own) for law, own in gains)
 
 
-def advance(law: Law, before: Riders, seen: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
-    """The nodes here, each log-density followed from the node before (3.3). A smoothed law is met
-    on a path without unit noise, where only the trapezoid holds."""
+def advance(
+    law: Law,
+    before: Riders,
+    seen: Riders,
+    denoised: Float[Array, "*shape"],
+    w: Scalar,
+    z: Float[Array, "*shape"],
+) -> Riders:
+    """The nodes here, each log-density followed from the node before (3.3), along the path that
+    `denoised` drives. A smoothed law has a clock of its own, w_h = 1 / (1/w + h^2), on which the
+    path's noise is no unit one: only the trapezoid holds there."""
 
     def one(before, blur, seen):
         if before is None:
             return None
-        own = level_of(blur, w**-0.5) ** -2
-        return follow(before, seen, own, own * (z / w))
+        own, x = level_of(blur, w**-0.5) ** -2, z / w
+        here = Node(own, own * x, x + w / own * (denoised - x), seen, before.nats)
+        return here._replace(nats=before.nats + _gained(before, here))
 
     return over_riders(one, law, before, seen)
-
-
-def follow(before: Node, seen: Seen, w: Scalar, z: Float[Array, "*shape"]) -> Node:
-    """One network's node here."""
-    return Node(w, z, seen, before.nats + _gained(before, seen, w, z))
 
 
 def known(law: Law, nodes: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
@@ -208,16 +218,18 @@ def known(law: Law, nodes: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Ride
     return over_riders(one, law, nodes)
 
 
-def _gained(node, seen, w, z):
+def _gained(node, here):
     """log rho^ here minus log rho^ at the node."""
     c = node.seen.denoised
 
-    def bump(w, z):
-        return 0.5 * z.size * jnp.log(w) - 0.5 * jnp.sum(jnp.square(z - w * c)) / w
+    def bump(at):
+        off = at.z - at.w * c
+        return 0.5 * c.size * jnp.log(at.w) - 0.5 * jnp.sum(jnp.square(off)) / at.w
 
-    gained = bump(w, z) - bump(node.w, node.z)
-    if seen.trace is None:
+    gained = bump(here) - bump(node)
+    if here.seen.trace is None:
         return gained
-    shift, elapsed = seen.denoised - c, w - node.w
-    line = jnp.vdot(shift, (z - node.z) - elapsed * (c + 0.5 * shift))
-    return gained + 0.5 * line - 0.25 * (node.seen.trace + seen.trace) * jnp.log(w / node.w)
+    shift, elapsed = here.seen.denoised - c, here.w - node.w
+    along = here.z - node.z - elapsed * (c + 0.5 * shift - 0.5 * (here.drift - node.drift))
+    spread = (node.seen.trace + here.seen.trace) * jnp.log(here.w / node.w)
+    return gained + 0.5 * jnp.vdot(shift, along) - 0.25 * spread

@@ -247,8 +247,9 @@ def _push_noisy(laws, noise, trace, keys, brownian_keys, solve):
             (z, tangent), tau = state, w**-0.5
             x = z / w
             looks = [drives.look(law, tau, x, tangent / w, trace, probes) for law in laws]
+            denoised = drives.denoised(laws, looks)
             nodes = tuple(
-                sde.advance(law, was, seen.seen, w, z)
+                sde.advance(law, was, seen.seen, denoised, w, z)
                 for law, was, seen in zip(laws, before, looks, strict=True)
             )
             here = [sde.known(law, own, w, z) for law, own in zip(laws, nodes, strict=True)]
