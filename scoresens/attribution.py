@@ -20,7 +20,7 @@ divides by the log-density that rides along, and D_r is the network's; against t
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ from scoresens.solve import (
     tableau,
     walk,
 )
-from scoresens.tables import Levers, States, influences, is_on_host, posteriors
+from scoresens.tables import Influences, Levers, States, influences, is_on_host, posteriors
 from scoresens.traces import Hutchinson, TraceEstimator
 
 Base = Measure | Smoothed | Literal["data"] | None
@@ -127,21 +127,20 @@ def attribute(
     noisy = brownian is not None
     keys = paths.sample_keys(trace, key, len(noise), noisy=noisy) if law.rides else None
     walks = None if brownian is None else paths.fold(brownian, len(noise))
-    trace = trace if law.rides else None
+    rule = trace if law.rides else None
     run = _attribute_batch if is_on_host(data) else _attribute_on_device
     levels, parts = zip(
         *(
-            run(law, data, base, functional, batch, trace, top, profile, solve)
+            run(law, data, base, functional, batch, rule, top, profile, solve)
             for batch in batches((noise, keys, walks), solve.batch_size)
         ),
         strict=True,
     )
     x, value, found, stats = joined(parts)
     raise_if_failed(solve, stats)
-    value, seen = (
-        part if part is None or not scalar else part[:, 0] for part in (value, found.profile)
-    )
-    return Attribution(*flat(found, scalar), x, value, levels[0], seen, stats)
+    if scalar:
+        value, found = without_p(value), found._replace(profile=without_p(found.profile))
+    return Attribution(*flat(found, scalar), x, value, levels[0], found.profile, stats)
 
 
 # ------------------------------------------------------------------ attribution of one batch
@@ -171,7 +170,7 @@ def _attribute_batch(law, data, base, functional, batch, trace, top, profile, so
     trail = _down_and_up(law, functional, *batch, trace, solve)
     group = len(tableau(solve).b) if profile else None
     found = influences(data, trail.states, levers(base, trail), top=top, group=group)
-    if profile:
+    if found.profile is not None:
         found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
     stats = stats_of((trail.x, trail.value, found), steps, solved)
@@ -274,10 +273,18 @@ def states_first(leaf, size):
     return jnp.swapaxes(leaf.reshape(len(leaf), -1, size), 0, 1)
 
 
-def flat(found, scalar):
+def flat(found: Influences, scalar: bool) -> tuple[Any, Any, Any, Any, Any]:
     """Scores and ranks in the order of the results, without the axis P of a scalar functional."""
-    parts = (found.scores, *(found.top or (None, None)), *(found.bottom or (None, None)))
-    return [part if part is None or not scalar else part[:, 0] for part in parts]
+    (first, where), (last, place) = (ranked or (None, None) for ranked in (found.top, found.bottom))
+    scores = found.scores
+    if scalar:
+        scores, first, where, last, place = map(without_p, (scores, first, where, last, place))
+    return scores, first, where, last, place
+
+
+def without_p(part: Any) -> Any:
+    """`[M, 1, ...]` as `[M, ...]`; what is not there stays so."""
+    return None if part is None else part[:, 0]
 
 
 # ------------------------------------------------------------------ what `losses` shares

@@ -98,9 +98,7 @@ def counterfactual(
 
     def samples(mass):
         changed = [
-            None
-            if law.perturbation is None
-            else change(None if law.rides else law.base, law.perturbation, mass)
+            None if law.perturbation is None else change(law.measure, law.perturbation, mass)
             for law in laws
         ]
         result = _walk(laws, changed, noise, trace if rides else None, keys, solve)
@@ -152,8 +150,9 @@ def _changed_field(tau, state, args):
         return jax.vmap(lambda x: drives.look(law, tau, x, nothing, trace, probes))(x)
 
     looks = [look(law) for law in laws]
-    parts = zip(laws, changed, looks, gains, strict=True)
-    denoised = sum(law.weight * _denoised(law, *rest, tau, x) for law, *rest in parts)
+    denoised = jnp.zeros_like(x)
+    for law, new, seen, own in zip(laws, changed, looks, gains, strict=True):
+        denoised += law.weight * _denoised(law, new, seen, own, tau, x)
     grow = jax.vmap(drives.rates, in_axes=(None, 0, None, 0, 0))
     grown = (grow(law, seen.seen, tau, x, denoised) for law, seen in zip(laws, looks, strict=True))
     return (x - denoised) / tau, tuple(grown)

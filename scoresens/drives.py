@@ -15,9 +15,10 @@ The same holds for another model `nu` that takes no part in the sum (`Learned`),
 What is integrated are gains (see `paths`).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,11 @@ class Law:
     base: Base
     prior: Measure | None
     rides: bool = field(metadata={"static": True})  # whether its own log-density is followed
+
+    @property
+    def measure(self) -> Measure | None:
+        """The law that ratios are taken against, where it is not its own."""
+        return self.base if isinstance(self.base, Measure) else None
 
     @property
     def blur(self) -> Scalar:
@@ -178,7 +184,8 @@ def look(
 
     def follow(denoise, tangents):
         denoised, push = jax.linearize(denoise, x)
-        spread, pushed = trace.apply(jax.vmap(push), probes, tangents)
+        rule = cast(TraceEstimator, trace)  # given wherever a log-density rides
+        spread, pushed = rule.apply(jax.vmap(push), probes, tangents)
         return Seen(denoised, spread), pushed
 
     def denoiser(of, level):
@@ -233,39 +240,39 @@ def over_riders(function: Callable, law: Law, first: Riders, *rest: Riders) -> R
     return Riders(own, tuple(function(part, nu.bandwidth, *more) for part, nu, *more in each))
 
 
-def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Scalar:
+def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, ""]:
     """log rho of a gain."""
-    return gain - yardstick(tau, x.size)
+    return jnp.asarray(gain - yardstick(tau, x.size))
 
 
 def derivative(
-    law: Law, here: Riders, tau: Scalar, x: Float[Array, "*shape"]
+    law: Law, perturbation: Perturbation, here: Riders, tau: Scalar, x: Float[Array, "*shape"]
 ) -> Float[Array, "K *shape"]:
     """dD of one law at one place: (2.1) against its own law, or (6.3) against its base."""
-    own = here.own if law.rides else law.base
-    perturbation = law.perturbation.with_known(here.others)
-    return perturbation.denoiser_derivative(tau, x, *own.posterior(tau, x))
+    own = here.own if law.measure is None else law.measure
+    known = perturbation.with_known(here.others)
+    return known.denoiser_derivative(tau, x, *own.posterior(tau, x))
 
 
 def driven(
     laws: Laws, looks: list[Look], here: list[Riders], tau: Scalar, x: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "K *shape"]]:
     """The denoiser of the path, and how much it moves with the K tangents: J_D dx + dD."""
-    moved = sum(law.weight * seen.pushed for law, seen in zip(laws, looks, strict=True))
-    changes = [
-        law.weight * derivative(law, now, tau, x)
-        for law, now in zip(laws, here, strict=True)
-        if law.perturbation is not None
-    ]
-    return denoised(laws, looks), moved + sum(changes)
+    moved = jnp.zeros((directions(laws), *x.shape), x.dtype)
+    for law, seen, now in zip(laws, looks, here, strict=True):
+        moved += law.weight * cast(Array, seen.pushed)
+        if law.perturbation is not None:
+            moved += law.weight * derivative(law, law.perturbation, now, tau, x)
+    return denoised(laws, looks), moved
 
 
 def denoised(laws: Laws, looks: list[Look]) -> Float[Array, "*shape"]:
     """The denoiser of the path, the weighted sum over the laws."""
-    return sum(law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True))
+    parts = [law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True)]
+    return functools.reduce(jnp.add, parts)
 
 
-def check_law(base: Base) -> None:
+def check_law(base: Any) -> None:
     """Refuse a base that is no law, such as bare images."""
     if not isinstance(base, Smoothed):
         check_base(base)

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +157,8 @@ def _terms(perturbation: Perturbation, mass: Scalar) -> Iterator[_Term]:
         if part.velocity is None:
             yield _Term(measure, mass * weights, part.index, rider)
         else:
-            there = replace_field(measure, points=measure.points + mass * part.velocity)
+            still = cast(Points, measure)
+            there = replace_field(still, points=still.points + mass * part.velocity)
             yield _Term(measure, -weights, part.index, None)
             yield _Term(there, weights, None, None)
 

@@ -104,11 +104,11 @@ def loss_sensitivity(
     _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
     if law.rides:
         paths.sample_keys(trace, key, len(x))  # refuses what takes no trace
-    trace = trace if law.rides else None
+    rule = trace if law.rides else None
     run = _loss_batch if is_on_host(data) else _loss_on_device
     loss, found, stats = joined(
         [
-            run(law, data, base, batch, levels, weights, trace, top, solve)
+            run(law, data, base, batch, levels, weights, rule, top, solve)
             for batch in batches((x, paths.fold(key, len(x))), solve.batch_size)
         ]
     )

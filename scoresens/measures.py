@@ -171,7 +171,7 @@ class Points(Measure):
         if self.weights is None:
             dtype = jax.dtypes.canonicalize_dtype(self.points.dtype)
             return jnp.full(len(self), 1 / len(self), dtype)
-        return self.weights / self.weights.sum()
+        return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):
         log_weights = _safe_log(self.normalized_weights)

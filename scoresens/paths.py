@@ -18,7 +18,7 @@ comes out in the process's own frame, at t_max.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +223,7 @@ def sample_keys(
         return None
     name = type(estimator).__name__
     _checks.key_given(name, key, "its probes are drawn from it, once a path")
-    return fold(key, count)
+    return fold(cast(Array, key), count)
 
 
 def yardstick(tau: Scalar, size: int) -> Scalar:

@@ -22,6 +22,7 @@ and for a point y_j that moves along u_j by `d/dy_j [ r_j (D_j - D) ] . u_j`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +55,13 @@ class Part:
         if self.velocity is None:
             return self.measure.weighted_sums(tau, x, log_reference, self.coefficients)
 
+        still = cast(Points, self.measure)
+
         def at(points):
-            moved = replace_field(self.measure, points=points)
+            moved = replace_field(still, points=points)
             return moved.weighted_sums(tau, x, log_reference, self.coefficients)
 
-        return jax.jvp(at, (self.measure.points,), (self.velocity,))[1]
+        return jax.jvp(at, (still.points,), (self.velocity,))[1]
 
     def scaled(self, factor: Scalar) -> "Part":
         """The part that does `factor` times as much."""

@@ -10,7 +10,7 @@ given to diffrax as the times to step to; with tolerances a PID controller choos
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import diffrax
 import jax
@@ -180,7 +180,7 @@ def tableau(solve: Solve) -> Tableau:
             "the reverse SDE and attribution need an explicit Runge-Kutta solver, such as "
             f"diffrax.Heun() or diffrax.Tsit5(), got {type(solve.solver).__name__}"
         )
-    rows = ((), *(tuple(map(float, row)) for row in table.a_lower))
+    rows = ((), *(tuple(map(float, row)) for row in table.a_lower or ()))
     return Tableau((0.0, *map(float, table.c)), rows, tuple(map(float, table.b_sol)))
 
 
@@ -267,7 +267,7 @@ def _diffeqsolve(vector_field, args, state, start, end, solve, saves):
         max_steps=max_steps,
         throw=False,
     )
-    final, *seen = solution.ys
+    final, *seen = cast(tuple, solution.ys)
     final = jax.tree.map(lambda leaf: leaf[-1], final)
     solved = solution.result == diffrax.RESULTS.successful
     return final, *seen, solution.stats["num_steps"], solved

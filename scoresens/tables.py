@@ -154,8 +154,8 @@ class _Block(NamedTuple):
 
     points: Float[Array, "B d"]  # from the centre
     weights: Float[Array, " B"]
-    start: Int[Array, ""]
-    first: Int[Array, ""]  # the first new point
+    start: Int[Array, ""] | int
+    first: Int[Array, ""] | int  # the first new point
     bandwidth: Scalar
 
     @property
@@ -200,8 +200,9 @@ def _add_influences(plan, given, carry, block):
     samples, functionals = given[-1].shape[-2:]
     zeros = jnp.zeros((samples, functionals, len(features)), features.dtype)
     found, profile = jax.lax.scan(add, zeros, given)
-    if plan.group is not None:
-        carry = carry._replace(profile=carry.profile + profile.reshape(carry.profile.shape))
+    if profile is not None:
+        profile = profile.reshape(-1, samples, functionals)
+        carry = carry._replace(profile=carry.profile + profile)
     if plan.top is None:
         place = (0, 0, block.start)
         return carry._replace(scores=jax.lax.dynamic_update_slice(carry.scores, found, place))

@@ -13,7 +13,7 @@ are compared over samples i by the measures of `compare`, each with a bootstrap 
 samples.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,9 +115,11 @@ def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[
         if part.velocity is not None:
             shift += jnp.tensordot(weights, part.velocity, 1)
         elif isinstance(measure, Learned):
-            shift += weights[0] * (jnp.mean(measure.prior.points, 0) - x)  # its samples
+            drawn = cast(Points, measure.prior).points  # its samples
+            shift += weights[0] * (jnp.mean(drawn, 0) - x)
         else:
-            shift += jnp.tensordot(weights, measure.points, 1) - jnp.sum(weights) * x
+            points = cast(Points, measure).points
+            shift += jnp.tensordot(weights, points, 1) - jnp.sum(weights) * x
     return shift
 
 
