@@ -18,7 +18,17 @@ MEASURES = (
 )
 
 
+METHODS = (
+    *(f"counterfactual_{base}" for base in ("data", "model", "sharp")),
+    *(f"first_order_{base}" for base in ("data", "model", "sharp")),
+    "class_mean",
+    "another_finetuning",
+)
+
+
 def cell(found: dict) -> str:
+    if found["value"] is None:
+        return "–"  # the baseline moves all samples alike
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
@@ -27,7 +37,7 @@ def table(result: dict) -> str:
     head = f"| method | {' | '.join(name.replace('_', ' ') for name in MEASURES)} |"
     rows = [
         f"| `{method}` | {' | '.join(cell(result[method][name]) for name in MEASURES)} |"
-        for method in result["methods"]
+        for method in METHODS
     ]
     return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
 
