@@ -1,5 +1,5 @@
-"""The laws of docs/mathematics.md, section 8, one check a law: what every process, measure and
-trace estimator must obey. A new one is one more line in the lists of this file."""
+"""The laws of the library, one check a law: what every process, measure and trace estimator must
+obey. A new one is one more line in the lists of this file."""
 
 import dataclasses
 import functools
