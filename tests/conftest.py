@@ -4,8 +4,17 @@ import os
 
 import jax
 import jaxtyping
+import pytest
 
 devices = "--xla_force_host_platform_device_count=8"  # read when JAX starts its first backend
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 jax.config.update("jax_enable_x64", True)
 jaxtyping.install_import_hook("scoresens", "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_end_with_their_module():
+    """Every compiled program holds some ten mappings of memory, and Linux gives a process 65,530:
+    a worker that keeps the programs of the whole suite is killed when it compiles one too many."""
+    yield
+    jax.clear_caches()
