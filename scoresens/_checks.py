@@ -98,3 +98,26 @@ def score_shape(score: Any, t: Any, x: Any, name: str = "score") -> None:
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"{name}(t, x) must return floating-point numbers, got {out.dtype}")
+
+
+def potential_shape(potential: Any, t: Any, x: Any) -> None:
+    """Refuse a potential whose value is not one floating number for one sample."""
+    out = jax.eval_shape(potential, t, x)
+    if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
+        came = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        raise ValueError(
+            f"potential(t, x) must return one floating-point number, the log-density of one sample "
+            f"of shape {tuple(x.shape)}, got {came}; for a score use score_residual"
+        )
+
+
+def times(name: str, t: Any, count: int, t_max: Any) -> jax.Array:
+    """`t` as floating times `[count]` in [0, t_max]; one time stands for all."""
+    t = floating(name, t)
+    if t.shape not in ((), (count,)):
+        raise ValueError(
+            f"{name} must be one time or one a sample, of shape ({count},), got {t.shape}"
+        )
+    if is_concrete(t) and is_concrete(t_max) and not bool(jnp.all((t >= 0) & (t <= t_max))):
+        raise ValueError(f"{name} must lie between 0 (data) and t_max = {t_max} (noise), got {t}")
+    return jnp.broadcast_to(t, (count,))

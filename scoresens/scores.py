@@ -28,6 +28,7 @@ from scoresens.measures import Measure
 from scoresens.processes import Process, Scalar
 
 Score = Callable[[Scalar, Float[Array, "*shape"]], Float[Array, "*shape"]]
+Potential = Callable[[Scalar, Float[Array, "*shape"]], Float[Array, ""]]
 
 
 def from_noise(process: Process, network: Score) -> Score:
@@ -72,6 +73,19 @@ def from_canonical(process: Process, denoiser: Score) -> Score:
     """The score, in a process's own frame, of a denoiser of the canonical frame, `denoiser(tau,
     x^)`."""
     return Partial(_score_from_canonical, process, as_pytree(denoiser))
+
+
+def from_potential(potential: Potential) -> Score:
+    """The score of a network that models the log-density, `potential(t, x) -> log rho_t(x) + c(t)`.
+
+    Args:
+        potential: any callable pytree or plain function of a scalar time and one sample, in the
+            process's own frame; its value is a scalar. What depends on t alone does not matter.
+
+    Returns:
+        `score(t, x)`, the potential's gradient in x: one evaluation and its reverse pass.
+    """
+    return Partial(_score_from_potential, as_pytree(potential))
 
 
 def exact_score(process: Process, measure: Measure) -> Score:
@@ -183,6 +197,10 @@ def _score_from_velocity(process, network, t, x):
 def _score_from_canonical(process, denoiser, t, x):
     alpha, tau, hat = process.alpha(t), process.noise_level(t), process.to_canonical(t, x)
     return (denoiser(tau, hat) - hat) / (alpha * jnp.square(tau))
+
+
+def _score_from_potential(potential, t, x):
+    return jax.grad(potential, argnums=1)(t, x)
 
 
 def _denoise(measure, tau, x):

@@ -125,10 +125,15 @@ def integrate(
 
 def over_samples(function: Callable, solve: Solve, *arrays: PyTree) -> PyTree:
     """`function` mapped over the leading axis, at most `solve.batch_size` samples at a time."""
+    return in_batches(function, solve.batch_size, *arrays)
+
+
+def in_batches(function: Callable, batch_size: int, *arrays: PyTree) -> PyTree:
+    """`function` mapped over the leading axis, at most `batch_size` rows side by side."""
     count = jax.tree.leaves(arrays)[0].shape[0]
-    if count <= solve.batch_size:
+    if count <= batch_size:
         return jax.vmap(function)(*arrays)
-    return jax.lax.map(lambda row: function(*row), arrays, batch_size=solve.batch_size)
+    return jax.lax.map(lambda row: function(*row), arrays, batch_size=batch_size)
 
 
 def raise_if_failed(solve: Solve, stats: Stats) -> None:

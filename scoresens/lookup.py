@@ -1,0 +1,171 @@
+r"""Millions of samples in the plane: Euler's rule with the score looked up.
+
+On a grid of times that all samples share, a step needs the score at one time alone. In two
+dimensions it is cheaper to evaluate it once on a grid of points than at every sample, and to
+interpolate: Catmull and Rom's cubic, whose error falls as the cube of the spacing,
+
+    s(x) = sum_{p,q = -1..2} c_p(u) c_q(v) s_{i+p, j+q},    x = grid_ij + spacing (u, v).
+
+The few samples beyond the table have their scores evaluated.
+
+References: Catmull and Rom 1974; Keys 1981, IEEE Trans. ASSP 29.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scoresens import _checks
+from scoresens.induced import euler_step, falling
+from scoresens.paths import checked_start, fold
+from scoresens.processes import Process
+from scoresens.scores import Score
+from scoresens.solve import in_batches
+
+ROWS = 4096  # entries of a table evaluated side by side
+STRAYS = 64  # samples of a block that may lie beyond the table before all of it is evaluated
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where the score is tabulated: `bins` by `bins` points of the square |x|, |y| <= half_width.
+
+    Args:
+        half_width: of the square, in the process's frame.
+        bins: points along a side, 4 or more.
+        block: samples moved side by side.
+    """
+
+    half_width: float = 4.25
+    bins: int = 320
+    block: int = 16384
+
+    def __post_init__(self):
+        _checks.positive("Table.half_width", self.half_width)
+        for name, least in (("bins", 4), ("block", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"Table.{name} must be at least {least}, got {self}")
+
+    @property
+    def spacing(self) -> float:
+        """Between neighbouring points."""
+        return 2 * self.half_width / (self.bins - 1)
+
+
+class BothLaws(NamedTuple):
+    """Samples of the two induced laws, from the same noise."""
+
+    ode: Float[Array, "M 2"]
+    sde: Float[Array, "M 2"]
+
+
+def sample_both(
+    process: Process,
+    score: Score,
+    noise: Float[Array, "M 2"],
+    times: Float[Array, " S+1"],
+    *,
+    key: PRNGKeyArray,
+    table: Table = Table(),
+) -> BothLaws:
+    """Samples of the flow's law and of the reverse SDE's by Euler's rule on a grid of process
+    times, as `sample_euler` gives them, with the score looked up.
+
+    Args:
+        process: the forward process.
+        score: `score(t, x)` of one sample `[2]`.
+        noise: `[M, 2]` in the process's frame at times[0].
+        times: falling, within [0, t_max].
+        key: of the Brownian paths; sample i uses `fold_in(key, i)`.
+        table: where the score is tabulated.
+
+    Returns:
+        BothLaws: `ode [M, 2]` and `sde [M, 2]` at times[-1], in the process's frame. Samples that
+            the score drives to infinity are not finite.
+
+    Raises:
+        ValueError: shapes, dtypes or times that do not fit.
+
+    Notes:
+        `S bins^2` network evaluations in all, whatever M is, and 32 numbers read a sample and
+        step. Each block evaluates the network at 64 samples more, or at all of its own where more
+        than 64 are beyond the table.
+    """
+    noise, score = checked_start(process, score, noise, shape=(2,))
+    times = falling(process, times).astype(noise.dtype)
+    return _sample_both(process, score, noise, times, fold(key, len(noise)), table)
+
+
+def look_up(
+    values: Float[Array, "G G 2"], table: Table, x: Float[Array, "B 2"]
+) -> Float[Array, "B 2"]:
+    """The field whose values on the table's points (first index x) are given, at points within the
+    table by a spacing."""
+    place = (x + table.half_width) / table.spacing
+    corner = jnp.clip(jnp.floor(place).astype(jnp.int32), 1, table.bins - 3)
+    across, along = (_catmull_rom(part) for part in (place - corner).T)
+    i, j = corner.T
+    return sum(
+        (across[p] * along[q])[:, None] * values[i + p - 1, j + q - 1]
+        for p in range(4)
+        for q in range(4)
+    )
+
+
+def _catmull_rom(u):
+    """Weights of the values at -1, 0, 1, 2 for the point u of [0, 1]."""
+    return (
+        ((1 - 0.5 * u) * u - 0.5) * u,
+        (1.5 * u - 2.5) * u * u + 1,
+        ((2 - 1.5 * u) * u + 0.5) * u,
+        (0.5 * u - 0.5) * u * u,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="table")
+def _sample_both(process, score, noise, times, keys, table):
+    count, block = len(noise), min(table.block, len(noise))
+    blocks = -(-count // block)
+    fill = blocks * block - count
+
+    def in_blocks(rows):
+        return jnp.concatenate([rows, rows[:fill]]).reshape(blocks, block, *rows.shape[1:])
+
+    axis = jnp.linspace(-table.half_width, table.half_width, table.bins, dtype=noise.dtype)
+    points = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    reach = table.half_width - table.spacing
+    last = len(times) - 2
+
+    def step(both, node):
+        i, t, size = node
+        values = in_batches(functools.partial(score, t), ROWS, points)
+        values = values.reshape(table.bins, table.bins, 2)
+
+        evaluate = jax.vmap(functools.partial(score, t))
+
+        def look(x, beyond):
+            strays = jnp.nonzero(beyond, size=min(STRAYS, block), fill_value=0)[0]
+            return look_up(values, table, x).at[strays].set(evaluate(x[strays]))
+
+        def field(x):
+            beyond = ~jnp.all(jnp.abs(x) < reach, -1)  # so is a sample that is not finite
+            few = jnp.sum(beyond) <= STRAYS
+            return jax.lax.cond(few, look, lambda x, _: evaluate(x), x, beyond)
+
+        def move(rows):
+            ode, sde, keys = rows
+            kicks = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), (2,), ode.dtype))
+            kick = jnp.where(i < last, kicks(keys), 0)
+            advance = functools.partial(euler_step, process, t, size)
+            return advance(ode, field(ode), None), advance(sde, field(sde), kick)
+
+        return jax.lax.map(move, (*both, blocked_keys)), None
+
+    start, blocked_keys = in_blocks(noise), in_blocks(keys)
+    nodes = (jnp.arange(last + 1), times[:-1], -jnp.diff(times))
+    both, _ = jax.lax.scan(step, (start, start), nodes)
+    return BothLaws(*(x.reshape(-1, 2)[:count] for x in both))
