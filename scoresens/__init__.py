@@ -4,13 +4,31 @@ others?
 Everything is a *process*, a *score*, a *perturbation* of the data and a *path*.
 `sample_sensitivity` pushes perturbations forward along the path of a sample; `counterfactual` walks
 the path of the model that was never trained; `score_sensitivity` is the derivative of the score
-itself.
+itself. `fokker_planck_residual` and `gap_certificate` say how far a model is from the physics that
+it claims to follow.
 """
 
 from scoresens import functionals
 from scoresens.attribution import Attribution, attribute
+from scoresens.collocation import Collocation, along_forward, along_reverse, in_box
 from scoresens.counterfactual import Counterfactual, counterfactual
 from scoresens.drives import Smoothed
+from scoresens.estimates import Estimate
+from scoresens.fokker_planck import (
+    NonConservative,
+    fokker_planck_residual,
+    non_conservative_part,
+    score_residual,
+)
+from scoresens.gap import Certificate, Gap, gap_certificate, ode_sde_gap
+from scoresens.induced import (
+    InducedDensity,
+    Paths,
+    forward_paths,
+    induced_log_density,
+    reverse_paths,
+    sample_euler,
+)
 from scoresens.learned import Learned
 from scoresens.losses import LossSensitivity, loss_sensitivity
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
@@ -24,6 +42,7 @@ from scoresens.scores import (
     from_canonical,
     from_denoiser,
     from_noise,
+    from_potential,
     from_v,
     from_velocity,
     guide,
@@ -50,20 +69,27 @@ __all__ = [
     "VE",
     "VP",
     "Attribution",
+    "Certificate",
+    "Collocation",
     "Cosine",
     "Counterfactual",
+    "Estimate",
     "Exact",
     "FlowMatching",
+    "Gap",
     "GaussianMixture",
     "Guided",
     "HutchPlusPlus",
     "Hutchinson",
+    "InducedDensity",
     "Ito",
     "Learned",
     "LossSensitivity",
     "Measure",
+    "NonConservative",
     "Pair",
     "Path",
+    "Paths",
     "Perturbation",
     "Points",
     "Posterior",
@@ -76,27 +102,40 @@ __all__ = [
     "SubVP",
     "TraceEstimator",
     "add",
+    "along_forward",
+    "along_reverse",
     "attribute",
     "counterfactual",
     "default_bandwidth",
     "encode",
     "exact_score",
+    "fokker_planck_residual",
+    "forward_paths",
     "from_canonical",
     "from_denoiser",
     "from_noise",
+    "from_potential",
     "from_v",
     "from_velocity",
     "functionals",
+    "gap_certificate",
     "guide",
+    "in_box",
+    "induced_log_density",
     "log_density_along",
     "loss_sensitivity",
     "move",
+    "non_conservative_part",
+    "ode_sde_gap",
     "remove",
     "replace",
+    "reverse_paths",
     "reweight",
+    "sample_euler",
     "sample_ode",
     "sample_sde",
     "sample_sensitivity",
+    "score_residual",
     "score_sensitivity",
     "to_denoiser",
     "to_noise",

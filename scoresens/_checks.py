@@ -2,6 +2,7 @@
 
 Each check says what was expected, what came, and what to do. Values that are traced (inside `jit`,
 `vmap`, `grad`) have no number yet: their shapes and dtypes are checked, their values are not.
+Values that are known are looked at now, also where the caller is being traced.
 """
 
 from typing import Any
@@ -33,8 +34,11 @@ def floating(name: str, value: Any) -> jax.Array:
 
 def finite(name: str, value: Any) -> None:
     """Refuse NaN and infinity."""
-    if is_concrete(value) and not bool(jnp.all(jnp.isfinite(value))):
+    if not is_concrete(value):
+        return
+    with jax.ensure_compile_time_eval():
         bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(value))))
+    if bad:
         raise ValueError(
             f"{name} has {bad} entries that are NaN or infinite; remove or repair them first"
         )
@@ -58,9 +62,10 @@ def weights(name: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
     finite(name, value)
     if is_concrete(value):
-        if bool(jnp.any(value < 0)):
-            raise ValueError(f"{name} must be 0 or greater, its smallest entry is {jnp.min(value)}")
-        if bool(jnp.any(jnp.sum(value, -1) <= 0)):
+        known = np.asarray(value)
+        if np.any(known < 0):
+            raise ValueError(f"{name} must be 0 or greater, its smallest entry is {known.min()}")
+        if np.any(known.sum(-1) <= 0):
             raise ValueError(f"{name} sums to 0: no point is left to draw from")
 
 
@@ -118,6 +123,11 @@ def times(name: str, t: Any, count: int, t_max: Any) -> jax.Array:
         raise ValueError(
             f"{name} must be one time or one a sample, of shape ({count},), got {t.shape}"
         )
-    if is_concrete(t) and is_concrete(t_max) and not bool(jnp.all((t >= 0) & (t <= t_max))):
-        raise ValueError(f"{name} must lie between 0 (data) and t_max = {t_max} (noise), got {t}")
+    if is_concrete(t) and is_concrete(t_max):
+        known = np.asarray(t)
+        if not np.all((known >= 0) & (known <= float(t_max) * (1 + 1e-6))):
+            raise ValueError(
+                f"{name} must lie between 0 (data) and t_max = {t_max} (noise), got "
+                f"{known.min()} to {known.max()}"
+            )
     return jnp.broadcast_to(t, (count,))

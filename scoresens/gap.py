@@ -51,8 +51,8 @@ class Certificate(NamedTuple):
 
     energy: Estimate  # the right side of (7.4), nats
     w2: Estimate  # the last bound of (7.5), in units of x
-    growth: Float[Array, " S+1"]  # M(t), estimated from samples
-    times: Float[Array, " S+1"]  # from data to noise
+    growth: Float[Array, " nodes"]  # M(t), estimated from samples
+    times: Float[Array, " nodes"]  # from data to noise
     residual_reverse: Estimate  # int E[R] dt along p^SDE, nats
     residual_forward: Estimate  # int E[R] dt along q
     prior_start: Estimate  # E[w_T] of the prior
@@ -67,7 +67,7 @@ class Gap(NamedTuple):
     identity: Estimate  # its right side
     w2: Float[Array, ""]  # the first bound of (7.5), in units of x
     speed: Estimate  # [S + 1], (E|grad w|^2) at each time, per unit of x, squared
-    times: Float[Array, " S+1"]
+    times: Float[Array, " nodes"]
     kept: Int[Array, ""]
 
 
@@ -175,7 +175,7 @@ def ode_sde_gap(
 
 def growth_along(
     process: Process, potential: Potential, paths: Paths, batch_size: int
-) -> Float[Array, " S+1"]:
+) -> Float[Array, " nodes"]:
     """M(t) of (7.5): the integral from the data end of the largest eigenvalue, over the paths'
     samples, of the symmetric part of -J_v."""
     return _growth(process, as_pytree(potential), paths, batch_size)

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scoresens import _checks
 from scoresens.fokker_planck import potential_residual_at
 from scoresens.paths import Path, checked_start, encode, fold, lowest_level, sample_keys
-from scoresens.processes import Process, Scalar
+from scoresens.processes import Process
 from scoresens.scores import Potential, Score, as_pytree, canonical_denoiser, from_potential
 from scoresens.sde import brownian
 from scoresens.solve import Solve, grid, in_batches, over_samples, raise_if_failed, stats_of, walk
@@ -42,8 +42,8 @@ BATCH = 4096  # samples that Euler's rule moves side by side
 class Paths(NamedTuple):
     """M paths at the nodes of a grid, from data (times[0]) to noise (times[-1])."""
 
-    times: Float[Array, " S+1"]
-    x: Float[Array, "S+1 M *shape"]  # in the process's own frame
+    times: Float[Array, " nodes"]
+    x: Float[Array, "nodes M *shape"]  # in the process's own frame
 
 
 class InducedDensity(NamedTuple):
@@ -60,7 +60,7 @@ def sample_euler(
     process: Process,
     score: Score,
     noise: Float[Array, "M *shape"],
-    times: Float[Array, " S+1"],
+    times: Float[Array, " nodes"],
     *,
     key: PRNGKeyArray | None = None,
     batch_size: int = BATCH,
@@ -132,7 +132,7 @@ def reverse_paths(
 def forward_paths(
     process: Process,
     x: Float[Array, "M *shape"],
-    times: Float[Array, " S+1"],
+    times: Float[Array, " nodes"],
     *,
     key: PRNGKeyArray,
 ) -> Paths:
@@ -213,7 +213,7 @@ def induced_log_density(
 # ------------------------------------------------------------------ what other verbs build on
 
 
-def rising_times(process: Process, solve: Solve) -> Float[Array, " S+1"]:
+def rising_times(process: Process, solve: Solve) -> Float[Array, " nodes"]:
     """The process times of the canonical grid, from data to noise."""
     top = process.noise_level(jnp.asarray(process.t_max, jnp.result_type(float)))
     levels = grid(top, lowest_level(process, solve), solve)
@@ -221,7 +221,7 @@ def rising_times(process: Process, solve: Solve) -> Float[Array, " S+1"]:
     return times.at[-1].set(process.t_max)  # not a rounding beyond it
 
 
-def falling(process: Process, times: Float[Array, " S+1"]) -> Float[Array, " S+1"]:
+def falling(process: Process, times: Float[Array, " nodes"]) -> Float[Array, " nodes"]:
     """A grid of process times, refused if it does not fall within [0, t_max]."""
     times = _checks.floating("times", times)
     if times.ndim != 1 or len(times) < 2:
@@ -240,7 +240,7 @@ def log_weight(
     process: Process,
     potential: Potential,
     trace: TraceEstimator,
-    times: Float[Array, " S+1"],
+    times: Float[Array, " nodes"],
     start: Int[Array, ""] | int,
     x: Float[Array, "*shape"],
     normals: Float[Array, "S *shape"],

@@ -67,7 +67,7 @@ def sample_both(
     process: Process,
     score: Score,
     noise: Float[Array, "M 2"],
-    times: Float[Array, " S+1"],
+    times: Float[Array, " nodes"],
     *,
     key: PRNGKeyArray,
     table: Table = Table(),
@@ -104,7 +104,7 @@ def sample_flow(
     process: Process,
     score: Score,
     noise: Float[Array, "M 2"],
-    times: Float[Array, " S+1"],
+    times: Float[Array, " nodes"],
     *,
     table: Table = Table(),
 ) -> Float[Array, "M 2"]:

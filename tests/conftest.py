@@ -18,3 +18,11 @@ def compiled_programs_end_with_their_module():
     a worker that keeps the programs of the whole suite is killed when it compiles one too many."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """People run without beartype: the library's own checks must speak."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

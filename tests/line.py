@@ -6,6 +6,7 @@ steps of its Fokker-Planck equation, and the flow's law as moving quantiles: pla
 differences for every derivative.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from scipy.linalg import solve_banded
 from scipy.stats import norm
 
 T, T_MIN = 3.0, 4e-6  # the time at noise level 0.002
-X = np.linspace(-5, 5, 501)
+X = np.linspace(-5, 5, 641)
 DX = X[1] - X[0]
-TIMES = T_MIN + (T - T_MIN) * np.linspace(0, 1, 301) ** 2  # finer towards the data
+TIMES = T_MIN + (T - T_MIN) * np.linspace(0, 1, 401) ** 2  # finer towards the data
 STEP = 1e-4  # of finite differences
 
 
@@ -59,8 +60,8 @@ def random_waves(count, seed):
             weight=float(rng.uniform(0.2, 0.8)),
             means=(float(rng.uniform(-1.5, -0.5)), float(rng.uniform(0.5, 1.5))),
             spread=float(rng.uniform(0.3, 0.6)),
-            height=float(rng.uniform(0.05, 0.3)),
-            wave=float(rng.uniform(0.5, 2.0)),
+            height=float(rng.uniform(0.15, 0.4)),
+            wave=float(rng.uniform(0.8, 2.0)),
             phase=float(rng.uniform(0, 2 * np.pi)),
         )
         for _ in range(count)
@@ -123,7 +124,7 @@ def _mean(density, values):
 def _carried(density, times, drift):
     """d_tau p = -(drift p)' + p''/2, over the times in their order; all densities."""
     found = [density]
-    for t, after in zip(times[:-1], times[1:], strict=True):
+    for t, after in pairwise(times):
         size = abs(after - t) / 2
         lower, middle, upper = _operator(drift(0.5 * (t + after), X[:-1] + DX / 2))
         right = density + size * _times(lower, middle, upper, density)
@@ -165,7 +166,7 @@ def _distance(wave, density):
     """W_2 between the density's law and the flow's, by quantiles."""
     u = (np.arange(1000) + 0.5) / 1000
     x = norm(0, np.sqrt(0.5)).ppf(u)
-    for t, after in zip(TIMES[::-1][:-1], TIMES[::-1][1:], strict=True):
+    for t, after in pairwise(TIMES[::-1]):
         h = t - after  # down; the classical Runge-Kutta rule
         rate = lambda s, y: y + 0.5 * score(wave, s, y)  # noqa: E731
         a = rate(t, x)

@@ -3,7 +3,6 @@
 import diffrax
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -15,14 +14,7 @@ DATA = ss.Points(POINTS, bandwidth=0.3)
 NOISE = jnp.ones((3, 2))
 PIXEL = ss.functionals.pixel(0)
 SHORT = ss.Solve(steps=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def unchecked_annotations():
-    """People run without beartype: the library's own checks must speak."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("unchecked_annotations")
 
 
 def score(t, x):

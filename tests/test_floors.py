@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
     {"_checks", "_pytrees"},
-    {"processes", "traces"},
+    {"processes", "traces", "estimates"},
     {"measures", "solve"},
     {"scores"},
     {"learned"},
@@ -20,17 +20,29 @@ FLOORS = (
     {"finite", "drives", "tables"},
     {"sde", "functionals"},
     {"sensitivity", "attribution", "counterfactual", "fokker_planck"},
-    {"losses"},
+    {"losses", "induced"},
+    {"gap", "collocation", "lookup", "distances", "planar"},
     {"plots", "batches"},
     {"models", "importers", "datasets", "drawing"},
     {"training", "sweeps", "changes"},
+    {"regularized", "gap_study"},
     {"validation", "report", "influence", "config", "results"},
+    {"gap_report"},
     {"cli"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 SOLVER = "solve"  # the only file that imports diffrax
-HEAVY = {"matplotlib", "torch", "sklearn", "safetensors", "tqdm", "traceax", "scoresens.models"}
+HEAVY = {
+    "matplotlib",
+    "ot",
+    "torch",
+    "sklearn",
+    "safetensors",
+    "tqdm",
+    "traceax",
+    "scoresens.models",
+}
 
 
 def imports(file: Path, package: Path) -> Iterator[tuple[str, bool]]:
