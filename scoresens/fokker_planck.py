@@ -44,7 +44,12 @@ class NonConservative(NamedTuple):
     """How far a score is from a gradient, at M points."""
 
     norm: Float[Array, " M"]  # |A|_F
-    share: Float[Array, " M"]  # |A|_F / |J|_F, from 0 (a gradient) to 1
+    whole: Float[Array, " M"]  # |J|_F
+
+    @property
+    def share(self) -> Float[Array, " M"]:
+        """|A|_F / |J|_F, from 0 (a gradient) to 1; 0 where J is."""
+        return self.norm / jnp.where(self.whole > 0, self.whole, 1)
 
 
 def fokker_planck_residual(
@@ -131,8 +136,9 @@ def non_conservative_part(
         (the others as in `fokker_planck_residual`)
 
     Returns:
-        NonConservative: `norm [M]`, per unit of x and of the field; `share [M]` of the whole
-            Jacobian. With a stochastic trace their squares are what is unbiased.
+        NonConservative: `norm [M]` and that of the `whole` Jacobian, per unit of x and of the
+            field; `share [M]`. With a stochastic trace the norms' squares are what is unbiased,
+            and the share of one point may exceed 1: divide means of squares.
 
     Notes:
         Cost: three products with the Jacobian and three with its transpose a direction (d, or the
@@ -204,10 +210,9 @@ def _non_conservative_at(score, trace, probes, t, x):
     def twist(v):
         return 0.5 * (push(v) - pull(v)[0])
 
-    squared = _trace(trace, lambda v: -twist(twist(v)), probes, x)  # A^T = -A
+    twisted = _trace(trace, lambda v: -twist(twist(v)), probes, x)  # A^T = -A
     whole = _trace(trace, lambda v: pull(push(v))[0], probes, x)
-    norm, total = jnp.sqrt(jnp.maximum(squared, 0)), jnp.sqrt(jnp.maximum(whole, 0))
-    return NonConservative(norm, norm / jnp.where(total > 0, total, 1))
+    return NonConservative(*(jnp.sqrt(jnp.maximum(square, 0)) for square in (twisted, whole)))
 
 
 # ------------------------------------------------------------------ kernels, compiled once a shape

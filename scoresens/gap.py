@@ -108,8 +108,9 @@ def gap_certificate(
     noise, potential = _asked(process, potential, noise, key, trace)
     reverse, forward = jax.random.split(key)
     down = reverse_paths(process, from_potential(potential), noise, key=reverse, solve=solve)
-    up = forward_paths(process, down.x[0], down.times, key=forward)
-    good = _finite_paths(down) & _finite_paths(up)
+    good = _finite_paths(down)
+    ends = jax.vmap(jnp.where)(good, down.x[0], noise)  # the others are left out below
+    up = forward_paths(process, ends, down.times, key=forward)
     terms = [_integrals(process, potential, trace, paths, key, solve) for paths in (down, up)]
     ratio = jax.vmap(functools.partial(log_prior_ratio, process, potential))
     terms = jnp.stack([*terms, ratio(noise), ratio(up.x[-1])], 1)

@@ -103,7 +103,9 @@ def sample_network(
         raise FloatingPointError(
             f"none of {samples} samples came within the grid: the network drives them away from it"
         )
-    return Sampled(*found, dropped, *_residuals(potential, jax.random.fold_in(key, 2**31)))
+    residual, profile = _residuals(potential, jax.random.fold_in(key, 2**31))
+    ode, sde, flow = found
+    return Sampled(ode, sde, flow, dropped, residual, profile)
 
 
 def sampled(
@@ -114,10 +116,10 @@ def sampled(
     asked = _fingerprint(potential, samples, seed, table)
     if file.is_file():
         try:
-            with np.load(file, allow_pickle=False) as kept:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
                 if np.array_equal(kept["asked"], asked):
                     return Sampled(*(kept[name] for name in Sampled._fields))
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile):
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile):
             pass  # not ours, or damaged: found again
     found = sample_network(potential, samples, seed=seed, table=table)
     file.parent.mkdir(parents=True, exist_ok=True)

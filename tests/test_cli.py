@@ -22,6 +22,8 @@ from scoresens.cli.progress import Stages
 from scoresens.cli.settings import (
     AttributeRun,
     CounterfactualRun,
+    GapRun,
+    ResidualRun,
     SampleRun,
     SensitivityRun,
     TrainRun,
@@ -422,6 +424,9 @@ def test_every_settings_file_is_read_by_its_command(file):
         "sensitivity": SensitivityRun,
         "counterfactual": CounterfactualRun,
         "attribute": AttributeRun,
+        "gap": GapRun,
+        "gap-full": GapRun,
+        "residual": ResidualRun,
     }
     kind = kinds.get(file.stem, ValidateRun if "finetune" in file.stem else TrainRun)
     run = read(file, kind)

@@ -110,6 +110,7 @@ def test_antisymmetric_part_of_a_matrix():
     found = ss.non_conservative_part(Partial(_linear, TWISTS), 0.3, jnp.ones((4, 3)))
     norm = np.linalg.norm((matrix - matrix.T) / 2)
     laws.close(found.norm, np.full(4, norm), absolute=1e-12)
+    laws.close(found.whole, np.full(4, np.linalg.norm(matrix)), absolute=1e-12)
     laws.close(found.share, np.full(4, norm / np.linalg.norm(matrix)), absolute=1e-12)
 
 

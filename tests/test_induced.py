@@ -133,14 +133,15 @@ def test_induced_density_against_the_grid():
 
 def test_both_laws_of_an_exact_potential_are_the_law():
     """No residual: w_T is all there is to either. 5e-3: the prior's distance from the noised law,
-    e^-8 of the data's scale, and 100 Heun steps of the flow."""
+    e^-8 of the data's scale, and 300 Heun steps of the flow."""
     measure, process = laws.mixture(), ss.OU(theta=1.0, g=1.0, t_max=8.0)
     x = jnp.asarray(laws.LAW.sample(np.random.default_rng(0), 5))
     potential = functools.partial(lambda t, x: measure.noised_log_density(process, t, x))
     expected = laws.LAW.noised(1.0, 0.002).log_density(np.asarray(x))
     sde = ss.induced_log_density(process, potential, x, law="sde", key=KEY, paths=32)
     laws.close(sde.log_density, expected, absolute=5e-3)
-    ode = ss.induced_log_density(process, potential, x, law="ode")
+    fine = ss.Solve(steps=300)
+    ode = ss.induced_log_density(process, potential, x, law="ode", solve=fine)
     laws.close(ode.log_density, expected, absolute=5e-3)
     assert ode.standard_error is None
 

@@ -109,5 +109,7 @@ def test_draws_cross_jit_once_and_follow_the_key(name):
 
 
 def test_unknown_law_lists_the_known():
-    with pytest.raises(ValueError, match="unknown planar law 'moons': choose one of blob, circles2"):
+    with pytest.raises(
+        ValueError, match="unknown planar law 'moons': choose one of blob, circles2"
+    ):
         planar.sample_law("moons", jax.random.key(0), 3)

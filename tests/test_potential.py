@@ -285,7 +285,7 @@ def without(name):
         (lambda a: a.update(output_w=a["output_w"].T), r"output_w should .* \(1, 6\), .*\(6, 1\)"),
         (lambda a: a["hidden1_b"].__setitem__(2, np.nan), "hidden1_b has values .* not finite"),
         (lambda a: a.update(output_b=np.array([1])), r"output_b should be floats .* int64"),
-        (lambda a: a.update(output_b=np.array([{}])), "damaged, or no .npz of plain arrays"),
+        (lambda a: a.update(output_b=np.array([{}])), r"damaged, or no \.npz of plain arrays"),
     ],
 )
 def test_reading_refuses(tmp_path, damage, message):
@@ -298,10 +298,10 @@ def test_reading_refuses(tmp_path, damage, message):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"hello"])
 def test_reading_refuses_what_is_no_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="a.npz is damaged, or no .npz"):
+    with pytest.raises(ValueError, match=r"a\.npz is damaged, or no \.npz"):
         read_potential(tmp_path / "a.npz")
     np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="b.npy is damaged, or no .npz"):
+    with pytest.raises(ValueError, match=r"b\.npy is damaged, or no \.npz"):
         read_potential(tmp_path / "b.npy")
     with pytest.raises(FileNotFoundError, match="no network at"):
         read_potential(tmp_path / "c.npz")
@@ -321,7 +321,7 @@ def test_read_networks_reads_a_folder_in_order_and_passes_over_the_rest(tmp_path
 def test_read_networks_refuses(tmp_path):
     np.savez(tmp_path / "histograms.npz", ode=np.zeros((2, 2), np.uint32))
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match="no potential network in .*blob_w0.1.npz"):
+        with pytest.raises(FileNotFoundError, match=r"no potential network in .*blob_w0\.1\.npz"):
             read_networks(folder)
     arrays = reference_arrays(6)
     arrays.pop("output_w")

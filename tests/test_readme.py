@@ -23,3 +23,6 @@ def test_the_scripts_run_and_agree_with_each_other():
         sizes = np.linalg.norm(real, axis=1) * np.linalg.norm(predicted, axis=1)
         cosines = np.sum(np.asarray(real * predicted), 1) / sizes
         assert np.median(cosines) > 0.8
+    # The wave has a residual of its own size, and opens a gap that the bound covers.
+    assert 0.01 < np.abs(names["residual"]).max() < 1
+    assert names["bound"].energy.high > 0 and int(names["bound"].kept) == 64

@@ -22,11 +22,15 @@ from scoresens.cli.commands import (
     run_validate,
 )
 from scoresens.cli.demo import DRAWN, run_demo
+from scoresens.cli.gap import run_gap
 from scoresens.cli.progress import blaming, tell
+from scoresens.cli.residual import run_residual
 from scoresens.cli.settings import (
     AttributeRun,
     CounterfactualRun,
     DemoRun,
+    GapRun,
+    ResidualRun,
     SampleRun,
     SensitivityRun,
     TrainRun,
@@ -45,6 +49,8 @@ What would a diffusion model's samples be, had its training data been others?
   scoresens attribute configs/attribute.toml            which training images a sample is owed to
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
   scoresens validate configs/digits-finetune.toml       are the predictions right?
+  scoresens gap configs/gap.toml                        do a network's two samplers agree?
+  scoresens residual configs/residual.toml              is a network the score of any law?
   scoresens sample configs/sample.toml                  draw samples, with log-densities
   scoresens train configs/digits.toml                   train a network of your own
 """
@@ -210,6 +216,61 @@ sensitivity; [finetune] as [train].""",
             "displacements.npz": "all samples and predicted changes, to look at again",
         },
     ),
+    "gap": Command(
+        run_gap,
+        GapRun,
+        "how far the laws of a network's two samplers are apart",
+        """\
+Do a network's two samplers draw from one law, and is the difference what its residual says?
+
+A network phi(t, x) estimates the log-density of noised data in the plane. Its reverse SDE and its
+probability flow (ODE) draw from the same law only if phi obeys the Fokker-Planck equation; by how
+much it does not is the residual R. For each network: samples of both laws by Euler's rule, as the
+literature draws them, and of the flow by a converged rule; exact transport distances W2 between
+their histograms and the truth; the mean of R^2.
+
+Either --networks FOLDER: its .npz files in the format of write_potential (DATA_wWEIGHT.npz; other
+names will do), and histograms.npz if published ones are to be compared with. Or CONFIG, which
+trains networks first.
+
+Settings: laws ("blob", "circles2", "checker") and weights (of the residual in the loss), a network
+for each of both; [train] steps, batch_size, learning_rate, collocation, where ("box", "forward"),
+half_width, t_min, weighting ("score", "noise"); or, instead of laws, networks (a folder); samples,
+seed, bins (points a side of the table where scores are looked up).
+
+A run that was stopped goes on where it was: networks trained and samples drawn with the same
+settings are read from DIR. W2 of few samples is mostly their noise: 100000 tell distances above
+about 0.05, a million above 0.03.""",
+        "scoresens gap --networks FOLDER --samples 1000000",
+        {
+            "laws-*.png": "truth and induced laws as densities, a picture a data set",
+            "residual.png": "the residual over time, and against W2",
+            "result.json": "distances and residuals of each network, with intervals",
+            "samples/": "histograms and residuals by network (npz)",
+            "networks/": "the networks trained, with CONFIG",
+        },
+    ),
+    "residual": Command(
+        run_residual,
+        ResidualRun,
+        "how far an image model is from being a score",
+        """\
+Is a network the score of any noised law? A score obeys the Fokker-Planck equation, and is the
+gradient of a log-density. Measures both failings of a checkpoint at noised data, by noise level:
+the residual of the score's equation relative to the score's rate of change (0: obeyed), and the
+antisymmetric part of the score's Jacobian as a share of the whole (0: a gradient); and that of the
+denoiser, where no identity hides it at high noise.
+
+Settings, all optional (without CONFIG, the bundled digits): [data] as for train; checkpoint
+("digits", or a path), levels (noise levels, rising), count (noised data points a level), seed,
+trace ("exact", or "hutchinson": for large images, a random probe a point, which adds its own
+spread to the numbers).""",
+        "scoresens residual configs/residual.toml",
+        {
+            "report.png": "residual and antisymmetric part over noise levels",
+            "result.json": "the same numbers, with 95 % intervals",
+        },
+    ),
 }
 
 
@@ -226,7 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             given.out.mkdir(parents=True, exist_ok=True)
         command = COMMANDS[given.command]
         print(f"\n{command.run(run, given.out, where)}\n")
-        print(f"written to {given.out}: {', '.join(command.writes)}")
+        written = [name for name in command.writes if any(given.out.glob(name))]
+        print(f"written to {given.out}: {', '.join(written)}")
     except SystemExit as stop:  # argparse: help is done, or the usage is wrong
         return int(stop.code or 0)
     except ConfigError as error:
@@ -244,9 +306,26 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
         with blaming("demo"):
             options = {field.name: getattr(given, field.name) for field in fields(DemoRun)}
             return DemoRun(**options), "demo"
+    if given.settings is GapRun:
+        return _gap_settings(given)
     if given.config is None:
         return given.settings(), given.command
     return read(given.config, given.settings), str(given.config)
+
+
+def _gap_settings(given: argparse.Namespace) -> tuple[GapRun, str]:
+    """The settings of a run of `gap`, from a file or from options."""
+    if (given.config is None) == (given.networks is None):
+        came = "neither" if given.config is None else "both"
+        raise ConfigError(f"gap: either CONFIG or --networks FOLDER is needed, got {came}")
+    names = [name for name in ("samples", "seed") if getattr(given, name) is not None]
+    if given.config is not None:
+        if names:
+            raise ConfigError(f"gap: --{names[0]} goes with --networks: set it in {given.config}")
+        return read(given.config, GapRun), str(given.config)
+    with blaming("gap"):
+        options = {name: getattr(given, name) for name in names}
+        return GapRun(networks=given.networks, **options), "gap"
 
 
 def _complain(error: object, code: int) -> int:
@@ -275,10 +354,12 @@ def _parser() -> argparse.ArgumentParser:
         if command.settings is DemoRun:
             _add_demo_options(added)
         else:
-            optional = "?" if command.settings is SampleRun else None
+            optional = "?" if command.settings in (SampleRun, GapRun, ResidualRun) else None
             added.add_argument(
                 "config", metavar="CONFIG", type=Path, nargs=optional, help="settings, a TOML file"
             )
+        if command.settings is GapRun:
+            _add_gap_options(added)
         default = OUT / name
         added.add_argument(
             "--out", metavar="DIR", type=Path, default=default, help=f"by default {default}"
@@ -297,3 +378,12 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
         default = getattr(DemoRun, field)
         about = f"{what} (default: {default})"
         parser.add_argument(flag, dest=field, type=kind, default=default, help=about)
+
+
+def _add_gap_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--networks", metavar="FOLDER", type=Path, help="networks to look at, instead of CONFIG"
+    )
+    for name, what in (("samples", "of each law"), ("seed", "of all that is drawn")):
+        about = f"{what}, with --networks (default: {getattr(GapRun, name)})"
+        parser.add_argument(f"--{name}", metavar="N", type=int, help=about)

@@ -1,17 +1,22 @@
 """What a settings file of each command may hold."""
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from scoresens.changes import ChangeSettings
 from scoresens.cli.functionals import FunctionalSettings
 from scoresens.datasets import DataSettings
 from scoresens.models import ModelSettings
+from scoresens.regularized import RegularizedSettings
 from scoresens.training import TrainSettings
 
 Trace = Literal["exact", "hutchinson"]
 Base = Literal["data", "model"]
+Law = Literal["blob", "circles2", "checker"]
 STEPS_TO = (0.04, 0.1, 0.2, 0.4, 1.0)  # of a change, where no masses are named
+LEVELS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.0, 4.0, 10.0, 20.0)  # of noise, where none are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +202,73 @@ class DemoRun:
     def change(self) -> ChangeSettings:
         """The change of the data that is asked for."""
         return ChangeSettings(kind="add", classes=(self.class_name,), mass=self.mass)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapRun:
+    """Settings of `scoresens gap`.
+
+    Args:
+        networks: a folder of networks to look at; left out, networks are trained.
+        laws: of the data that networks are trained on.
+        weights: of the residual while training, a network each.
+        train: how to train; `residual_weight` comes from weights.
+        samples: of each induced law.
+        seed: of training, noise, Brownian paths, residual points and resamples.
+        bins: points along a side of the square on which scores are looked up.
+    """
+
+    networks: Path | None = None
+    laws: tuple[Law, ...] = ()
+    weights: tuple[float, ...] = (0.0, 0.1, 1.0, 10.0)
+    train: RegularizedSettings = field(default_factory=RegularizedSettings)
+    samples: int = 100_000
+    seed: int = 0
+    bins: int = 320
+
+    def __post_init__(self):
+        if (self.networks is None) != bool(self.laws):
+            raise ValueError(
+                "name either laws to train networks on, such as laws = ['blob'], or networks, a "
+                "folder that holds some"
+            )
+        _at_least(1, samples=self.samples)
+        _at_least(4, bins=self.bins)
+        for name, values in (("laws", self.laws), ("weights", self.weights)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ, got {list(values)}")
+        if not self.weights or not all(0 <= weight < math.inf for weight in self.weights):
+            raise ValueError(f"weights must be 0 or greater, got {list(self.weights)}")
+        if self.train.residual_weight != RegularizedSettings().residual_weight:
+            raise ValueError("train.residual_weight comes from weights: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualRun:
+    """Settings of `scoresens residual`.
+
+    Args:
+        data: what is noised; the data that the checkpoint was trained on.
+        checkpoint: "digits", or the path of a model.safetensors.
+        levels: noise levels tau, rising.
+        count: noised data points a level.
+        seed: of their choice, noise and probes.
+        trace: exact, or by a random probe a point.
+    """
+
+    data: DataSettings = field(default_factory=lambda: DataSettings("digits"))
+    checkpoint: str = "digits"
+    levels: tuple[float, ...] = LEVELS
+    count: int = 32
+    seed: int = 0
+    trace: Trace = "exact"
+
+    def __post_init__(self):
+        _at_least(2, count=self.count)
+        if not self.levels or not 0 < self.levels[0] < math.inf:
+            raise ValueError(f"levels must be positive, got {list(self.levels)}")
+        if list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels must rise, got {list(self.levels)}")
 
 
 def _at_least(least: int, **values: int) -> None:

@@ -1,0 +1,162 @@
+"""`scoresens gap`: how far the laws of a network's two samplers are apart, beside its residual."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from scoresens import planar
+from scoresens.cli.common import write
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import GapRun
+from scoresens.drawing import replacing
+from scoresens.gap_report import Studied, draw_laws, draw_residuals, families, gap_table
+from scoresens.gap_study import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
+from scoresens.lookup import Table
+from scoresens.models.potential import (
+    PotentialMLP,
+    network_name,
+    read_networks,
+    read_potential,
+    write_potential,
+)
+from scoresens.regularized import RegularizedSettings, train_regularized
+
+Potentials = Mapping[str, PotentialMLP]
+
+
+def run_gap(run: GapRun, out: Path, where: str) -> str:
+    """Write how far both induced laws of each network are apart; the table of the run."""
+    stages = Stages()
+    if run.networks is None:
+        potentials, histograms = train_networks(run, out / "networks", stages), {}
+    else:
+        with (
+            stages("networks", f"reading the networks in {run.networks}"),
+            blaming(f"{where}: networks"),
+        ):
+            potentials, histograms = read_folder(run.networks)
+    found = {}
+    for place, (name, potential) in enumerate(potentials.items(), 1):
+        what = f"{name}, {place} of {len(potentials)}: {run.samples} samples of each law"
+        with stages(f"sample {name}", what):
+            found[name] = _sampled(out / "samples" / f"{name}.npz", name, potential, run)
+    studied = [
+        _study(name, found[name], histograms, run.seed, stages, f"{place} of {len(found)}")
+        for place, name in enumerate(found, 1)
+    ]
+    with stages("pictures", "drawing"):
+        for family, members in families(studied).items():
+            draw_laws(out / f"laws-{family}.png", family, members)
+        draw_residuals(out / "residual.png", studied)
+    rows = {network.name: dict(network.row) for network in studied}
+    for name, row in rows.items():
+        if run.networks is None:
+            row["training"] = _about(out / "networks" / f"{name}.json")["losses"]
+    write(out, {"networks": rows}, run, stages)
+    return f"W₂ between laws, in units of x\n\n{gap_table(studied)}"
+
+
+def read_folder(folder: Path) -> tuple[Potentials, Mapping[str, np.ndarray]]:
+    """The networks of a folder by the stems of their files, and the histograms published with them.
+
+    Raises:
+        ValueError: a damaged file, a network that is not of the plane, histograms of another grid.
+        FileNotFoundError: no folder, or no network in it.
+    """
+    potentials = read_networks(folder)
+    for name, potential in potentials.items():
+        if potential.shape != (2,):
+            raise ValueError(
+                f"{folder / name}.npz takes samples of {potential.shape[0]} entries: histograms "
+                "are of the plane, so only networks of 2 entries can be compared"
+            )
+    return potentials, read_histograms(folder / "histograms.npz")
+
+
+def train_networks(run: GapRun, folder: Path, stages: Stages) -> Potentials:
+    """A network a law and weight, trained or, where a file was written with the same settings,
+    read from the folder."""
+    asked = {
+        f"{law}_w{weight}": (law, replace(run.train, residual_weight=weight))
+        for law in run.laws
+        for weight in run.weights
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    potentials = {}
+    for place, (name, (law, settings)) in enumerate(asked.items(), 1):
+        file, what = folder / f"{name}.npz", f"{name}, {place} of {len(asked)}"
+        about = {"law": law, "seed": run.seed, "train": asdict(settings)}
+        if _is_kept(file, about):
+            with stages(f"train {name}", f"{what}: trained before"):
+                potentials[name] = read_potential(file)
+            continue
+        with stages(f"train {name}", f"{what}: training", bars=True):
+            _train(file, law, settings, about, run.seed)
+            potentials[name] = read_potential(file)
+    return potentials
+
+
+def _train(
+    file: Path, law: str, settings: RegularizedSettings, about: dict[str, Any], seed: int
+) -> None:
+    """Train a network, write it, and beside it what it was made from."""
+    kept = file.with_suffix(".json")
+    kept.unlink(missing_ok=True)  # from here on, until the end, the file is of no known origin
+    trained = train_regularized(
+        PotentialMLP(2, rngs=nnx.Rngs(seed)),
+        PROCESS,
+        planar.sampler(law),
+        key=jax.random.fold_in(jax.random.key(seed), 1),
+        settings=settings,
+    )
+    write_potential(file, trained.model)
+    losses = {"score_matching": float(trained.losses[-1])}
+    if trained.residuals is not None:
+        losses["residual"] = float(trained.residuals[-1])
+    with replacing(kept) as beside:
+        beside.write_text(json.dumps(about | {"losses": losses}, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_kept(file: Path, about: dict[str, Any]) -> bool:
+    """Whether a file holds the whole of a network that was trained with these settings."""
+    try:
+        known = _about(file.with_suffix(".json"))
+        read_potential(file)
+    except (OSError, ValueError):
+        return False
+    return {name: known.get(name) for name in about} == about
+
+
+def _about(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _sampled(file: Path, name: str, potential: PotentialMLP, run: GapRun) -> Sampled:
+    try:
+        return sampled(file, potential, run.samples, seed=run.seed, table=Table(bins=run.bins))
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{name}: {error}") from error
+
+
+def _study(
+    name: str,
+    found: Sampled,
+    histograms: Mapping[str, np.ndarray],
+    seed: int,
+    stages: Stages,
+    place: str,
+) -> Studied:
+    """The numbers of one network."""
+    data, weight = network_name(name)
+    with stages(f"measure {name}", f"{name}, {place}: distances"):
+        truth = truth_of(data, histograms)
+        known = {} if truth is None else {f"truth_{data}": truth}
+        row = {"data": data, "weight": weight}
+        row |= measure(name, data, found, {**histograms, **known}, seed=seed)
+    return Studied(name, data, weight, found, truth, row)

@@ -1,0 +1,119 @@
+"""`scoresens residual`: how far an image model is from being the score of any noised law."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from scoresens import estimates
+from scoresens.cli.common import PROCESS, TRACES, set_up, write
+from scoresens.cli.progress import Stages
+from scoresens.cli.settings import AttributeRun, ResidualRun
+from scoresens.collocation import along_forward
+from scoresens.config import ConfigError
+from scoresens.distances import Interval
+from scoresens.fokker_planck import non_conservative_part, score_residual
+from scoresens.gap_report import draw_levels, levels_table
+from scoresens.scores import Score, from_denoiser
+from scoresens.traces import TraceEstimator
+
+BATCH = 16  # points side by side, each with all directions of its trace
+
+
+class Level(NamedTuple):
+    """What a score does at one noise level, at M points; squares of norms."""
+
+    residual: np.ndarray  # [M], of the residual of the score's equation
+    rate: np.ndarray  # [M], of the score's derivative in time
+    twist: np.ndarray  # [2, M], of the antisymmetric part of the Jacobian: score's, denoiser's
+    whole: np.ndarray  # [2, M], of the Jacobian
+
+
+def run_residual(run: ResidualRun, out: Path, where: str) -> str:
+    """Write how well a checkpoint obeys the equations of a score, by noise level; the table."""
+    stages = Stages()
+    if run.levels[-1] > float(PROCESS.t_max):
+        raise ConfigError(f"{where}: levels must be at most {float(PROCESS.t_max):g}")
+    start = AttributeRun(data=run.data, checkpoint=run.checkpoint, count=run.count, seed=run.seed)
+    setup = set_up(start, where, stages)
+    for_data, key = jax.random.split(jax.random.key(run.seed))
+    few = run.count > len(setup.data)
+    chosen = jax.random.choice(for_data, len(setup.data), (run.count,), replace=few)
+    x, rows = jnp.asarray(setup.dataset.images)[chosen], {}
+    with stages("residual", f"{run.count} points at {len(run.levels)} noise levels", bars=True):
+        for level in tqdm(run.levels, desc="residuals", unit="level"):
+            rows[level] = _numbers(at_level(setup.model, x, level, TRACES[run.trace], key=key))
+    title = f"checkpoint {run.checkpoint}: is it the score of noised {setup.dataset.name}?"
+    with stages("pictures", "drawing"):
+        draw_levels(out / "report.png", rows, title=title, count=run.count, trace=run.trace)
+    levels = [
+        {"level": level} | {name: found._asdict() for name, found in row.items()}
+        for level, row in rows.items()
+    ]
+    write(out, {"levels": levels, "images": len(setup.data)}, run, stages)
+    return f"{title}\n\n{levels_table(rows)}"
+
+
+def at_level(
+    denoiser: Score, x: jax.Array, level: float, trace: TraceEstimator, *, key: jax.Array
+) -> Level:
+    """What the score of a denoiser does at data noised to a level.
+
+    Args:
+        denoiser: `denoiser(tau, x)` of one sample.
+        x: data `[M, *shape]`.
+        level: tau.
+        trace: how to take traces.
+        key: of the noise, the same at each level, and of probes.
+    """
+    score = from_denoiser(PROCESS, denoiser)
+    t, noised = along_forward(PROCESS, x, jnp.full(len(x), level), key=key)
+    of_residual, of_twist = jax.random.split(jax.random.fold_in(key, len(x)))
+    how = {"trace": trace, "batch_size": BATCH}
+    residual = score_residual(PROCESS, score, t, noised, key=of_residual, **how)
+    parts = [
+        non_conservative_part(field, t, noised, key=of_twist, **how) for field in (score, denoiser)
+    ]
+    twist, whole = (
+        np.square([np.asarray(norm, np.float64) for norm in norms])
+        for norms in zip(*parts, strict=True)
+    )
+    return Level(_squares(residual), _squares(_rates(score, t, noised)), twist, whole)
+
+
+@jax.jit
+def _rates(score: Score, t: jax.Array, x: jax.Array) -> jax.Array:
+    """The score's derivatives in time."""
+
+    def one(t, x):
+        return jax.jvp(lambda t: score(t, x), (t,), (jnp.ones_like(t),))[1]
+
+    return jax.vmap(one)(t, x)
+
+
+def _numbers(found: Level) -> dict[str, Interval]:
+    """The numbers of one level: root mean squares over its points."""
+    return {
+        "relative_residual": _ratio(found.residual, found.rate),
+        "antisymmetric_share": _ratio(found.twist[0], found.whole[0]),
+        "denoiser_antisymmetric_share": _ratio(found.twist[1], found.whole[1]),
+        "residual_norm": _ratio(found.residual),
+        "rate_norm": _ratio(found.rate),
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray | float = 1.0) -> Interval:
+    """sqrt(E part / E whole) from M draws of both, with the ends of the square's interval, which
+    is right to first order in 1 / sqrt(M)."""
+    scale = np.mean(whole)
+    square = part.mean() / scale
+    draws = square + (part - square * whole) / scale  # of mean E part / E whole
+    value, low, high = (float(end) for end in estimates.mean(jnp.asarray(draws)))
+    return Interval(*(max(end, 0.0) ** 0.5 for end in (value, low, high)))
+
+
+def _squares(rows: jax.Array) -> np.ndarray:
+    return np.sum(np.square(np.asarray(rows, np.float64)).reshape(len(rows), -1), 1)
