@@ -121,16 +121,16 @@ def draw_sheet(
     right = lefts[-1] + wide
     width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
     width += (SPLIT + CURVE) * (curves is not None)
-    page = _Page(width, title, caption)
+    page = Page(width, title, caption)
     page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
     top = page.top + HEADINGS
-    norms = _value_norm(values), _change_norm([c.images for c in columns if c.signed])
+    norms = _value_norm(values), change_norm([c.images for c in columns if c.signed])
     for column, left in zip(columns, lefts, strict=True):
         page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
         norm, colours = (norms[1], SIGNED) if column.signed else (norms[0], GREY)
         for row in range(rows):
             axes = page.axes(left, top + row * pitch, wide, tall)
-            _show(axes, column.images[row], norm, colours)
+            show(axes, column.images[row], norm, colours)
             if column.frames:
                 _frame(axes, column.frames[row])
             if column.notes:
@@ -140,9 +140,9 @@ def draw_sheet(
         middle = top + row * pitch + tall / 2
         page.text(lefts[0] - 0.12, middle, label, ha="right", va="center", linespacing=1.35)
     bars = top + rows * pitch + 0.18
-    _bar(page, lefts[0], bars, norms[0], GREY, "grey value")
+    draw_bar(page, lefts[0], bars, norms[0], GREY, "grey value")
     if any(column.signed for column in columns):
-        _bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
+        draw_bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
     if curves is not None:
         left = right + SPLIT
         page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
@@ -169,16 +169,16 @@ def draw_grid(
     down = math.ceil(len(images) / across)
     tall, wide = _cell(images.shape[1:])
     pitch = tall + GAP + NOTE * bool(notes)
-    page = _Page(max(2 * EDGE + across * (wide + GAP) - GAP, 5.0), title, caption)
+    page = Page(max(2 * EDGE + across * (wide + GAP) - GAP, 5.0), title, caption)
     page.extend(down * pitch + BARS)
     norm = _value_norm(images)
     for i, image in enumerate(images):
         left, top = EDGE + (i % across) * (wide + GAP), page.top + (i // across) * pitch
-        _show(page.axes(left, top, wide, tall), image, norm, GREY)
+        show(page.axes(left, top, wide, tall), image, norm, GREY)
         if notes:
             below = top + tall + 0.03
             page.text(left + wide / 2, below, notes[i], SMALL, FAINT, ha="center", va="top")
-    _bar(page, EDGE + 0.12, page.top + down * pitch + 0.12, norm, GREY, "grey value")
+    draw_bar(page, EDGE + 0.12, page.top + down * pitch + 0.12, norm, GREY, "grey value")
     return page.save(path)
 
 
@@ -186,7 +186,7 @@ def draw_loss(
     path: Path, steps: np.ndarray, losses: np.ndarray, *, title: str, caption: str
 ) -> Path:
     """Write the loss `[n]` against the optimiser steps `[n]`."""
-    page = _Page(6.5, title, caption)
+    page = Page(6.5, title, caption)
     page.extend(3.6)
     axes = page.axes(EDGE + 0.65, page.top + 0.05, 6.5 - 2 * EDGE - 0.75, 2.85)
     axes.plot(steps, losses, color=OKABE_ITO[0], linewidth=1.2, marker=".", markersize=3)
@@ -194,7 +194,7 @@ def draw_loss(
     return page.save(path)
 
 
-class _Page:
+class Page:
     """A figure measured in inches from its top left corner: a title, a body, a caption."""
 
     def __init__(self, width: float, title: str, caption: str):
@@ -246,7 +246,8 @@ class _Page:
         return path
 
 
-def _show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
+def show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
+    """Fill the axes with one picture, without ticks."""
     picture = _picture(image)
     if picture.ndim == 3 and colours == GREY:
         picture = np.clip(norm(picture), 0, 1)
@@ -288,7 +289,7 @@ def _value_norm(values: np.ndarray) -> Normalize:
     return Normalize(float(low), float(high) if high > low else float(low) + 1)
 
 
-def _change_norm(changes: Sequence[np.ndarray]) -> AsinhNorm:
+def change_norm(changes: Sequence[np.ndarray]) -> AsinhNorm:
     """Symmetric about 0, linear up to a sixteenth of the limit and logarithmic beyond, so that
     small changes can be seen beside large ones; one entry in 100 may lie beyond."""
     entries = [np.abs(change).ravel() for change in changes] or [np.ones(1)]
@@ -296,7 +297,10 @@ def _change_norm(changes: Sequence[np.ndarray]) -> AsinhNorm:
     return AsinhNorm(limit / 16, -limit, limit)
 
 
-def _bar(page: _Page, left: float, top: float, norm: Normalize, colours: str, label: str) -> None:
+def draw_bar(
+    page: Page, left: float, top: float, norm: Normalize, colours: str, label: str
+) -> None:
+    """A horizontal bar of colours with its scale, from its top left corner."""
     axes = page.axes(left, top, 2.1, BAR)
     mapped = ScalarMappable(norm, colours)
     bar = page.figure.colorbar(mapped, cax=axes, orientation="horizontal", extend="both")

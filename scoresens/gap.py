@@ -119,8 +119,18 @@ def gap_certificate(
     energy = estimates.mean(terms @ jnp.array([1.0, -1.0, 1.0, -1.0], terms.dtype))
     stretch = jnp.sqrt(_integral(0.5 * _g2(process, down.times) * jnp.exp(2 * growth), down.times))
     w2 = Estimate(*(stretch * jnp.sqrt(jnp.maximum(bound, 0)) for bound in energy))
-    parts = [estimates.mean(column) for column in terms.T]
-    return Certificate(energy, w2, growth, down.times, *parts, jnp.sum(good))
+    reverse_part, forward_part, start, end = (estimates.mean(column) for column in terms.T)
+    return Certificate(
+        energy=energy,
+        w2=w2,
+        growth=growth,
+        times=down.times,
+        residual_reverse=reverse_part,
+        residual_forward=forward_part,
+        prior_start=start,
+        prior_end=end,
+        kept=jnp.sum(good),
+    )
 
 
 def ode_sde_gap(

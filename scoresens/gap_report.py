@@ -19,13 +19,13 @@ from scoresens.drawing import (
     NOTE,
     SIGNED,
     SPLIT,
-    _bar,
-    _change_norm,
-    _Page,
-    _show,
+    Page,
+    change_norm,
+    draw_bar,
+    show,
 )
 from scoresens.gap_study import GRID, Sampled
-from scoresens.plots import BODY, FAINT, INK, MARKERS, OKABE_ITO, SMALL, _head, dress
+from scoresens.plots import BODY, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
 from scoresens.report import Rows, table
 
 # Inches.
@@ -134,7 +134,7 @@ def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
     pitch = DENSITY + GAP + NOTE
     lefts = [EDGE + LABEL + place * (DENSITY + GAP) + SPLIT * (place > 3) for place in range(5)]
     title = f"{family}: what a network's samplers draw"
-    page = _Page(lefts[-1] + DENSITY + EDGE, title, _laws_caption(studied))
+    page = Page(lefts[-1] + DENSITY + EDGE, title, _laws_caption(studied))
     page.extend(0.3 + len(studied) * pitch + 0.75)
     top = page.top + 0.3
     shown = [
@@ -144,7 +144,7 @@ def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
     shades = np.concatenate([rho[rho > 0] for rho in shown])
     norm = PowerNorm(0.5, 0, float(np.percentile(shades, 99.5)))
     changes = [ode - sde for sde, ode, _ in densities]
-    change_norm = _change_norm([change[change != 0] for change in changes])
+    signed_norm = change_norm([change[change != 0] for change in changes])
     for left, words in zip(lefts, titles, strict=True):
         page.text(left + DENSITY / 2, top - 0.08, words, ha="center", va="bottom")
     for place, network in enumerate(studied):
@@ -174,13 +174,13 @@ def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
                 continue
             axes = page.axes(left, height, DENSITY, DENSITY)
             signed = picture is changes[place]
-            colours = (change_norm, SIGNED) if signed else (norm, GREY)
-            _show(axes, picture[::-1], *colours)  # y upwards
+            colours = (signed_norm, SIGNED) if signed else (norm, GREY)
+            show(axes, picture[::-1], *colours)  # y upwards
             below = height + DENSITY + 0.05
             page.text(middle, below, note, SMALL, FAINT, ha="center", va="top")
     bars = top + len(studied) * pitch + 0.12
-    _bar(page, lefts[0], bars, norm, GREY, "density, per unit of area")
-    _bar(page, lefts[-1] + DENSITY - 2.1, bars, change_norm, SIGNED, "difference of densities")
+    draw_bar(page, lefts[0], bars, norm, GREY, "density, per unit of area")
+    draw_bar(page, lefts[-1] + DENSITY - 2.1, bars, signed_norm, SIGNED, "difference of densities")
     return page.save(path)
 
 
@@ -282,7 +282,7 @@ def draw_levels(path: Path, levels: Levels, *, title: str, count: int, trace: st
     _over_levels(second, levels, "antisymmetric_share", "of the score", 0)
     _over_levels(second, levels, "denoiser_antisymmetric_share", "of the denoiser", 1)
     first.axhline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
-    for axes, head, y_label in (
+    for axes, heading, y_label in (
         (first, "Residual of the score's equation", "residual / rate of change"),
         (second, "Antisymmetric part of the Jacobian", "share |A| / |J|"),
     ):
@@ -290,18 +290,18 @@ def draw_levels(path: Path, levels: Levels, *, title: str, count: int, trace: st
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
         dress(axes, "noise level τ", y_label)
-        _titled(axes, head)
+        _titled(axes, heading)
     return page.save(path)
 
 
 # ------------------------------------------------------------------ panels
 
 
-def _panels(count: int, title: str, caption: str) -> tuple[_Page, list[Axes]]:
+def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
     """A page of panels, at most three in a row."""
     across = math.ceil(count / math.ceil(count / 3))
     down = math.ceil(count / across)
-    page = _Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
+    page = Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
     page.extend(down * (ABOVE + TALL + BELOW))
     boxes = [divmod(place, across) for place in range(count)]
     return page, [
@@ -368,7 +368,7 @@ def _titled(axes: Axes, title: str) -> None:
     """A title, and a legend below it in one line or, where that is too long, within the axes."""
     names = axes.get_legend_handles_labels()[1]
     if names and sum(len(name) + 6 for name in names) <= 60:
-        _head(axes, title)
+        head(axes, title)
         return
     axes.set_title(title, fontsize=BODY, color=INK, loc="left", pad=18)
     if names:

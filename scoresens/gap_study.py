@@ -124,7 +124,7 @@ def sampled(
     found = sample_network(potential, samples, seed=seed, table=table)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as beside, beside.open("wb") as stream:
-        np.savez(stream, asked=asked, **found._asdict())
+        np.savez_compressed(stream, asked=asked, **found._asdict())
     return found
 
 

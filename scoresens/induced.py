@@ -21,7 +21,7 @@ in the variables of `sde`.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -200,24 +200,33 @@ def induced_log_density(
     if law == "ode":
         score = from_potential(potential)
         up = encode(process, score, x, log_density=trace, key=key, solve=solve)
-        return InducedDensity(up.log_density, None)
+        return InducedDensity(cast(Array, up.log_density), None)
     if law != "sde":
         raise ValueError(f"law must be 'sde' or 'ode', got {law!r}")
     if paths < 2 or paths % 2:
         raise ValueError(f"paths must be an even number, 2 or more, got {paths}")
     _checks.key_given("induced_log_density", key, "the forward paths are drawn from it")
     sample_keys(trace, key, 1)
-    return _feynman_kac(process, potential, x, trace, fold(key, len(x)), paths, solve)
+    return _feynman_kac(process, potential, x, trace, fold(cast(Array, key), len(x)), paths, solve)
 
 
 # ------------------------------------------------------------------ what other verbs build on
+
+
+def frame(
+    process: Process, times: Float[Array, " nodes"]
+) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"]]:
+    """tau and alpha at each time."""
+    return jax.vmap(lambda t: (jnp.asarray(process.noise_level(t)), jnp.asarray(process.alpha(t))))(
+        times
+    )
 
 
 def rising_times(process: Process, solve: Solve) -> Float[Array, " nodes"]:
     """The process times of the canonical grid, from data to noise."""
     top = process.noise_level(jnp.asarray(process.t_max, jnp.result_type(float)))
     levels = grid(top, lowest_level(process, solve), solve)
-    times = jax.vmap(process.time)(levels)[::-1]
+    times = jax.vmap(lambda tau: jnp.asarray(process.time(tau)))(levels[::-1])
     return times.at[-1].set(process.t_max)  # not a rounding beyond it
 
 
@@ -248,7 +257,7 @@ def log_weight(
 ) -> Float[Array, ""]:
     """The exponent of (7.2) along one forward path from x at times[start], differentiable in x."""
     probes = None if key is None else trace.draw(key, x)
-    levels, alphas = jax.vmap(process.noise_level)(times), jax.vmap(process.alpha)(times)
+    levels, alphas = frame(process, times)
     hats = _brownian_rise(levels, x / alphas[start], normals, start)
     halves = 0.5 * jnp.where(jnp.arange(len(times) - 1) >= start, jnp.diff(times), 0)
     widths = jnp.append(halves, 0) + jnp.append(0, halves)
@@ -341,7 +350,7 @@ def _reverse(process, score, noise, keys, solve):
 
 @jax.jit
 def _forward(process, x, times, keys):
-    levels, alphas = jax.vmap(process.noise_level)(times), jax.vmap(process.alpha)(times)
+    levels, alphas = frame(process, times)
 
     def one(x, key):
         normals = jax.random.normal(key, (len(times) - 1, *x.shape), x.dtype)

@@ -133,11 +133,11 @@ def look_up(
     corner = jnp.clip(jnp.floor(place).astype(jnp.int32), 1, table.bins - 3)
     across, along = (_catmull_rom(part) for part in (place - corner).T)
     i, j = corner.T
-    return sum(
-        (across[p] * along[q])[:, None] * values[i + p - 1, j + q - 1]
-        for p in range(4)
-        for q in range(4)
-    )
+    found = jnp.zeros_like(x)
+    for p in range(4):
+        for q in range(4):
+            found += (across[p] * along[q])[:, None] * values[i + p - 1, j + q - 1]
+    return found
 
 
 def _catmull_rom(u):

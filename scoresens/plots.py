@@ -90,7 +90,7 @@ def _scatter(axes: Axes, panel: Scatter) -> None:
     span = (entries.min(), entries.max()) if entries.size else (0.1, 1.0)
     axes.plot(span, span, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     dress(axes, panel.x_label, panel.y_label)
-    _head(axes, panel.title, markerscale=3.0 if many else 1.0)
+    head(axes, panel.title, markerscale=3.0 if many else 1.0)
 
 
 def _dots(axes: Axes, panel: Dots) -> None:
@@ -112,10 +112,10 @@ def _dots(axes: Axes, panel: Dots) -> None:
     axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
     axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     dress(axes, panel.x_label, "")
-    _head(axes, panel.title)
+    head(axes, panel.title)
 
 
-def _head(axes: Axes, title: str, markerscale: float = 1.0) -> None:
+def head(axes: Axes, title: str, markerscale: float = 1.0) -> None:
     """A title, and between it and the plot the legend in one line, clear of every point."""
     axes.set_title(title, fontsize=BODY, color=INK, loc="left", pad=18)
     axes.legend(

@@ -51,7 +51,7 @@ from scoresens.fokker_planck import potential_residual_at, score_residual_at
 from scoresens.processes import Process
 from scoresens.scores import Potential, Score, as_pytree, from_potential
 from scoresens.traces import Hutchinson
-from scoresens.training import LOSS_EVERY, _steps
+from scoresens.training import LOSS_EVERY, steps_shown
 
 Draw = Callable[[PRNGKeyArray, int], Float[Array, "count *shape"]]
 Network = Potential | Score  # whose leaves are its parameters
@@ -175,7 +175,7 @@ def train_regularized(
     times = clock(process, settings.t_min, settings.weighting)
     state = _start(model, settings)
     losses, residuals, recent = [], [], []
-    for step in _steps(settings.steps, progress, losses):
+    for step in steps_shown(settings.steps, progress, losses):
         state, parts = regularized_step(state, process, draw, times, key, settings)
         recent.append(parts)
         if len(recent) == LOSS_EVERY or step + 1 == settings.steps:

@@ -142,7 +142,7 @@ def train(
     draws = couple(len(images), weights, base_weights)
     state = _start(model, settings)
     losses, recent = [], []
-    for step in _steps(settings.steps, progress, losses):
+    for step in steps_shown(settings.steps, progress, losses):
         state, loss = train_step(state, images, draws, key, settings)
         recent.append(loss)
         if len(recent) == LOSS_EVERY or step + 1 == settings.steps:
@@ -315,7 +315,7 @@ def _optimiser(settings: TrainSettings) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def _steps(count: int, progress: bool, losses: list[float]) -> Iterable[int]:
+def steps_shown(count: int, progress: bool, losses: list[float]) -> Iterable[int]:
     """Yields the steps, showing how fast they go and the latest loss."""
     if not progress:
         yield from range(count)

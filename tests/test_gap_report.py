@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scoresens.distances import Interval
-from scoresens.drawing import _Page
+from scoresens.drawing import Page
 from scoresens.gap_report import (
     OTHERS,
     Studied,
@@ -64,8 +64,8 @@ def drawn(monkeypatch):
         figures[path.name] = self.figure
         return kept(self, path)
 
-    kept = _Page.save
-    monkeypatch.setattr(_Page, "save", save)
+    kept = Page.save
+    monkeypatch.setattr(Page, "save", save)
     return figures
 
 

@@ -166,17 +166,6 @@ def test_derivatives_of_the_potential_are_those_of_the_plain_network():
         laws.close(found, expected[name], relative=1e-5 if "param" in name else 1e-12)
 
 
-def test_forward_laplacian_of_folx_is_the_trace_of_the_hessian():
-    folx = pytest.importorskip("folx")
-    network, points = small(), jnp.asarray(rng.normal(size=(7, 2)))
-    at = lambda x: network(0.4, x)  # noqa: E731
-    found = jax.vmap(folx.forward_laplacian(at))(points)
-    laws.close(found.laplacian, jax.vmap(lambda x: jnp.trace(jax.hessian(at)(x)))(points),
-               relative=1e-12)  # fmt: skip
-    laws.close(found.jacobian.dense_array[:, :, ...].reshape(7, 2), jax.vmap(jax.grad(at))(points),
-               relative=1e-13)  # fmt: skip
-
-
 def test_a_score_network_has_the_same_body_and_d_outputs():
     score = fresh(ScoreMLP, 3, 8)
     x = jnp.asarray(rng.normal(size=(4, 3)))

@@ -328,7 +328,7 @@ def test_no_text_leaves_the_page_or_meets_another(data, tmp_path, monkeypatch):
         figures.append(page.figure)
         return path
 
-    monkeypatch.setattr("scoresens.drawing._Page.save", keep)
+    monkeypatch.setattr("scoresens.drawing.Page.save", keep)
     images = data.images[:8]
     columns = [
         Column("counterfactual\nsample", images),
