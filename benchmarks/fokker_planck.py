@@ -22,6 +22,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rows import measure, options, read, table
 
 import scoresens as ss
@@ -82,9 +83,8 @@ def residuals(size: int) -> dict:
 
 def _problem(size):
     samples, width = SIZES[size]
-    from flax import nnx
 
-    potential = PotentialMLP((size,), width=width, rngs=nnx.Rngs(0))
+    potential = PotentialMLP(size, width=width, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (samples, size))
     return potential, jnp.full(samples, 0.5), x
 
