@@ -30,12 +30,12 @@ from scipy.sparse import coo_array
 from scipy.spatial.distance import cdist
 
 from scoresens import _checks
+from scoresens.estimates import NORMAL_95, Estimate
 
 BLOCK = 2**20  # samples binned at a time
 PIVOTS = 1_000_000_000  # of the network simplex: no limit in practice
 SINKHORN_STEPS = 50_000
 SINKHORN_TOLERANCE = 1e-4  # the share of the mass that may be misplaced
-NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,6 @@ class Histogram(NamedTuple):
 
     counts: Int[np.ndarray, "bins bins"]
     dropped: int
-
-
-class Interval(NamedTuple):
-    """A distance, and how far it might have come out otherwise."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Floor(NamedTuple):
@@ -198,7 +190,7 @@ def wasserstein_interval(
     *,
     resamples: int = 8,
     seed: int = 0,
-) -> Interval:
+) -> Estimate:
     """W_2 between two histograms of samples, with 1.96 standard errors to either side.
 
     The standard error is the standard deviation over resamples of both histograms. Their mean is
@@ -210,7 +202,7 @@ def wasserstein_interval(
         seed: of the resamples.
 
     Returns:
-        Interval: `value`, `low` (at least 0) and `high`, in units of x.
+        Estimate: `value`, `low` (at least 0) and `high`, in units of x.
 
     Raises:
         ValueError, FloatingPointError, ImportError: as `wasserstein_of_histograms`; counts that are
@@ -233,7 +225,7 @@ def wasserstein_interval(
         for _ in range(resamples)
     ]
     reach = NORMAL_95 * float(np.std(redrawn, ddof=1))
-    return Interval(value, max(value - reach, 0.0), value + reach)
+    return Estimate(value, max(value - reach, 0.0), value + reach)
 
 
 def sampling_floor(

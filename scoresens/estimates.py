@@ -11,9 +11,9 @@ NORMAL_95 = 1.959964  # standard errors either side of a mean in a 95 % interval
 class Estimate(NamedTuple):
     """A number and its 95 % interval."""
 
-    value: Float[Array, "*shape"]
-    low: Float[Array, "*shape"]
-    high: Float[Array, "*shape"]
+    value: Float[Array, "*shape"] | float
+    low: Float[Array, "*shape"] | float
+    high: Float[Array, "*shape"] | float
 
 
 def mean(draws: Float[Array, "M *shape"]) -> Estimate:

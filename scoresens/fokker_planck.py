@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.paths import sample_keys
+from scoresens.paths import check_process, sample_keys
 from scoresens.processes import Process, Scalar
 from scoresens.scores import Potential, Score, as_pytree
 from scoresens.solve import in_batches
@@ -222,8 +222,8 @@ def _non_conservative_at(score, trace, probes, t, x):
 def _asked(process, function, t, x, trace, key, check):
     """What was asked for, checked: the function, times and points, and the points' keys."""
     x, function = _checks.samples("x", x), as_pytree(function)
-    if process is not None and not isinstance(process, Process):
-        raise ValueError(f"process must be a Process such as VP() or OU(), got {type(process)}")
+    if process is not None:
+        check_process(process)
     t_max = jnp.inf if process is None else process.t_max
     t = _checks.times("t", t, len(x), t_max).astype(x.dtype)
     check(function, t[0], x[0])

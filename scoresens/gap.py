@@ -38,6 +38,7 @@ from scoresens.induced import (
     log_weight,
     mirrored,
     reverse_paths,
+    trapezoid,
 )
 from scoresens.paths import sample_keys
 from scoresens.processes import Process
@@ -176,7 +177,7 @@ def ode_sde_gap(
     ends = jax.vmap(functools.partial(log_prior_ratio, process, potential))(noise)
     growth = growth_along(process, potential, _chosen(down, good), solve.batch_size)
     half_g2 = 0.5 * _g2(process, down.times)
-    weights = half_g2 * _widths(down.times)
+    weights = half_g2 * trapezoid(down.times)
     energy = estimates.mean(_kept(len(weights) * weights[looks] * slopes, good))
     identity = estimates.mean(_kept(residuals + ends - w0, good))
     speed = _by_time(slopes, looks, good, len(weights))
@@ -198,7 +199,7 @@ def growth_along(
 @functools.partial(jax.jit, static_argnames="solve")
 def _integrals(process, potential, trace, paths, key, solve):
     """int R dt along each path, by the trapezoidal rule."""
-    widths = _widths(paths.times)
+    widths = trapezoid(paths.times)
 
     def one(x, index):
         own = jax.random.fold_in(key, index) if trace.needs_key else None
@@ -278,14 +279,8 @@ def _g2(process, times):
     return jnp.square(jax.vmap(process.diffusion)(times))
 
 
-def _widths(times):
-    """What the trapezoidal rule weighs each node with."""
-    halves = 0.5 * jnp.diff(times)
-    return jnp.append(halves, 0) + jnp.append(0, halves)
-
-
 def _integral(values, times):
-    return jnp.vdot(_widths(times), values)
+    return jnp.vdot(trapezoid(times), values)
 
 
 def _finite_paths(paths):

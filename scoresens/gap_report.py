@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import LogLocator
 
-from scoresens.distances import Interval
 from scoresens.drawing import (
     EDGE,
     GAP,
@@ -24,6 +23,7 @@ from scoresens.drawing import (
     draw_bar,
     show,
 )
+from scoresens.estimates import Estimate
 from scoresens.gap_study import GRID, Sampled
 from scoresens.plots import BODY, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
 from scoresens.report import Rows, table
@@ -34,7 +34,7 @@ ABOVE, BELOW, LEFT = 0.5, 0.62, 0.82  # of a panel's frame
 WIDE, TALL = 3.3, 2.9  # a panel's frame
 OTHERS = "networks"  # whose names tell neither data nor weight
 
-Levels = Mapping[float, Mapping[str, Interval]]
+Levels = Mapping[float, Mapping[str, Estimate]]
 
 
 class Studied(NamedTuple):

@@ -259,8 +259,7 @@ def log_weight(
     probes = None if key is None else trace.draw(key, x)
     levels, alphas = frame(process, times)
     hats = _brownian_rise(levels, x / alphas[start], normals, start)
-    halves = 0.5 * jnp.where(jnp.arange(len(times) - 1) >= start, jnp.diff(times), 0)
-    widths = jnp.append(halves, 0) + jnp.append(0, halves)
+    widths = trapezoid(times, start)
 
     def add(total, node):
         t, alpha, hat, width = node
@@ -269,6 +268,12 @@ def log_weight(
 
     total, _ = jax.lax.scan(add, jnp.zeros((), x.dtype), (times, alphas, hats, widths))
     return total + log_prior_ratio(process, potential, alphas[-1] * hats[-1])
+
+
+def trapezoid(times: Float[Array, " nodes"], start: Int[Array, ""] | int = 0) -> Array:
+    """What the trapezoidal rule weighs each node with, in an integral from times[start] on."""
+    halves = 0.5 * jnp.where(jnp.arange(len(times) - 1) >= start, jnp.diff(times), 0)
+    return jnp.append(halves, 0) + jnp.append(0, halves)
 
 
 def log_prior_ratio(
@@ -306,7 +311,7 @@ def _euler(process, score, noise, times, keys, batch_size):
     def one(x, key):
         def step(x, node):
             i, t, size = node
-            kick = None if key is None else _kick(key, i, last, x)
+            kick = None if key is None else unit_noise(key, i, last, x)
             return euler_step(process, t, size, x, score(t, x), kick), None
 
         nodes = (jnp.arange(last + 1), times[:-1], -jnp.diff(times))
@@ -324,7 +329,7 @@ def euler_step(process, t, size, x, score, kick):
     return x + size * (g2 * score - process.drift(t, x)) + jnp.sqrt(size * g2) * kick
 
 
-def _kick(key, i, last, x):
+def unit_noise(key, i, last, x):
     """The unit noise of step i; none at the last."""
     draw = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
     return jnp.where(i < last, draw, 0)

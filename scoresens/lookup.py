@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.induced import euler_step, falling
+from scoresens.induced import euler_step, falling, unit_noise
 from scoresens.paths import checked_start, fold
 from scoresens.processes import Process
 from scoresens.scores import Score
@@ -164,8 +164,7 @@ def _sample_both(process, score, noise, times, keys, table):
 
         def move(rows):
             ode, sde, keys = rows
-            kicks = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, i), (2,), ode.dtype))
-            kick = jnp.where(i < last, kicks(keys), 0)
+            kick = jax.vmap(lambda key, x: unit_noise(key, i, last, x))(keys, sde)
             return advance(ode, field(ode), None), advance(sde, field(sde), kick)
 
         return jax.lax.map(move, (*both, in_keys)), None

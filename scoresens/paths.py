@@ -173,14 +173,19 @@ def checked_start(
     shape: tuple[int, ...] | None = None,
 ) -> tuple[Float[Array, "M *shape"], Score]:
     """The samples and the score, each refused if it does not fit the other or the process."""
+    check_process(process)
+    x, score = _checks.samples(name, x, shape), as_pytree(score)
+    _checks.score_shape(score, jnp.asarray(process.t_max, x.dtype), x[0])
+    return x, score
+
+
+def check_process(process: Process) -> None:
+    """Refuse what is no process."""
     if not isinstance(process, Process):
         raise ValueError(
             "process must be one of VP, SubVP, VE, EDM, OU, Cosine, FlowMatching, "
             f"got {type(process)}"
         )
-    x, score = _checks.samples(name, x, shape), as_pytree(score)
-    _checks.score_shape(score, jnp.asarray(process.t_max, x.dtype), x[0])
-    return x, score
 
 
 def noise_end(

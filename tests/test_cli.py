@@ -1,19 +1,16 @@
 """The command line from end to end on tiny runs: files, keys, tables, exit codes, and its words."""
 
-import contextlib
-import io
-import json
 import math
 import re
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import Ran, scoresens, settings_file
 
 from scoresens import cli
 from scoresens.cli.common import as_json, set_up
@@ -56,32 +53,6 @@ MEASURES = {
     "magnitude_ratio",
     "magnitude_spearman",
 }
-
-
-class Ran(NamedTuple):
-    """One run of the command line."""
-
-    code: int
-    printed: str
-    told: str
-    out: Path
-
-    @property
-    def result(self):
-        return json.loads((self.out / "result.json").read_text())
-
-
-def scoresens(*arguments: object, out: Path) -> Ran:
-    printed, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        code = cli.main([*map(str, arguments), "--out", str(out)])
-    return Ran(code, printed.getvalue(), told.getvalue(), out)
-
-
-def settings_file(folder: Path, text: str) -> Path:
-    file = folder / "run.toml"
-    file.write_text(text)
-    return file
 
 
 @pytest.fixture(scope="module")

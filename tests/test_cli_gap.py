@@ -1,16 +1,14 @@
 """`scoresens gap` and `scoresens residual` from end to end on tiny runs."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import Ran, scoresens, settings_file
 from flax import nnx
 
 from scoresens import cli, gap_study
@@ -45,36 +43,6 @@ batch_size = 4
 collocation = 4
 learning_rate = 1e-9
 """
-
-
-class Ran(NamedTuple):
-    """One run of the command line."""
-
-    code: int
-    printed: str
-    told: str
-    out: Path
-
-    @property
-    def result(self):
-        return json.loads((self.out / "result.json").read_text())
-
-    @property
-    def files(self):
-        return {str(path.relative_to(self.out)) for path in self.out.rglob("*") if path.is_file()}
-
-
-def scoresens(*arguments: object, out: Path) -> Ran:
-    printed, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
-        code = cli.main([*map(str, arguments), "--out", str(out)])
-    return Ran(code, printed.getvalue(), told.getvalue(), out)
-
-
-def settings_file(folder: Path, text: str) -> Path:
-    file = folder / "run.toml"
-    file.write_text(text)
-    return file
 
 
 def bowl(steep: float) -> PotentialMLP:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from scoresens.distances import Interval
 from scoresens.drawing import Page
+from scoresens.estimates import Estimate
 from scoresens.gap_report import (
     OTHERS,
     Studied,
@@ -149,9 +149,9 @@ def test_residuals_are_drawn_over_time_and_against_the_gap(tmp_path, drawn, extr
 
 def test_levels_in_a_table_and_in_a_picture(tmp_path, drawn):
     row = {
-        "relative_residual": Interval(0.5, 0.0, 0.6),
-        "antisymmetric_share": Interval(0.1, 0.09, 0.11),
-        "denoiser_antisymmetric_share": Interval(0.2, 0.19, 0.21),
+        "relative_residual": Estimate(0.5, 0.0, 0.6),
+        "antisymmetric_share": Estimate(0.1, 0.09, 0.11),
+        "denoiser_antisymmetric_share": Estimate(0.2, 0.19, 0.21),
     }
     levels = {0.1: row, 2.0: row}
     lines = levels_table(levels).splitlines()

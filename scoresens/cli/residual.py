@@ -14,7 +14,7 @@ from scoresens.cli.progress import Stages
 from scoresens.cli.settings import AttributeRun, ResidualRun
 from scoresens.collocation import along_forward
 from scoresens.config import ConfigError
-from scoresens.distances import Interval
+from scoresens.estimates import Estimate
 from scoresens.fokker_planck import non_conservative_part, score_residual
 from scoresens.gap_report import draw_levels, levels_table
 from scoresens.scores import Score, from_denoiser
@@ -94,7 +94,7 @@ def _rates(score: Score, t: jax.Array, x: jax.Array) -> jax.Array:
     return jax.vmap(one)(t, x)
 
 
-def _numbers(found: Level) -> dict[str, Interval]:
+def _numbers(found: Level) -> dict[str, Estimate]:
     """The numbers of one level: root mean squares over its points."""
     return {
         "relative_residual": _ratio(found.residual, found.rate),
@@ -105,14 +105,14 @@ def _numbers(found: Level) -> dict[str, Interval]:
     }
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray | float = 1.0) -> Interval:
+def _ratio(part: np.ndarray, whole: np.ndarray | float = 1.0) -> Estimate:
     """sqrt(E part / E whole) from M draws of both, with the ends of the square's interval, which
     is right to first order in 1 / sqrt(M)."""
     scale = np.mean(whole)
     square = part.mean() / scale
     draws = square + (part - square * whole) / scale  # of mean E part / E whole
     value, low, high = (float(end) for end in estimates.mean(jnp.asarray(draws)))
-    return Interval(*(max(end, 0.0) ** 0.5 for end in (value, low, high)))
+    return Estimate(*(max(end, 0.0) ** 0.5 for end in (value, low, high)))
 
 
 def _squares(rows: jax.Array) -> np.ndarray:
