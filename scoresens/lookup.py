@@ -27,7 +27,7 @@ from scoresens.scores import Score
 from scoresens.solve import in_batches
 
 ROWS = 4096  # entries of a table evaluated side by side
-STRAYS = 64  # samples of a block that may lie beyond the table before all of it is evaluated
+STRAYS = 64  # samples beyond the table that are evaluated side by side
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,7 @@ def sample_both(
 
     Notes:
         `S bins^2` network evaluations in all, whatever M is, and 32 numbers read a sample and
-        step. Each block evaluates the network at 64 samples more, or at all of its own where more
-        than 64 are beyond the table.
+        step. Samples beyond the table are evaluated, 64 of a block side by side.
     """
     noise, score = checked_start(process, score, noise, shape=(2,))
     times = falling(process, times).astype(noise.dtype)
@@ -214,14 +213,18 @@ def _field(score, t, values, table):
     evaluate = jax.vmap(functools.partial(score, t))
     reach = table.half_width - table.spacing
 
-    def look(x, beyond):
-        strays = jnp.nonzero(beyond, size=min(STRAYS, len(x)), fill_value=0)[0]
-        return look_up(values, table, x).at[strays].set(evaluate(x[strays]))
-
     def field(x):
-        beyond = ~jnp.all(jnp.abs(x) < reach, -1)  # so is a sample that is not finite
-        few = jnp.sum(beyond) <= STRAYS
-        return jax.lax.cond(few, look, lambda x, _: evaluate(x), x, beyond)
+        # a sample that is not finite has no score, and needs none
+        beyond = jnp.any(jnp.abs(x) >= reach, -1) & jnp.all(jnp.isfinite(x), -1)
+        strays = jnp.nonzero(beyond, size=len(x), fill_value=len(x))[0]
+
+        def some(carry):
+            done, found = carry
+            rows = jax.lax.dynamic_slice_in_dim(strays, done, min(STRAYS, len(x)))
+            return done + STRAYS, found.at[rows].set(evaluate(x[rows]), mode="drop")
+
+        carry = jnp.zeros((), strays.dtype), look_up(values, table, x)
+        return jax.lax.while_loop(lambda carry: carry[0] < jnp.sum(beyond), some, carry)[1]
 
     return field
 

@@ -24,7 +24,7 @@ FLOORS = (
     {"gap", "collocation", "lookup", "distances", "planar"},
     {"plots", "batches"},
     {"models", "importers", "datasets", "drawing"},
-    {"training", "sweeps", "changes"},
+    {"training", "sweeps", "changes", "soap"},
     {"regularized", "gap_study"},
     {"validation", "report", "influence", "config", "results"},
     {"gap_report"},

@@ -21,6 +21,7 @@ from scoresens.regularized import (
     squared_residuals,
     train_regularized,
 )
+from scoresens.soap import soap
 
 PROCESS = ss.OU(theta=1.0, g=1.0, t_max=10.0)
 QUICK = RegularizedSettings(steps=100, batch_size=32, collocation=16, residual_weight=10.0)
@@ -292,11 +293,11 @@ def test_soap_is_adam_in_the_eigenbasis_of_the_gradients():
     memory = regularized.MEMORY
     few = regularized.REFRESH
     adam = optax.adam(0.01, b1=memory, b2=memory)
-    ours, theirs = (run(o, few) for o in (regularized.soap(lambda _: 0.01), adam))
+    ours, theirs = (run(o, few) for o in (soap(lambda _: 0.01), adam))
     for name in start:
         laws.close(ours[name], theirs[name], relative=1e-6)
     fall = optax.cosine_decay_schedule(0.05, 400)
-    found = float(loss(run(regularized.soap(fall), 400)))
+    found = float(loss(run(soap(fall), 400)))
     assert found < 0.1 * float(loss(run(optax.adam(fall, b1=memory, b2=memory), 400)))
 
 
