@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import laws
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.tree_util import Partial
@@ -21,7 +20,6 @@ from scoresens.regularized import (
     squared_residuals,
     train_regularized,
 )
-from scoresens.soap import soap
 
 PROCESS = ss.OU(theta=1.0, g=1.0, t_max=10.0)
 QUICK = RegularizedSettings(steps=100, batch_size=32, collocation=16, residual_weight=10.0)
@@ -268,37 +266,6 @@ def test_one_key_gives_one_network_and_leaves_the_start_alone():
     np.testing.assert_array_equal(runs[0].losses, runs[1].losses)
     assert same(start, before)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(runs[0].model))
-
-
-def test_soap_is_adam_in_the_eigenbasis_of_the_gradients():
-    """On a badly conditioned quadratic in rotated coordinates, where Adam zigzags; and, before the
-    first rotation, it is Adam."""
-    rng = np.random.default_rng(0)
-    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    stiff = jnp.asarray(turn @ np.diag(np.geomspace(1, 1e4, 6)) @ turn.T)
-    start = {"w": jnp.asarray(rng.normal(size=(6, 4))), "b": jnp.asarray(rng.normal(size=6))}
-
-    def loss(p):
-        return sum(0.5 * jnp.sum(v * (stiff @ v)) for v in p.values())
-
-    def run(optimiser, steps):
-        def step(carry, _):
-            p, state = carry
-            moves, state = optimiser.update(jax.grad(loss)(p), state)
-            return (jax.tree.map(jnp.add, p, moves), state), None
-
-        carry = start, optimiser.init(start)
-        return jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0][0])(carry)
-
-    memory = regularized.MEMORY
-    few = regularized.REFRESH
-    adam = optax.adam(0.01, b1=memory, b2=memory)
-    ours, theirs = (run(o, few) for o in (soap(lambda _: 0.01), adam))
-    for name in start:
-        laws.close(ours[name], theirs[name], relative=1e-6)
-    fall = optax.cosine_decay_schedule(0.05, 400)
-    found = float(loss(run(soap(fall), 400)))
-    assert found < 0.1 * float(loss(run(optax.adam(fall, b1=memory, b2=memory), 400)))
 
 
 def test_repeated_training_compiles_once():
