@@ -302,11 +302,47 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
+def picture(file: Path) -> None:
+    """Error against time a sample: the reference's code, its rule compiled, and our samplers."""
+    from matplotlib.figure import Figure
+
+    done = read("fokker_planck")
+    eager = done["reference circles2_w1.0"]["processor_ms_per_sample"]
+    names = [name for name in done if name.startswith("precision")]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        row = {rule: at for rule, at in done[name].items() if isinstance(at, dict)}
+        euler = row.pop("Euler 890")
+        axes.scatter(eager, euler["rms"], marker="X", s=70, color="#D55E00",
+                     label="Euler, 890 steps, the literature's code (eager PyTorch)")  # fmt: skip
+        axes.scatter(euler["ms_per_sample"], euler["rms"], marker="X", s=70, color="#E69F00",
+                     label="the same rule, sample_euler")  # fmt: skip
+        for kind, colour in (("Heun", "#0072B2"), ("Bosh3", "#009E73"), ("Tsit5 ", "#CC79A7")):
+            own = {r: at for r, at in row.items() if r.startswith(kind) and r != "Tsit5 40"}
+            label = "sample_ode, Tsit5, adaptive" if kind == "Tsit5 " else f"sample_ode, {kind}"
+            axes.plot([at["ms_per_sample"] for at in own.values()],
+                      [at["rms"] for at in own.values()],
+                      "o-", color=colour, label=label)  # fmt: skip
+            for rule, at in own.items():
+                axes.annotate(rule.split()[1], (at["ms_per_sample"], at["rms"]), (3, 4),
+                              textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=name.split()[1],
+                 xlabel="processor time a sample, ms")  # fmt: skip
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("root mean square error of x")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  fontsize=8, frameon=False)  # fmt: skip
+    figure.savefig(file, dpi=150)
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--networks", type=Path, help="a folder of reference networks")
+    parser.add_argument("--picture", type=Path, help="draw error against time to this file")
     args = parser.parse_args()
-    if args.table:
+    if args.picture:
+        picture(args.picture)
+    elif args.table:
         print(tables())
     else:
         measure("fokker_planck", rows(args.networks), args.only, args.fresh)
