@@ -2,6 +2,8 @@
 
 import tomllib
 import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,9 +33,38 @@ def read(path: str | Path, cls: type[T]) -> T:
         ConfigError: for a file that is missing or not TOML, a key that is unknown or missing, a
             value of the wrong type, or one that the dataclass itself refuses with `ValueError`.
     """
+    with _naming(path):
+        return _convert(_table(path), cls, "")
+
+
+def read_one_of(path: str | Path, key: str, kinds: Mapping[str, type[T]]) -> T:
+    """The settings in a TOML file whose top-level `key` says which of several dataclasses they are.
+
+    Args:
+        path: the TOML file.
+        key: of the choice; every class has it as a field.
+        kinds: the classes by that key's values; the first is meant where the key is left out.
+
+    Raises:
+        ConfigError: as `read`, and for another value of the key.
+    """
+    with _naming(path):
+        table = _table(path)
+        name = table.get(key, next(iter(kinds)))
+        if name not in kinds:
+            raise _Refused(f"{key} must be one of {', '.join(map(repr, kinds))}, got {name!r}")
+        return _convert(table, kinds[name], "")
+
+
+def _table(path: str | Path) -> dict[str, Any]:
+    return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """What goes wrong in here is told with the name of the file."""
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        return _convert(table, cls, "")
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

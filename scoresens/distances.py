@@ -301,6 +301,35 @@ def wasserstein(x: Float[ArrayLike, "M *shape"], y: Float[ArrayLike, "N *shape"]
     return float(np.sqrt(scale * max(squared, 0.0)))
 
 
+def transport_map(
+    x: Float[ArrayLike, "M *shape"], y: Float[ArrayLike, "N *shape"]
+) -> Float[np.ndarray, "M *shape"]:
+    """Where exact transport takes each sample of x: the mean of its targets in y (the barycentric
+    projection of the coupling of `wasserstein`).
+
+    Args:
+        x, y: as in `wasserstein`.
+
+    Raises:
+        ValueError, FloatingPointError, ImportError: as `wasserstein`.
+
+    Notes:
+        As `wasserstein`.
+
+    Example:
+        >>> import numpy as np
+        >>> from scoresens.distances import transport_map
+        >>> transport_map(np.array([[0.0], [1.0]]), np.array([[5.0], [6.0], [1.0], [2.0]]))
+        array([[1.5],
+               [5.5]])
+    """
+    shape = np.shape(x)
+    x, y = _pair(x, y)
+    cost, _ = _costs(x, y)
+    plan = _strictly("take fewer samples", _pot().emd, *_uniform(cost), cost, numItermax=PIVOTS)
+    return (plan @ y * len(x)).reshape(shape)
+
+
 def sliced_wasserstein(
     x: Float[ArrayLike, "M *shape"],
     y: Float[ArrayLike, "N *shape"],

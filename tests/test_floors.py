@@ -26,8 +26,8 @@ FLOORS = (
     {"models", "datasets", "drawing"},
     {"training", "sweeps", "changes", "soap", "importers"},
     {"regularized", "gap_study", "retraining"},
-    {"validation", "datamodeling", "report", "influence", "config", "results"},
-    {"gap_report"},
+    {"validation", "datamodeling", "predictions", "report", "influence", "config", "results"},
+    {"gap_report", "halves_report"},
     {"cli"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -23,6 +23,7 @@ from scoresens.cli.commands import (
 )
 from scoresens.cli.demo import DRAWN, run_demo
 from scoresens.cli.gap import run_gap
+from scoresens.cli.halves import run_halves
 from scoresens.cli.progress import blaming, tell
 from scoresens.cli.residual import run_residual
 from scoresens.cli.settings import (
@@ -30,16 +31,18 @@ from scoresens.cli.settings import (
     CounterfactualRun,
     DemoRun,
     GapRun,
+    HalvesRun,
     ResidualRun,
     SampleRun,
     SensitivityRun,
     TrainRun,
     ValidateRun,
 )
-from scoresens.config import ConfigError, read
+from scoresens.config import ConfigError, read, read_one_of
 from scoresens.results import versions
 
 OUT = Path("scoresens-out")
+EXPERIMENTS: dict[str, type] = {"finetune": ValidateRun, "halves": HalvesRun}
 
 ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
@@ -73,6 +76,13 @@ class Command(NamedTuple):
     about: str
     example: str
     writes: Mapping[str, str]  # what is in each file
+
+
+def run_experiment(run: ValidateRun | HalvesRun, out: Path, where: str) -> str:
+    """The experiment that the settings are of."""
+    return (
+        run_halves(run, out, where) if isinstance(run, HalvesRun) else run_validate(run, out, where)
+    )
 
 
 COMMANDS = {
@@ -198,22 +208,34 @@ checkpoint.""",
         },
     ),
     "validate": Command(
-        run_validate,
+        run_experiment,
         ValidateRun,
-        "compare predicted changes with fine-tuned ones",
+        "compare predicted changes with what training does",
         """\
-Are the predictions right? Fine-tunes the checkpoint on the changed data and, as control, on the
-unchanged data with the same randomness, and compares the real with the predicted changes of the
-same samples: first order (both bases), counterfactual, and baselines.
+Are the predictions right?
 
-Settings: checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to average; from
-2 on, another fine-tuning is compared too), resamples; [data] as for train; [change] as for
-sensitivity; [finetune] as [train].""",
+experiment = "finetune" (or left out): fine-tunes the checkpoint on the changed data and, as
+control, on the unchanged data with the same randomness, and compares the real with the predicted
+changes of the same samples: first order (both bases), counterfactual, and baselines.
+
+experiment = "halves": trains models from scratch on all images and on random halves of them, by
+several seeds, and compares how samples and denoising losses really changed with what is predicted
+from the models of all images: the linear datamodeling score (LDS), beside baselines and what
+another seed's training says. A run that was stopped goes on where it was, and several processes
+may share DIR. Settings: [data], [model], [train] as for train; [halves] seeds, subsets, choosing
+(halves on which bandwidths are chosen), samples, held_out (queries), levels, components, seed;
+steps, resamples.
+
+Settings of "finetune": checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to
+average; from 2 on, another fine-tuning is compared too), resamples; [data] as for train; [change]
+as for sensitivity; [finetune] as [train].""",
         "scoresens validate configs/digits-finetune.toml",
         {
-            "report.png": "before, predicted and real, side by side, with the agreement",
+            "report.png": "predicted and real, side by side, with the agreement",
             "result.json": "each measure of each method, with its bootstrap interval",
-            "displacements.npz": "all samples and predicted changes, to look at again",
+            "displacements.npz": "finetune: all samples and predicted changes, to look at again",
+            "models/": "halves: what each trained model said",
+            "predictions/": "halves: what each method predicted",
         },
     ),
     "gap": Command(
@@ -310,6 +332,8 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
         return _gap_settings(given)
     if given.config is None:
         return given.settings(), given.command
+    if given.settings is ValidateRun:
+        return read_one_of(given.config, "experiment", EXPERIMENTS), str(given.config)
     return read(given.config, given.settings), str(given.config)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from scoresens.changes import ChangeSettings
 from scoresens.cli.functionals import FunctionalSettings
+from scoresens.datamodeling import HalvesSettings
 from scoresens.datasets import DataSettings
 from scoresens.models import ModelSettings
 from scoresens.regularized import RegularizedSettings
@@ -162,6 +163,7 @@ class ValidateRun:
         resamples: of the bootstrap.
     """
 
+    experiment: Literal["finetune"] = "finetune"
     data: DataSettings
     change: ChangeSettings
     finetune: TrainSettings
@@ -177,6 +179,30 @@ class ValidateRun:
         _at_least(8, count=self.count)
         _at_least(1, steps=self.steps, repeats=self.repeats, resamples=self.resamples)
         _sensible_bandwidth(self.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvesRun:
+    """Settings of `scoresens validate` with experiment = "halves".
+
+    Args:
+        data: the images that models are trained on, but for those held out.
+        model, train: as for `train`.
+        halves: how many halves, seeds and queries.
+        steps: of the sampler, two network evaluations each.
+        resamples: of the bootstrap.
+    """
+
+    experiment: Literal["halves"] = "halves"
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    halves: HalvesSettings = field(default_factory=HalvesSettings)
+    steps: int = 40
+    resamples: int = 300
+
+    def __post_init__(self):
+        _at_least(1, steps=self.steps, resamples=self.resamples)
 
 
 @dataclass(frozen=True, kw_only=True)

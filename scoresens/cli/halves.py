@@ -1,0 +1,248 @@
+"""`scoresens validate` with experiment = "halves": predictions against training on halves."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from scoresens import datamodeling as lds
+from scoresens.cli.common import write
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import HalvesRun
+from scoresens.config import ConfigError
+from scoresens.datasets import Dataset, prepare
+from scoresens.drawing import replacing
+from scoresens.halves_report import draw_halves, halves_table
+from scoresens.measures import default_bandwidth
+from scoresens.models import Denoiser, load, save
+from scoresens.predictions import LOSSES, MOVES, Case, Prediction
+from scoresens.results import versions
+from scoresens.retraining import (
+    PROCESS,
+    Questions,
+    answers,
+    ask,
+    train_trial,
+    training_levels,
+)
+from scoresens.solve import Solve
+
+TARGETS = {"displacement": MOVES, "loss": LOSSES}
+FACTORS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # bandwidths tried, over the default one
+DEFAULT = 1.0
+
+
+class Study(NamedTuple):
+    """What all models of a study share."""
+
+    images: np.ndarray  # [N, *shape], trained on
+    halves: np.ndarray  # [S + C, N]; the last C are for choosing
+    questions: Questions
+    models: list[Denoiser]  # of all images, one a seed
+
+
+def run_halves(run: HalvesRun, out: Path, where: str) -> str:
+    """Write how well predictions foretell training on halves of the data; the table of the run."""
+    stages, solve = Stages(), Solve(steps=run.steps)
+    with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
+        dataset = prepare(run.data)
+        if run.halves.held_out > len(dataset.images) - 4:
+            raise ValueError(f"{len(dataset.images)} images leave nothing to train on")
+    _same_study(out, run, where)
+    with stages("base", f"{run.halves.seeds} models of all images", bars=True):
+        study = _study(out, run, dataset, solve)
+    trials = lds.plan(study.halves, run.halves.seeds)
+    with stages("train", f"{len(trials)} trainings", bars=True):
+        found = answers(
+            out / "models",
+            trials,
+            lambda trial: ask(
+                train_trial(trial, study.images, run.model, run.train), study.questions, solve
+            ),
+            _bar,
+        )
+    truth = lds.truth(found, len(study.halves), run.halves.seeds)
+    with stages("predict", "predictions of each method", bars=True):
+        predicted = _predictions(out, run, study, truth, solve)
+    with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
+        result = _judge(run, study, truth, predicted)
+    title = (
+        f"{dataset.name}: {run.halves.subsets} random halves of {len(study.images)} images, "
+        f"{run.halves.seeds} seeds"
+    )
+    with stages("pictures", "drawing"):
+        draw_halves(out / "report.png", result, title=title)
+    result["bandwidth"] = default_bandwidth(study.images)
+    write(out, result, run, stages)
+    return f"{title}\n\n{halves_table(result)}"
+
+
+# ------------------------------------------------------------------ the truth
+
+
+def _same_study(out: Path, run: HalvesRun, where: str) -> None:
+    """Refuse a folder that holds models of another study."""
+    file = out / "study.json"
+    asked = json.loads(json.dumps(_identity(run), default=str))
+    if not file.exists():
+        with replacing(file) as beside:
+            beside.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        return
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    kept.pop("versions", None)
+    changed = [name for name in asked if kept.get(name) != asked[name]]
+    if changed:
+        raise ConfigError(
+            f"{where}: {out} holds a study with other settings of {', '.join(changed)}: choose "
+            "another --out, or remove that folder"
+        )
+
+
+def _identity(run: HalvesRun) -> dict[str, Any]:
+    """What the truth depends on."""
+    return {
+        "data": asdict(run.data),
+        "model": asdict(run.model),
+        "train": asdict(run.train),
+        "halves": asdict(run.halves),
+        "steps": run.steps,
+    }
+
+
+def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
+    """Images, halves, questions, and the models of all images, kept in files once made."""
+    asked = run.halves
+    order = np.random.default_rng(asked.seed).permutation(len(dataset.images))
+    held, kept = np.sort(order[: asked.held_out]), np.sort(order[asked.held_out :])
+    images = dataset.images[kept]
+    trials = lds.plan(np.zeros((0, len(images)), bool), asked.seeds)
+    models = []
+    for name, trial in _bar(list(trials.items())):
+        file = out / f"{name}.safetensors"
+        if not file.exists():
+            save(file, train_trial(trial, images, run.model, run.train), {"seed": trial.seed})
+        models.append(load(file)[0])
+    noise = PROCESS.sample_prior(jax.random.key(asked.seed), (asked.samples, *images.shape[1:]))
+    levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
+    key = jax.random.key(asked.seed + 1)
+    drawn = ask(models[0], Questions(noise, jnp.asarray(images[:1]), levels, key), solve).samples
+    generated = np.clip(np.asarray(drawn), images.min(), images.max())
+    file = out / "questions.npz"
+    if not file.exists():
+        with replacing(file) as beside, beside.open("wb") as stream:
+            np.savez(stream, generated=generated, held=held, kept=kept, noise=np.asarray(noise))
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+        generated = found["generated"]  # as first drawn, on whatever machine
+    queries = jnp.concatenate([jnp.asarray(generated), jnp.asarray(dataset.images[held])])
+    halves = lds.halves(len(images), asked.subsets + asked.choosing, asked.seed)
+    return Study(images, halves, Questions(noise, queries, levels, key), models)
+
+
+def _bar(items: list) -> Iterator:
+    yield from tqdm(items, desc="models", unit="model")
+
+
+# ------------------------------------------------------------------ predictions
+
+
+def _predictions(
+    out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
+) -> dict[str, dict[str, dict[float, np.ndarray]]]:
+    """By target, method and setting: `[R, S + C, ...]`. Each is kept in a file once made."""
+    width = default_bandwidth(study.images)
+    jobs = [
+        (target, method, predict, factor)
+        for target, methods in TARGETS.items()
+        for method, (predict, has_width) in methods.items()
+        for factor in (FACTORS if has_width else (DEFAULT,))
+        if not (method.endswith("(sharp)") and factor != DEFAULT)
+    ]
+    cases = [
+        Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve)
+        for seed, model in enumerate(study.models)
+    ]
+    found: dict[str, dict[str, dict[float, np.ndarray]]] = {target: {} for target in TARGETS}
+    for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
+        slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
+        file = out / "predictions" / f"{target}-{slug}-{factor:g}.npy"
+        made = _kept(file, predict, cases, factor * width)
+        found[target].setdefault(method, {})[factor] = made
+    for file in sorted((out / "rivals").glob("*.npz")):
+        found["loss"][file.stem] = _rival(file, study)
+    return found
+
+
+def _kept(file: Path, predict: Prediction, cases: list[Case], h: float) -> np.ndarray:
+    if file.exists():
+        return np.load(file, allow_pickle=False)
+    made = np.stack([np.asarray(predict(case, h), np.float32) for case in cases])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as beside, beside.open("wb") as stream:
+        np.save(stream, made)
+    return made
+
+
+def _rival(file: Path, study: Study) -> dict[float, np.ndarray]:
+    """Another method's scores of the points, `[R, D, Q, N]` for D dampings, as loss changes."""
+    change = study.halves / study.halves.sum(1, keepdims=True) - 1 / len(study.images)
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+        scores, dampings = kept["scores"], kept["dampings"]
+    return {
+        float(damping): np.einsum("sn,rqn->rsq", change, scores[:, place])
+        for place, damping in enumerate(dampings)
+    }
+
+
+# ------------------------------------------------------------------ judgement
+
+
+def _judge(
+    run: HalvesRun,
+    study: Study,
+    truth: lds.Truth,
+    predicted: Mapping[str, Mapping[str, Mapping[float, np.ndarray]]],
+) -> dict[str, Any]:
+    """Every method with its default setting, and with the one that is best on the halves kept for
+    choosing, judged on the others."""
+    flat = truth.displacements.reshape(*truth.displacements.shape[:3], -1)
+    axes = lds.components(study.images, run.halves.components)
+    true = {"displacement": flat, "loss": truth.losses}
+    report, choose = slice(run.halves.subsets), slice(run.halves.subsets, None)
+    result: dict[str, Any] = {}
+    for target, methods in predicted.items():
+        judge = lds.Judge(true[target][:, report], axes if target == "displacement" else None,
+                          run.resamples, run.halves.seed)  # fmt: skip
+        chooser = lds.Judge(true[target][:, choose], judge.axes, 0, 0)
+        rows = {}
+        for method, settings in methods.items():
+            flatter = {s: p.reshape(*true[target].shape) for s, p in settings.items()}
+            curve = {s: chooser.rank(p[:, choose]) for s, p in flatter.items()}
+            best = max(curve, key=lambda s: curve[s])
+            rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
+            rows[method]["chosen"] = judge.all(flatter[best][:, report])
+            if DEFAULT in flatter and len(flatter) > 1:
+                rows[method]["default"] = judge.all(flatter[DEFAULT][:, report])
+        result[target] = {"methods": rows, "ceiling": judge.ceiling()}
+    result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])
+    return result | {"versions_of_predictions": versions()}
+
+
+def _generated(run, study, truth, methods, judged):
+    """The loss's LDS apart: at queries drawn from the model, and at held-out images."""
+    report, count = slice(run.halves.subsets), run.halves.samples
+    rows = {}
+    for method, settings in methods.items():
+        best = settings[judged["methods"][method]["setting"]][:, report]
+        rows[method] = {
+            name: lds.Judge(truth.losses[:, report, part], None, run.resamples, 0).all(
+                best[..., part]
+            )["lds"]
+            for name, part in (("generated", slice(count)), ("held_out", slice(count, None)))
+        }
+    return rows

@@ -1,0 +1,289 @@
+r"""What a model and its data say of training on halves of the data, and what simpler rules say.
+
+A prediction starts from one model of all images and gives, for S halves with weights w_s, either
+the displacement of the M samples, or the change of the denoising loss at the Q query images.
+
+Ours, with a bump of bandwidth h on each point:
+
+    first order      sum_k (w_sk - 1/N) dx / deps_k, (4.1), dL / deps_k, (5.2)
+    counterfactual   the samples and the losses of D + D_h(.; w_s) - D_h(.; 1/N), finite (6.3)
+
+`data`: density ratios against the data's law; `model`: the model's own, smoothed by h (6.5);
+`sharp`: the model's own, as it is. Without a network:
+
+    closed form          the same of the data's own denoiser D_h in the network's place
+    mean shift           D_h(x; w_s) - D_h(x; 1/N) at the sample alone, without noise
+    optimal transport    T_s(x) - T(x), T_s the barycentric map from the model's samples to a half
+    kernel, cosine, ...  each point pulls the sample, or lowers the loss, as it is near or alike
+    random               draws without meaning: what no skill looks like
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.spatial.distance import cdist
+
+from scoresens.counterfactual import counterfactual
+from scoresens.distances import transport_map
+from scoresens.drives import Smoothed
+from scoresens.losses import loss_sensitivity
+from scoresens.measures import Points
+from scoresens.models import Denoiser
+from scoresens.paths import sample_ode
+from scoresens.perturbations import reweight
+from scoresens.retraining import PROCESS, Questions, loss_weights
+from scoresens.scores import as_pytree, exact_score, from_denoiser
+from scoresens.sensitivity import sample_sensitivity
+from scoresens.solve import Solve
+from scoresens.traces import Exact
+
+ALONGSIDE = 512  # samples that an optimal transport map is made from
+
+
+class Case(NamedTuple):
+    """What a prediction starts from."""
+
+    model: Denoiser  # of all images
+    images: Float[np.ndarray, "N *shape"]
+    halves: Bool[np.ndarray, "S N"]
+    questions: Questions
+    samples: Float[np.ndarray, "M *shape"]  # of the model, from the questions' noise
+    solve: Solve = Solve()
+
+    @property
+    def weights(self) -> Float[np.ndarray, "S N"]:
+        """Of the points in each half."""
+        return self.halves / self.halves.sum(1, keepdims=True)
+
+    @property
+    def change(self) -> Float[np.ndarray, "S N"]:
+        """How the points' weights change."""
+        return self.weights - 1 / len(self.images)
+
+    @property
+    def score(self):
+        return from_denoiser(PROCESS, self.model)
+
+    def points(self, h: float) -> Points:
+        """The data's law, a bump of bandwidth h on each point."""
+        return Points(jnp.asarray(self.images), bandwidth=h)
+
+    def base(self, name: str, h: float) -> dict[str, Any]:
+        """A law to take density ratios against, as options of a verb."""
+        law = {"data": self.points(h), "model": Smoothed(h), "sharp": None}[name]
+        return {"base": law, "trace": Exact(), "prior": self.points(h)}
+
+
+Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
+
+
+# ------------------------------------------------------------------ displacements, [S, M, *shape]
+
+
+def first_order(case: Case, h: float, base: str) -> np.ndarray:
+    halved = reweight(case.points(h), case.halves.astype(np.float32))
+    noise = case.questions.noise
+    options = case.base(base, h)
+    found = sample_sensitivity(PROCESS, case.score, halved, noise, solve=case.solve, **options)
+    return np.moveaxis(np.asarray(found.tangent), 1, 0)
+
+
+def finite(case: Case, h: float, base: str, network: bool = True) -> np.ndarray:
+    """The counterfactual, of the network or of the data's own denoiser."""
+    data, noise = case.points(h), case.questions.noise
+    score = case.score if network else exact_score(PROCESS, data)
+    halved = reweight(data, case.halves.astype(np.float32))
+    options: dict[str, Any] = {"base": data} if base == "data" else case.base(base, h)
+    after = counterfactual(PROCESS, score, halved, noise, mass=1.0, solve=case.solve, **options).x
+    before = sample_ode(PROCESS, score, noise, solve=case.solve).x
+    return np.moveaxis(np.asarray(after - before[:, None]), 1, 0)
+
+
+def mean_shift(case: Case, h: float) -> np.ndarray:
+    bumps = _bumps(case.samples, case.images, h)
+    return _shaped(case, _means(case, bumps))
+
+
+def kernel_pull(case: Case, h: float) -> np.ndarray:
+    bumps = _bumps(case.samples, case.images, h)
+    return _pulled(case, bumps / bumps.mean(1, keepdims=True))
+
+
+def cosine_pull(case: Case, _: float) -> np.ndarray:
+    return _pulled(case, _cosines(case.samples, case.images))
+
+
+def nearness_pull(case: Case, _: float) -> np.ndarray:
+    return _pulled(case, 1 / _squares(case.samples, case.images))
+
+
+def equal_pull(case: Case, _: float) -> np.ndarray:
+    return _pulled(case, np.ones((len(case.samples), len(case.images))))
+
+
+def optimal_transport(case: Case, _: float) -> np.ndarray:
+    """The map is made from the samples and more of the same model."""
+    key = jax.random.fold_in(case.questions.key, 2)
+    noise = PROCESS.sample_prior(key, (ALONGSIDE - len(case.samples), *case.images.shape[1:]))
+    more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
+    x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
+    rows = len(case.samples)
+    whole = transport_map(x, y)[:rows]
+    moved = np.stack([transport_map(x, y[half])[:rows] - whole for half in case.halves])
+    return _shaped(case, moved)
+
+
+def random_move(case: Case, _: float) -> np.ndarray:
+    shape = (len(case.halves), *case.samples.shape)
+    return np.random.default_rng(len(case.halves)).normal(size=shape)
+
+
+# ------------------------------------------------------------------ changes of the loss, [S, Q]
+
+
+def loss_first_order(case: Case, h: float, base: str) -> np.ndarray:
+    asked = case.questions
+    weights = loss_weights(asked.levels, case.model.sigma_data, asked.images[0].size)
+    found = loss_sensitivity(
+        PROCESS, case.score, case.points(h), asked.images,
+        levels=asked.levels, key=asked.key, weights=weights, solve=case.solve, **case.base(base, h),
+    )  # fmt: skip
+    return case.change @ np.asarray(found.scores).T
+
+
+def loss_finite(case: Case, h: float, network: bool = True) -> np.ndarray:
+    """The losses of `D + D_h(.; half) - D_h(.; all)`, or of D_h itself, less those before."""
+    data, weights = case.points(h), jnp.asarray(case.weights, case.images.dtype)
+    model = as_pytree(case.model if network else data.denoise)
+    return np.asarray(_loss_finite(model, data, weights, case.questions, case.model.sigma_data)).T
+
+
+@jax.jit
+def _loss_finite(model, data, weights, asked, sigma_data):
+    errors = loss_weights(asked.levels, sigma_data, asked.images[0].size)
+
+    def change(i, x):
+        own = jax.random.fold_in(asked.key, i)
+
+        def at_level(row):
+            j, tau, weight = row
+            place = x + tau * jax.random.normal(jax.random.fold_in(own, j), x.shape, x.dtype)
+            before = model(tau, place)
+            whole = data.denoise(tau, place)
+            halves = _posterior_means(data, weights, tau, place)
+            after = before + halves - whole
+            return weight * (_sizes(after - x) - jnp.sum((before - x) ** 2))
+
+        rows = jnp.arange(len(errors)), asked.levels, errors
+        return jnp.mean(jax.lax.map(at_level, rows), 0)
+
+    rows = jnp.arange(len(asked.images)), asked.images
+    return jax.lax.map(lambda row: change(*row), rows)
+
+
+def _posterior_means(data, weights, tau, x):
+    """D_h(x, tau) for S weightings of the points, whose kernels they share: `[S, *shape]`."""
+    flat, spread = data.points.reshape(len(data), -1), tau**2 + data.bandwidth**2
+    logits = -0.5 * jnp.sum((flat - x.reshape(-1)) ** 2, 1) / spread
+    logits = jnp.where(weights > 0, logits, -jnp.inf)
+    terms = weights * jnp.exp(logits - jnp.max(logits, 1, keepdims=True))
+    means = terms @ flat / jnp.sum(terms, 1)[:, None]
+    return x + tau**2 / spread * (means.reshape(-1, *x.shape) - x)
+
+
+def _sizes(errors):
+    return jnp.sum(errors.reshape(len(errors), -1) ** 2, 1)
+
+
+def kernel_loss(case: Case, h: float) -> np.ndarray:
+    bumps = _bumps(np.asarray(case.questions.images), case.images, h)
+    return -case.change @ (bumps / bumps.mean(1, keepdims=True)).T
+
+
+def cosine_loss(case: Case, _: float) -> np.ndarray:
+    return -case.change @ _cosines(np.asarray(case.questions.images), case.images).T
+
+
+def nearness_loss(case: Case, _: float) -> np.ndarray:
+    return case.change @ np.sqrt(_squares(np.asarray(case.questions.images), case.images)).T
+
+
+def random_loss(case: Case, _: float) -> np.ndarray:
+    shape = (len(case.questions.images), len(case.images))
+    return case.change @ np.random.default_rng(len(case.halves)).normal(size=shape).T
+
+
+# ------------------------------------------------------------------ similarities, [M, N]
+
+
+def _flat(x):
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def _squares(x, images):
+    return cdist(_flat(x), _flat(images), "sqeuclidean")
+
+
+def _bumps(x, images, h):
+    """N(x; y_k, h^2 I), up to a factor for each x."""
+    logits = -0.5 * _squares(x, images) / h**2
+    return np.exp(logits - logits.max(1, keepdims=True))
+
+
+def _cosines(x, images):
+    centre = _flat(images).mean(0)
+    return 1 - cdist(_flat(x) - centre, _flat(images) - centre, "cosine")
+
+
+def _means(case, bumps):
+    """Weighted means of the points, of each half less of all, `[S, M, d]`."""
+    flat = _flat(case.images)
+
+    def mean(weights):
+        return weights @ flat / weights.sum(-1, keepdims=True)
+
+    return mean(case.halves[:, None] * bumps) - mean(bumps)
+
+
+def _pulled(case, weights):
+    """sum_k c_k w_k (y_k - x), `[S, M, *shape]`."""
+    flat, x = _flat(case.images), _flat(case.samples)
+    toward = case.change[:, None] * weights  # [S, M, N]
+    return _shaped(case, toward @ flat - toward.sum(-1, keepdims=True) * x)
+
+
+def _shaped(case, moves):
+    return moves.reshape(len(case.halves), *case.samples.shape)
+
+
+MOVES: dict[str, tuple[Prediction, bool]] = {  # and whether there is a bandwidth to choose
+    "counterfactual (data)": (functools.partial(finite, base="data"), True),
+    "counterfactual (model)": (functools.partial(finite, base="model"), True),
+    "first order (data)": (functools.partial(first_order, base="data"), True),
+    "first order (model)": (functools.partial(first_order, base="model"), True),
+    "first order (sharp)": (functools.partial(first_order, base="sharp"), True),
+    "closed form, no network": (functools.partial(finite, base="data", network=False), True),
+    "mean shift": (mean_shift, True),
+    "optimal transport": (optimal_transport, False),
+    "kernel": (kernel_pull, True),
+    "cosine": (cosine_pull, False),
+    "inverse squared distance": (nearness_pull, False),
+    "equal pull": (equal_pull, False),
+    "random": (random_move, False),
+}
+LOSSES: dict[str, tuple[Prediction, bool]] = {
+    "counterfactual (data)": (loss_finite, True),
+    "first order (data)": (functools.partial(loss_first_order, base="data"), True),
+    "first order (model)": (functools.partial(loss_first_order, base="model"), True),
+    "first order (sharp)": (functools.partial(loss_first_order, base="sharp"), True),
+    "closed form, no network": (functools.partial(loss_finite, network=False), True),
+    "kernel": (kernel_loss, True),
+    "cosine": (cosine_loss, False),
+    "distance": (nearness_loss, False),
+    "random": (random_loss, False),
+}

@@ -1,0 +1,157 @@
+r"""What training from scratch on other weights of the data does: many models, asked the same.
+
+A trial is a seed and the weights of the N images. Trials of one seed share the initial parameters,
+the noise and noise levels of every step, and as many of the images drawn as their weights allow
+(`training.couple`), so that what separates two of them is their data.
+
+Every model is asked the same `Questions`: its samples from fixed noise, by Heun's rule, and its
+denoising loss at fixed images, levels tau_j and noise n_ij,
+
+    L_i = mean over j of lambda(tau_j) |D(x_i + tau_j n_ij, tau_j) - x_i|^2 / d
+
+with the weight lambda of training. Its `Answers` land on disk as soon as they are there, a file a
+trial. A run that was stopped goes on where it was, and several processes may share a folder: each
+takes what is left in an order of its own.
+"""
+
+import functools
+import os
+import random
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+from scipy.special import ndtri
+
+from scoresens.drawing import replacing
+from scoresens.models import Denoiser, ModelSettings, build
+from scoresens.paths import sample_ode
+from scoresens.processes import EDM, Scalar
+from scoresens.scores import from_denoiser
+from scoresens.solve import Solve
+from scoresens.training import TrainSettings, train
+
+PROCESS = EDM()
+
+
+class Questions(NamedTuple):
+    """What every model is asked."""
+
+    noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
+    images: Float[Array, "Q *shape"]  # where to take the denoising loss,
+    levels: Float[Array, " L"]  # at these noise levels,
+    key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
+
+
+class Answers(NamedTuple):
+    """What one model says."""
+
+    samples: Float[Array | np.ndarray, "M *shape"]
+    losses: Float[Array | np.ndarray, " Q"]
+
+
+class Trial(NamedTuple):
+    """A model to train: the seed of its parameters and draws, and how often to draw each image."""
+
+    seed: int
+    weights: Float[np.ndarray, " N"] | None = None  # None: equal
+
+
+def training_levels(settings: TrainSettings, count: int) -> Float[np.ndarray, " L"]:
+    """The middles of `count` equally likely shares of the noise levels that training draws."""
+    return np.exp(settings.p_mean + settings.p_std * ndtri((np.arange(count) + 0.5) / count))
+
+
+def loss_weights(
+    levels: Float[Array | np.ndarray, " L"], sigma_data: Scalar, size: int
+) -> Float[Array, " L"]:
+    """lambda(tau) / d: the weight of a squared error in the training's loss."""
+    levels = jnp.asarray(levels)
+    return (levels**2 + sigma_data**2) / (levels * sigma_data) ** 2 / size
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def ask(model: Denoiser, questions: Questions, solve: Solve = Solve()) -> Answers:
+    """The samples and the losses of a model.
+
+    Notes:
+        2 `solve.steps` evaluations of the network a sample, and L an image.
+    """
+    samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), questions.noise, solve=solve).x
+    size = questions.images[0].size
+    weights = loss_weights(questions.levels, model.sigma_data, size)
+
+    def loss(i, x):
+        own = jax.random.fold_in(questions.key, i)
+
+        def error(j, tau, weight):
+            noise = jax.random.normal(jax.random.fold_in(own, j), x.shape, x.dtype)
+            return weight * jnp.sum((model(tau, x + tau * noise) - x) ** 2)
+
+        return jnp.mean(jax.vmap(error)(jnp.arange(len(weights)), questions.levels, weights))
+
+    losses = jax.lax.map(
+        lambda row: loss(*row), (jnp.arange(len(questions.images)), questions.images)
+    )
+    return Answers(samples, losses)
+
+
+def train_trial(
+    trial: Trial,
+    images: Float[np.ndarray, "N *shape"],
+    model: ModelSettings,
+    settings: TrainSettings,
+) -> Denoiser:
+    """The model of a trial, trained from scratch."""
+    start, draws = jax.random.split(jax.random.key(trial.seed))
+    fresh = build(model, images.shape[1:], float(images.std()), key=start)
+    return train(
+        fresh, images, key=draws, settings=settings, weights=trial.weights, progress=False
+    ).model
+
+
+def answers(
+    folder: Path,
+    trials: Mapping[str, Trial],
+    make: Callable[[Trial], Answers],
+    shown: Callable[[list[str]], Iterator[str]] = iter,
+) -> dict[str, Answers]:
+    """The answers of all trials, those that the folder lacks found now and kept there.
+
+    Args:
+        folder: of the files, NAME.npz; it must hold no answers to other questions.
+        trials: by name.
+        make: trains and asks, such as `train_trial` and `ask`.
+        shown: what shows progress over the names of the trials that are left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [name for name in trials if read_answers(folder / f"{name}.npz") is None]
+    random.Random(os.getpid()).shuffle(left)
+    for name in shown(left):
+        file = folder / f"{name}.npz"
+        if read_answers(file) is None:  # another process may have been here
+            found = jax.device_get(make(trials[name]))
+            with replacing(file) as beside, beside.open("wb") as stream:
+                np.savez(stream, **found._asdict())
+    return {name: _kept(folder / f"{name}.npz") for name in trials}
+
+
+def read_answers(file: Path) -> Answers | None:
+    """The answers in a file; None where there is none, or a damaged one."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            return Answers(*(kept[name] for name in Answers._fields))
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _kept(file: Path) -> Answers:
+    found = read_answers(file)
+    if found is None:
+        raise OSError(f"{file} was written and cannot be read again: is the disk full?")
+    return found
