@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoresens.config import ConfigError, read
+from scoresens.config import ConfigError, read, read_one_of
 from scoresens.results import versions, write_result
 
 
@@ -102,6 +102,37 @@ def test_refusal_names_file_key_and_remedy(tmp_path, text, message):
     with pytest.raises(ConfigError) as error:
         settings(tmp_path, text)
     assert str(error.value) == f"{tmp_path / 'run.toml'}: {message}"
+
+
+@dataclass(frozen=True)
+class Walk:
+    kind: Literal["walk"] = "walk"
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Jump:
+    kind: Literal["jump"] = "jump"
+    height: float = 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("steps = 3", Walk(steps=3)), ("kind = 'walk'", Walk()), ("kind = 'jump'", Jump())],
+)
+def test_one_of_several_kinds_of_settings(tmp_path, text, found):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    assert read_one_of(file, "kind", {"walk": Walk, "jump": Jump}) == found
+
+
+def test_a_kind_that_is_not_known(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("kind = 'swim'")
+    with pytest.raises(
+        ConfigError, match=r"run.toml: kind must be one of 'walk', 'jump', got 'swim'"
+    ):
+        read_one_of(file, "kind", {"walk": Walk, "jump": Jump})
 
 
 def test_refusal_of_what_is_not_toml(tmp_path):

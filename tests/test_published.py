@@ -20,7 +20,7 @@ from scoresens.lookup import Table
 from scoresens.models.potential import network_name, read_networks, read_potential
 from scoresens.scores import from_potential
 
-OURS = Path(__file__).parents[1] / "benchmarks/results/gap/networks/circles2_w1.0.npz"
+OURS = Path(__file__).parents[1] / "benchmarks/results/gap/ours/networks/circles2_w1.0.npz"
 PUBLISHED = os.environ.get("SCORESENS_ODE_SDE_GAP")
 
 
