@@ -1,4 +1,5 @@
-"""float64, eight virtual devices, checked annotations: set before scoresens is first imported."""
+"""float64, eight virtual devices, quick compilation, checked annotations: set before scoresens is
+first imported."""
 
 import os
 
@@ -9,6 +10,7 @@ import pytest
 devices = "--xla_force_host_platform_device_count=8"  # read when JAX starts its first backend
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
 jaxtyping.install_import_hook("scoresens", "beartype.beartype")
 
 
