@@ -7,10 +7,8 @@ readers. Figures are made without pyplot: no global state of matplotlib's is rea
 """
 
 import math
-import os
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
+from scoresens._files import replacing
 from scoresens.plots import (
     BODY,
     FAINT,
@@ -65,20 +64,6 @@ class Column(NamedTuple):
     notes: Sequence[str] = ()
     split: bool = False
     frames: Sequence[str] = ()
-
-
-# ------------------------------------------------------------------ files
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, and moves what was written to `path`: whole, or not at all."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ pictures

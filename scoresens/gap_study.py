@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scoresens import estimates, planar
+from scoresens._files import replacing
 from scoresens.collocation import in_box
 from scoresens.distances import (
     Grid,
@@ -30,7 +31,6 @@ from scoresens.distances import (
     wasserstein_interval,
     wasserstein_of_histograms,
 )
-from scoresens.drawing import replacing
 from scoresens.fokker_planck import fokker_planck_residual
 from scoresens.induced import rising_times
 from scoresens.lookup import Table, sample_both, sample_flow

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scoresens.drawing import replacing
+from scoresens._files import replacing
 from scoresens.plots import BODY, FAINT, FRAME, INK, MARKERS, OKABE_ITO, SMALL, dress
 from scoresens.report import table
 
@@ -33,7 +33,7 @@ def halves_table(result: Result) -> str:
         ceiling = result[target]["ceiling"]
         rows = {}
         for method, row in ranked(result, target):
-            cells = {"setting": f"{row['setting']:g}"}
+            cells = {"setting": row["setting"]}
             cells |= {measure: _cell(row["chosen"][measure]) for measure in measures}
             if ceiling:
                 share = row["chosen"]["pearson"][0] / _positive(ceiling["pearson"][0])
@@ -102,7 +102,7 @@ def _panel(axes: Axes, result: Result, target: str) -> None:
         if ceiling:
             axes.axvline(ceiling[measure][0], color=OKABE_ITO[place], linewidth=0.9,
                          linestyle=(0, (4, 3)))  # fmt: skip
-    axes.set_yticks(lines, [f"{method}, {row['setting']:g}" for method, row in methods])
+    axes.set_yticks(lines, [f"{method}, {row['setting']}" for method, row in methods])
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
     dress(axes, "correlation with the truth", "")

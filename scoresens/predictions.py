@@ -93,13 +93,13 @@ def first_order(case: Case, h: float, base: str) -> np.ndarray:
     return np.moveaxis(np.asarray(found.tangent), 1, 0)
 
 
-def finite(case: Case, h: float, base: str, network: bool = True) -> np.ndarray:
-    """The counterfactual, of the network or of the data's own denoiser."""
+def finite(case: Case, h: float, network: bool = True) -> np.ndarray:
+    """The counterfactual against the data's law, of the network or of the data's own denoiser."""
     data, noise = case.points(h), case.questions.noise
     score = case.score if network else exact_score(PROCESS, data)
     halved = reweight(data, case.halves.astype(np.float32))
-    options: dict[str, Any] = {"base": data} if base == "data" else case.base(base, h)
-    after = counterfactual(PROCESS, score, halved, noise, mass=1.0, solve=case.solve, **options).x
+    asked = (PROCESS, score, halved, noise)
+    after = counterfactual(*asked, mass=1.0, base=data, solve=case.solve).x
     before = sample_ode(PROCESS, score, noise, solve=case.solve).x
     return np.moveaxis(np.asarray(after - before[:, None]), 1, 0)
 
@@ -262,12 +262,11 @@ def _shaped(case, moves):
 
 
 MOVES: dict[str, tuple[Prediction, bool]] = {  # and whether there is a bandwidth to choose
-    "counterfactual (data)": (functools.partial(finite, base="data"), True),
-    "counterfactual (model)": (functools.partial(finite, base="model"), True),
+    "counterfactual (data)": (finite, True),
     "first order (data)": (functools.partial(first_order, base="data"), True),
     "first order (model)": (functools.partial(first_order, base="model"), True),
     "first order (sharp)": (functools.partial(first_order, base="sharp"), True),
-    "closed form, no network": (functools.partial(finite, base="data", network=False), True),
+    "closed form, no network": (functools.partial(finite, network=False), True),
     "mean shift": (mean_shift, True),
     "optimal transport": (optimal_transport, False),
     "kernel": (kernel_pull, True),

@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from scoresens._files import replacing
 
 PACKAGES = ("scoresens", "jax", "jaxlib", "flax", "diffrax", "numpy")
 
@@ -42,9 +43,8 @@ def write_result(
     text = json.dumps(_plain({**result, **record}, ""), indent=2, allow_nan=False)
     path = Path(folder) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
     return path
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from scipy.special import ndtri
 
-from scoresens.drawing import replacing
+from scoresens._files import replacing
 from scoresens.models import Denoiser, ModelSettings, build
 from scoresens.paths import sample_ode
 from scoresens.processes import EDM, Scalar

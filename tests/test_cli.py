@@ -13,6 +13,7 @@ import pytest
 from command_line import Ran, scoresens, settings_file
 
 from scoresens import cli
+from scoresens.cli import EXPERIMENTS
 from scoresens.cli.common import as_json, set_up
 from scoresens.cli.functionals import FunctionalSettings, make_question
 from scoresens.cli.progress import Stages
@@ -399,9 +400,13 @@ def test_every_settings_file_is_read_by_its_command(file):
         "gap-full": GapRun,
         "residual": ResidualRun,
     }
-    kind = kinds.get(file.stem, ValidateRun if "finetune" in file.stem else TrainRun)
+    if experiment := next((name for name in EXPERIMENTS if name in file.stem), None):
+        kind, command = EXPERIMENTS[experiment], "validate"
+    else:
+        kind = kinds.get(file.stem, TrainRun)
+        command = kind.__name__[:-3].lower()
     run = read(file, kind)
-    assert f"scoresens {kind.__name__[:-3].lower()} configs/{file.name}" in file.read_text()
+    assert f"scoresens {command} configs/{file.name}" in file.read_text()
     if kind is ValidateRun:
         assert run.finetune == read(CONFIGS / "digits-finetune.toml", ValidateRun).finetune
     assert replace(run) == run

@@ -85,7 +85,7 @@ def test_truth_is_what_the_models_said(ran, folder):
         for seed in range(2)
     ])  # fmt: skip
     setting = result["loss"]["methods"]["kernel"]["setting"]
-    found = np.load(folder / f"out/predictions/loss-kernel-{setting:g}.npy")[:, :4]
+    found = np.load(folder / f"out/predictions/loss-kernel-{setting}.npy")[:, :4]
     p, t = (a - a.mean(1, keepdims=True) for a in (found, true))
     each = [(p[r] * t[r]).sum() / np.sqrt((p[r] ** 2).sum() * (t[r] ** 2).sum()) for r in (0, 1)]
     pearson = result["loss"]["methods"]["kernel"]["chosen"]["pearson"][0]
@@ -138,4 +138,4 @@ def test_rivals_beside(ran, folder):
     again = scoresens("validate", folder / "run.toml", out=folder / "out")
     assert again.code == 0 and "trak" in again.printed
     result = json.loads((folder / "out/result.json").read_text())
-    assert [pair[0] for pair in result["loss"]["methods"]["trak"]["choosing"]] == [0.1, 1.0, 10.0]
+    assert [pair[0] for pair in result["loss"]["methods"]["trak"]["choosing"]] == ["0.1", "1", "10"]

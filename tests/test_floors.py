@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
-    {"_checks", "_pytrees"},
+    {"_checks", "_files", "_pytrees"},
     {"processes", "traces", "estimates"},
     {"measures", "solve"},
     {"scores"},

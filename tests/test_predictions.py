@@ -84,7 +84,7 @@ def test_displacements_are_those_of_the_verbs(case):
     moved = ss.sample_sensitivity(*asked, base=data, solve=SOLVE).tangent
     after = ss.counterfactual(*asked, mass=1.0, base=data, solve=SOLVE).x
     laws.close(predictions.first_order(case, H, "data"), jnp.moveaxis(moved, 1, 0), absolute=1e-7)
-    found = predictions.finite(case, H, "data")
+    found = predictions.finite(case, H)
     laws.close(found, jnp.moveaxis(after, 1, 0) - case.samples, absolute=1e-7)
 
 

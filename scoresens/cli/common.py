@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from scoresens._files import replacing
 from scoresens.batches import Batch, Named, norms
 from scoresens.changes import Change, ChangeSettings, make_change
 from scoresens.cli.progress import Stages, blaming, tell
 from scoresens.cli.settings import AttributeRun, CounterfactualRun, SensitivityRun, ValidateRun
 from scoresens.config import ConfigError
 from scoresens.datasets import Dataset, prepare
-from scoresens.drawing import replacing
 from scoresens.drives import Smoothed
 from scoresens.measures import Points, default_bandwidth
 from scoresens.models import Denoiser, load, pretrained

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from scoresens import planar
+from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import GapRun
-from scoresens.drawing import replacing
 from scoresens.gap_report import Studied, draw_laws, draw_residuals, families, gap_table
 from scoresens.gap_study import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
 from scoresens.lookup import Table

@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens import datamodeling as lds
+from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import HalvesRun
 from scoresens.config import ConfigError
 from scoresens.datasets import Dataset, prepare
-from scoresens.drawing import replacing
 from scoresens.halves_report import draw_halves, halves_table
 from scoresens.measures import default_bandwidth
 from scoresens.models import Denoiser, load, save
@@ -28,14 +28,15 @@ from scoresens.retraining import (
     Questions,
     answers,
     ask,
+    read_answers,
     train_trial,
     training_levels,
 )
 from scoresens.solve import Solve
 
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
-FACTORS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # bandwidths tried, over the default one
-DEFAULT = 1.0
+FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths tried, over the default one
+DEFAULT = "1"  # a bandwidth's factor
 
 
 class Study(NamedTuple):
@@ -148,12 +149,27 @@ def _bar(items: list) -> Iterator:
     yield from tqdm(items, desc="models", unit="model")
 
 
+def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
+    """A study whose models are all trained, from its folder.
+
+    Raises:
+        FileNotFoundError: an answer that is missing.
+    """
+    study = _study(out, run, prepare(run.data), Solve(steps=run.steps))
+    names = lds.plan(study.halves, run.halves.seeds)
+    found = {name: read_answers(out / "models" / f"{name}.npz") for name in names}
+    if missing := [name for name, answer in found.items() if answer is None]:
+        raise FileNotFoundError(f"{out} lacks {len(missing)} models: run scoresens validate first")
+    whole = {name: answer for name, answer in found.items() if answer is not None}
+    return study, lds.truth(whole, len(study.halves), run.halves.seeds)
+
+
 # ------------------------------------------------------------------ predictions
 
 
 def _predictions(
     out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
-) -> dict[str, dict[str, dict[float, np.ndarray]]]:
+) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By target, method and setting: `[R, S + C, ...]`. Each is kept in a file once made."""
     width = default_bandwidth(study.images)
     jobs = [
@@ -167,14 +183,15 @@ def _predictions(
         Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve)
         for seed, model in enumerate(study.models)
     ]
-    found: dict[str, dict[str, dict[float, np.ndarray]]] = {target: {} for target in TARGETS}
+    found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
     for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
         slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
-        file = out / "predictions" / f"{target}-{slug}-{factor:g}.npy"
-        made = _kept(file, predict, cases, factor * width)
+        file = out / "predictions" / f"{target}-{slug}-{factor}.npy"
+        made = _kept(file, predict, cases, float(factor) * width)
         found[target].setdefault(method, {})[factor] = made
     for file in sorted((out / "rivals").glob("*.npz")):
-        found["loss"][file.stem] = _rival(file, study)
+        if not file.stem[-1].isdigit():  # METHOD-SEED.npz are its parts
+            found["loss"][file.stem] = _rival(file, study)
     return found
 
 
@@ -188,13 +205,13 @@ def _kept(file: Path, predict: Prediction, cases: list[Case], h: float) -> np.nd
     return made
 
 
-def _rival(file: Path, study: Study) -> dict[float, np.ndarray]:
+def _rival(file: Path, study: Study) -> dict[str, np.ndarray]:
     """Another method's scores of the points, `[R, D, Q, N]` for D dampings, as loss changes."""
     change = study.halves / study.halves.sum(1, keepdims=True) - 1 / len(study.images)
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
         scores, dampings = kept["scores"], kept["dampings"]
     return {
-        float(damping): np.einsum("sn,rqn->rsq", change, scores[:, place])
+        f"{damping:g}": np.einsum("sn,rqn->rsq", change, scores[:, place])
         for place, damping in enumerate(dampings)
     }
 
@@ -206,7 +223,7 @@ def _judge(
     run: HalvesRun,
     study: Study,
     truth: lds.Truth,
-    predicted: Mapping[str, Mapping[str, Mapping[float, np.ndarray]]],
+    predicted: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
 ) -> dict[str, Any]:
     """Every method with its default setting, and with the one that is best on the halves kept for
     choosing, judged on the others."""

@@ -6,7 +6,6 @@ and whatever the writer wished to remember (``metadata``).
 """
 
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
+from scoresens._files import replacing
 from scoresens.models.architectures import ModelSettings, build
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
@@ -38,12 +38,8 @@ def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
     """
     header = json.dumps({"architecture": _describe(model), "metadata": metadata}, allow_nan=False)
     tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(model)}
-    beside = Path(f"{path}.{os.getpid()}.part")
-    try:
+    with replacing(Path(path)) as beside:
         beside.write_bytes(serialized(tensors, metadata={HEADER: header}))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> tuple[Denoiser, dict]:

@@ -19,7 +19,6 @@ References: Deveney, Stanczuk, Kreusser, Budd, Schonlieb 2023, arXiv 2311.15996 
 their repository teojd/ODESDEGap).
 """
 
-import os
 import re
 import zipfile
 import zlib
@@ -31,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+
+from scoresens._files import replacing
 
 SHARPNESS = 100.0  # of the softplus
 LAYERS = ("input", "hidden1", "hidden2", "output")
@@ -181,13 +182,8 @@ def write_potential(path: str | Path, potential: nnx.Module) -> None:
         linear = getattr(potential, layer)
         arrays[f"{layer}_w"] = np.ascontiguousarray(linear.kernel[...].T)
         arrays[f"{layer}_b"] = np.asarray(linear.bias[...])
-    beside = Path(f"{path}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(Path(path)) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_networks(folder: str | Path) -> dict[str, PotentialMLP]:
