@@ -24,6 +24,7 @@ NAMES = {
     "first_order_sharp": "first order (sharp)",
     "class_mean": "toward class mean",
     "another_finetuning": "another fine-tuning",
+    "another_seed": "another seed's training",
 }
 MEASURES = {
     "median_cosine": "median cosine",
@@ -244,6 +245,7 @@ def draw_validation(
     results: Mapping[str, Mapping[str, Sequence[float]]],
     *,
     title: str,
+    trained: str,
 ) -> Path:
     """Write predicted beside real changes of the same samples, and how well they agree.
 
@@ -258,6 +260,7 @@ def draw_validation(
         real: `[M, *shape]`, the change that counts as true: changed - control, or a mean of such.
         results: `(value, low, high)` by measure, by method, from `scoresens.validation.compare`.
         title: of the picture.
+        trained: what was trained on the changed and on the unchanged data, for the caption.
     """
     first, finite = predicted["first_order_data"], predicted["counterfactual_data"]
     rows = spread(norms(real), SHOWN)
@@ -306,9 +309,9 @@ def draw_validation(
     ]
     caption = (
         "Each row is one draw of noise. Predicted, by the counterfactual, without training: before "
-        "→ predicted after. Real: the checkpoint fine-tuned on the changed data, against a control "
-        "fine-tuned on the unchanged data with the same randomness. Real change: really after "
-        "minus control, averaged where there are several pairs. Red: darker, blue: lighter; the "
+        f"→ predicted after. Real: {trained} on the changed data, against a control on the "
+        "unchanged data with the same randomness. Real change: really after minus control, "
+        "averaged where there are several pairs. Red: darker, blue: lighter; the "
         "numbers are Euclidean norms.\n"
         f"{_rows(rows, real)}. Dashed: prediction equal to truth."
     )

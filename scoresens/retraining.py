@@ -15,6 +15,7 @@ takes what is left in an order of its own.
 """
 
 import functools
+import math
 import os
 import random
 import zipfile
@@ -43,7 +44,7 @@ class Questions(NamedTuple):
     """What every model is asked."""
 
     noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
-    images: Float[Array, "Q *shape"]  # where to take the denoising loss,
+    images: Float[Array, "Q *shape"]  # where to take the denoising loss (there may be none),
     levels: Float[Array, " L"]  # at these noise levels,
     key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
 
@@ -59,7 +60,9 @@ class Trial(NamedTuple):
     """A model to train: the seed of its parameters and draws, and how often to draw each image."""
 
     seed: int
-    weights: Float[np.ndarray, " N"] | None = None  # None: equal
+    weights: Float[np.ndarray, " L"] | None = None  # None: those of base_weights
+    images: Float[np.ndarray, "L *shape"] | None = None  # None: those of the study
+    base_weights: Float[np.ndarray, " L"] | None = None  # of the trial to share draws with; equal
 
 
 def training_levels(settings: TrainSettings, count: int) -> Float[np.ndarray, " L"]:
@@ -83,7 +86,7 @@ def ask(model: Denoiser, questions: Questions, solve: Solve = Solve()) -> Answer
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
     samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), questions.noise, solve=solve).x
-    size = questions.images[0].size
+    size = math.prod(questions.noise.shape[1:])
     weights = loss_weights(questions.levels, model.sigma_data, size)
 
     def loss(i, x):
@@ -107,11 +110,18 @@ def train_trial(
     model: ModelSettings,
     settings: TrainSettings,
 ) -> Denoiser:
-    """The model of a trial, trained from scratch."""
+    """The model of a trial, trained from scratch; `images` are the study's, whose spread all trials
+    take for sigma_data."""
     start, draws = jax.random.split(jax.random.key(trial.seed))
     fresh = build(model, images.shape[1:], float(images.std()), key=start)
     return train(
-        fresh, images, key=draws, settings=settings, weights=trial.weights, progress=False
+        fresh,
+        images if trial.images is None else trial.images,
+        key=draws,
+        settings=settings,
+        weights=trial.weights,
+        base_weights=trial.base_weights,
+        progress=False,
     ).model
 
 

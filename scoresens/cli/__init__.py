@@ -26,6 +26,7 @@ from scoresens.cli.gap import run_gap
 from scoresens.cli.halves import run_halves
 from scoresens.cli.progress import blaming, tell
 from scoresens.cli.residual import run_residual
+from scoresens.cli.retrain import run_retrain
 from scoresens.cli.settings import (
     AttributeRun,
     CounterfactualRun,
@@ -33,6 +34,7 @@ from scoresens.cli.settings import (
     GapRun,
     HalvesRun,
     ResidualRun,
+    RetrainRun,
     SampleRun,
     SensitivityRun,
     TrainRun,
@@ -42,7 +44,7 @@ from scoresens.config import ConfigError, read, read_one_of
 from scoresens.results import versions
 
 OUT = Path("scoresens-out")
-EXPERIMENTS: dict[str, type] = {"finetune": ValidateRun, "halves": HalvesRun}
+EXPERIMENTS: dict[str, type] = {"finetune": ValidateRun, "halves": HalvesRun, "retrain": RetrainRun}
 
 ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
@@ -78,11 +80,13 @@ class Command(NamedTuple):
     writes: Mapping[str, str]  # what is in each file
 
 
-def run_experiment(run: ValidateRun | HalvesRun, out: Path, where: str) -> str:
+def run_experiment(run: ValidateRun | HalvesRun | RetrainRun, out: Path, where: str) -> str:
     """The experiment that the settings are of."""
-    return (
-        run_halves(run, out, where) if isinstance(run, HalvesRun) else run_validate(run, out, where)
-    )
+    if isinstance(run, HalvesRun):
+        return run_halves(run, out, where)
+    if isinstance(run, RetrainRun):
+        return run_retrain(run, out, where)
+    return run_validate(run, out, where)
 
 
 COMMANDS = {
@@ -226,6 +230,11 @@ may share DIR. Settings: [data], [model], [train] as for train; [halves] seeds, 
 (halves on which bandwidths are chosen), samples, held_out (queries), levels, components, seed;
 steps, resamples.
 
+experiment = "retrain": the same trained from scratch, on changed and on unchanged data by several
+seeds, each pair of one seed's parameters and draws, beside what another seed's training says. It
+goes on where it was, too. Settings: those of "finetune", but for [model], [train] and seeds in the
+place of checkpoint, [finetune] and repeats.
+
 Settings of "finetune": checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to
 average; from 2 on, another fine-tuning is compared too), resamples; [data] as for train; [change]
 as for sensitivity; [finetune] as [train].""",
@@ -234,7 +243,7 @@ as for sensitivity; [finetune] as [train].""",
             "report.png": "predicted and real, side by side, with the agreement",
             "result.json": "each measure of each method, with its bootstrap interval",
             "displacements.npz": "finetune: all samples and predicted changes, to look at again",
-            "models/": "halves: what each trained model said",
+            "models/": "halves, retrain: what each trained model said",
             "predictions/": "halves: what each method predicted",
         },
     ),

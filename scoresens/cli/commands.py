@@ -265,6 +265,7 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
             truth,
             results,
             title=f"{title}, predicted and real",
+            trained="the checkpoint fine-tuned",
         )
         arrays = {"before": before, "control": real.control, "changed": real.changed}
         write_arrays(out / "displacements.npz", **arrays, **predicted)

@@ -12,7 +12,13 @@ from scoresens._files import replacing
 from scoresens.batches import Batch, Named, norms
 from scoresens.changes import Change, ChangeSettings, make_change
 from scoresens.cli.progress import Stages, blaming, tell
-from scoresens.cli.settings import AttributeRun, CounterfactualRun, SensitivityRun, ValidateRun
+from scoresens.cli.settings import (
+    AttributeRun,
+    CounterfactualRun,
+    RetrainRun,
+    SensitivityRun,
+    ValidateRun,
+)
 from scoresens.config import ConfigError
 from scoresens.datasets import Dataset, prepare
 from scoresens.drives import Smoothed
@@ -93,7 +99,7 @@ def checkpoint(name: str) -> tuple[Denoiser, dict]:
     return pretrained(name) if name in BUNDLED else load(name)
 
 
-def about(setup: Setup, run: ChangeRun | AttributeRun) -> dict[str, Any]:
+def about(setup: Setup, run: ChangeRun | AttributeRun | RetrainRun) -> dict[str, Any]:
     """What every result tells of its data."""
     return {
         "count": run.count,
@@ -102,7 +108,7 @@ def about(setup: Setup, run: ChangeRun | AttributeRun) -> dict[str, Any]:
     }
 
 
-def about_change(setup: Setup, change: Change, run: ChangeRun) -> dict[str, Any]:
+def about_change(setup: Setup, change: Change, run: ChangeRun | RetrainRun) -> dict[str, Any]:
     """What every result about a change tells of it."""
     said = {"change": run.change.title, "mass": run.change.mass}
     return said | about(setup, run) | {"touched_images": int(change.touched.sum())}

@@ -1,8 +1,6 @@
 """`scoresens validate` with experiment = "halves": predictions against training on halves."""
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +14,12 @@ from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import HalvesRun
-from scoresens.config import ConfigError
+from scoresens.cli.studies import kept_models, same_study, shown
 from scoresens.datasets import Dataset, prepare
 from scoresens.halves_report import draw_halves, halves_table
 from scoresens.measures import default_bandwidth
-from scoresens.models import Denoiser, load, save
+from scoresens.models import Denoiser
 from scoresens.predictions import LOSSES, MOVES, Case, Prediction
-from scoresens.results import versions
 from scoresens.retraining import (
     PROCESS,
     Questions,
@@ -55,7 +52,7 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
         dataset = prepare(run.data)
         if run.halves.held_out > len(dataset.images) - 4:
             raise ValueError(f"{len(dataset.images)} images leave nothing to train on")
-    _same_study(out, run, where)
+    same_study(out, run, where, ("data", "model", "train", "halves", "steps"))
     with stages("base", f"{run.halves.seeds} models of all images", bars=True):
         study = _study(out, run, dataset, solve)
     trials = lds.plan(study.halves, run.halves.seeds)
@@ -66,7 +63,7 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
             lambda trial: ask(
                 train_trial(trial, study.images, run.model, run.train), study.questions, solve
             ),
-            _bar,
+            shown,
         )
     truth = lds.truth(found, len(study.halves), run.halves.seeds)
     with stages("predict", "predictions of each method", bars=True):
@@ -87,35 +84,6 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
 # ------------------------------------------------------------------ the truth
 
 
-def _same_study(out: Path, run: HalvesRun, where: str) -> None:
-    """Refuse a folder that holds models of another study."""
-    file = out / "study.json"
-    asked = json.loads(json.dumps(_identity(run), default=str))
-    if not file.exists():
-        with replacing(file) as beside:
-            beside.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
-        return
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    kept.pop("versions", None)
-    changed = [name for name in asked if kept.get(name) != asked[name]]
-    if changed:
-        raise ConfigError(
-            f"{where}: {out} holds a study with other settings of {', '.join(changed)}: choose "
-            "another --out, or remove that folder"
-        )
-
-
-def _identity(run: HalvesRun) -> dict[str, Any]:
-    """What the truth depends on."""
-    return {
-        "data": asdict(run.data),
-        "model": asdict(run.model),
-        "train": asdict(run.train),
-        "halves": asdict(run.halves),
-        "steps": run.steps,
-    }
-
-
 def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     """Images, halves, questions, and the models of all images, kept in files once made."""
     asked = run.halves
@@ -123,12 +91,7 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     held, kept = np.sort(order[: asked.held_out]), np.sort(order[asked.held_out :])
     images = dataset.images[kept]
     trials = lds.plan(np.zeros((0, len(images)), bool), asked.seeds)
-    models = []
-    for name, trial in _bar(list(trials.items())):
-        file = out / f"{name}.safetensors"
-        if not file.exists():
-            save(file, train_trial(trial, images, run.model, run.train), {"seed": trial.seed})
-        models.append(load(file)[0])
+    models = kept_models(out, trials, images, run)
     noise = PROCESS.sample_prior(jax.random.key(asked.seed), (asked.samples, *images.shape[1:]))
     levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
     key = jax.random.key(asked.seed + 1)
@@ -143,10 +106,6 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     queries = jnp.concatenate([jnp.asarray(generated), jnp.asarray(dataset.images[held])])
     halves = lds.halves(len(images), asked.subsets + asked.choosing, asked.seed)
     return Study(images, halves, Questions(noise, queries, levels, key), models)
-
-
-def _bar(items: list) -> Iterator:
-    yield from tqdm(items, desc="models", unit="model")
 
 
 def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
@@ -247,7 +206,7 @@ def _judge(
                 rows[method]["default"] = judge.all(flatter[DEFAULT][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
     result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])
-    return result | {"versions_of_predictions": versions()}
+    return result
 
 
 def _generated(run, study, truth, methods, judged):

@@ -206,6 +206,35 @@ class HalvesRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetrainRun:
+    """Settings of `scoresens validate` with experiment = "retrain".
+
+    Args:
+        data, change: the training data, and what changes in them.
+        model, train: as for `train`.
+        seeds: trainings on changed and on unchanged data, each pair of one seed.
+        count, seed, steps, bandwidth, resamples: as for experiment = "finetune".
+    """
+
+    experiment: Literal["retrain"] = "retrain"
+    data: DataSettings
+    change: ChangeSettings
+    model: ModelSettings
+    train: TrainSettings
+    seeds: int = 3
+    count: int = 48
+    seed: int = 0
+    steps: int = 40
+    bandwidth: float | None = None
+    resamples: int = 2000
+
+    def __post_init__(self):
+        _at_least(8, count=self.count)
+        _at_least(1, steps=self.steps, seeds=self.seeds, resamples=self.resamples)
+        _sensible_bandwidth(self.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoRun:
     """Options of `scoresens demo`.
 

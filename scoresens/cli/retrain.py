@@ -1,0 +1,104 @@
+"""`scoresens validate` with experiment = "retrain": predictions against training from scratch."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scoresens.batches import norms
+from scoresens.changes import make_change
+from scoresens.cli.common import PROCESS, Setup, about_change, as_json, titled, write
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import RetrainRun
+from scoresens.cli.studies import kept_models, same_study, shown
+from scoresens.datasets import prepare
+from scoresens.measures import Points, default_bandwidth
+from scoresens.report import NAMES, draw_validation, validation_table
+from scoresens.retraining import Questions, Trial, answers, ask, train_trial
+from scoresens.solve import Solve
+from scoresens.validation import compare, predict_change
+
+STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
+
+
+def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
+    """Write how well predicted changes match what training from scratch on changed data does, with
+    the parameters, noise and draws of training on the unchanged data; the table of the run."""
+    stages, solve = Stages(), Solve(steps=run.steps)
+    with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
+        dataset = prepare(run.data)
+        images = jnp.asarray(dataset.images)
+        h = run.bandwidth or default_bandwidth(images)
+        data = Points(images, bandwidth=h)
+    with blaming(f"{where}: change"):
+        change = make_change(dataset, data, run.change)
+    same_study(out, run, where, STUDY)
+    own = {"images": change.images, "base_weights": change.base_weights}
+    still = own if change.base_weights is not None else {}
+    controls = {f"control-{seed}": Trial(seed, **still) for seed in range(run.seeds)}
+    trials = controls | {
+        f"changed-{seed}": Trial(seed, change.weights, **own) for seed in range(run.seeds)
+    }
+    with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
+        models = kept_models(out, controls, dataset.images, run)
+    noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+    asked = Questions(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
+
+    def make(trial):
+        return ask(train_trial(trial, dataset.images, run.model, run.train), asked, solve)
+
+    with stages("train", f"{len(trials)} trainings", bars=True):
+        found = answers(out / "models", trials, make, shown)
+    control, changed = (
+        np.stack([found[f"{name}-{seed}"].samples for seed in range(run.seeds)])
+        for name in ("control", "changed")
+    )
+    real = changed - control
+    with stages("predict", f"{run.count} paths of {run.seeds} models by each method"):
+        each = [
+            predict_change(model, data, change, run.change.mass, noise, solve) for model in models
+        ]
+    predicted = {name: np.stack([one[name] for one in each]) for name in each[0]}
+    before = predicted.pop("before")
+    methods = sorted(predicted, key=[*NAMES, *predicted].index)
+    with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
+        pooled = {method: _pooled(predicted[method]) for method in methods}
+        results = {
+            method: compare(moves, _pooled(real), resamples=run.resamples, seed=run.seed)
+            for method, moves in pooled.items()
+        }
+        if run.seeds > 1:
+            other = _pooled(np.roll(real, 1, 0))
+            results["another_seed"] = compare(
+                other, _pooled(real), resamples=run.resamples, seed=run.seed
+            )
+    setup = Setup(dataset, data, models[0], noise)
+    title = f"{titled(setup, change, run.change)}, trained from scratch"
+    with stages("pictures", "drawing"):
+        draw_validation(
+            out / "report.png",
+            dataset.images,
+            {method: moves[0] for method, moves in predicted.items()},
+            before[0],
+            control[0],
+            changed[0],
+            real[0],
+            results,
+            title=f"{title}, predicted and real",
+            trained="a model trained from scratch",
+        )
+    result = {
+        method: {measure: as_json(interval._asdict()) for measure, interval in row.items()}
+        for method, row in results.items()
+    }
+    result |= about_change(setup, change, run) | {"methods": list(results)}
+    sizes = {"real": _pooled(real), **pooled}
+    result["mean_norm"] = {name: float(norms(moves).mean()) for name, moves in sizes.items()}
+    write(out, result, run, stages)
+    return f"{title}, {run.count} samples, {run.seeds} seeds\n\n{validation_table(results)}"
+
+
+def _pooled(moves: np.ndarray) -> np.ndarray:
+    """All samples of all seeds, `[R M, *shape]`."""
+    return moves.reshape(-1, *moves.shape[2:])
