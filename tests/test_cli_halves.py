@@ -120,7 +120,7 @@ def test_another_study_is_kept_out(ran, folder, tmp_path):
         (
             '"halves"',
             '"thirds"',
-            "experiment must be one of 'finetune', 'halves', 'retrain', got 'thirds'",
+            "experiment must be one of 'finetune', 'retrain', 'halves', 'removal', got 'thirds'",
         ),
         ("subsets = 4", "subsets = 3", "subsets must be at least 4, came 3"),
         ("held_out = 3", "held_out = 22", "24 images leave nothing to train on"),

@@ -303,6 +303,7 @@ def test_every_picture_is_written(data, tmp_path):
         real,
         results,
         title="t",
+        trained="a model trained",
     )
     draw_grid(tmp_path / "grid.png", x, title="t", caption="c", notes=[""] * 9)
     draw_loss(tmp_path / "loss.png", np.arange(5), draws(5), title="t", caption="c")

@@ -25,6 +25,7 @@ from scoresens.cli.demo import DRAWN, run_demo
 from scoresens.cli.gap import run_gap
 from scoresens.cli.halves import run_halves
 from scoresens.cli.progress import blaming, tell
+from scoresens.cli.removal import run_removal
 from scoresens.cli.residual import run_residual
 from scoresens.cli.retrain import run_retrain
 from scoresens.cli.settings import (
@@ -33,6 +34,7 @@ from scoresens.cli.settings import (
     DemoRun,
     GapRun,
     HalvesRun,
+    RemovalRun,
     ResidualRun,
     RetrainRun,
     SampleRun,
@@ -44,7 +46,12 @@ from scoresens.config import ConfigError, read, read_one_of
 from scoresens.results import versions
 
 OUT = Path("scoresens-out")
-EXPERIMENTS: dict[str, type] = {"finetune": ValidateRun, "halves": HalvesRun, "retrain": RetrainRun}
+EXPERIMENTS: dict[str, type] = {
+    "finetune": ValidateRun,
+    "retrain": RetrainRun,
+    "halves": HalvesRun,
+    "removal": RemovalRun,
+}
 
 ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
@@ -80,13 +87,10 @@ class Command(NamedTuple):
     writes: Mapping[str, str]  # what is in each file
 
 
-def run_experiment(run: ValidateRun | HalvesRun | RetrainRun, out: Path, where: str) -> str:
+def run_experiment(run: Any, out: Path, where: str) -> str:
     """The experiment that the settings are of."""
-    if isinstance(run, HalvesRun):
-        return run_halves(run, out, where)
-    if isinstance(run, RetrainRun):
-        return run_retrain(run, out, where)
-    return run_validate(run, out, where)
+    runs = {HalvesRun: run_halves, RetrainRun: run_retrain, RemovalRun: run_removal}
+    return runs.get(type(run), run_validate)(run, out, where)
 
 
 COMMANDS = {
@@ -235,6 +239,12 @@ seeds, each pair of one seed's parameters and draws, beside what another seed's 
 goes on where it was, too. Settings: those of "finetune", but for [model], [train] and seeds in the
 place of checkpoint, [finetune] and repeats.
 
+experiment = "removal": trains from scratch without the images that matter most to a sample, by our
+attribution of its loss and of its movement, against the nearest, the least and random images: how
+the loss at the sample rises and how far it moves. It goes on where it was, too. Settings: [data],
+[model], [train]; queries (samples), shares (of the images left out), seeds, levels, seed, steps,
+bandwidth, resamples.
+
 Settings of "finetune": checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to
 average; from 2 on, another fine-tuning is compared too), resamples; [data] as for train; [change]
 as for sensitivity; [finetune] as [train].""",
@@ -243,7 +253,7 @@ as for sensitivity; [finetune] as [train].""",
             "report.png": "predicted and real, side by side, with the agreement",
             "result.json": "each measure of each method, with its bootstrap interval",
             "displacements.npz": "finetune: all samples and predicted changes, to look at again",
-            "models/": "halves, retrain: what each trained model said",
+            "models/": "but for finetune: what each trained model said",
             "predictions/": "halves: what each method predicted",
         },
     ),

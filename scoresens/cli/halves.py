@@ -14,7 +14,7 @@ from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import HalvesRun
-from scoresens.cli.studies import kept_models, same_study, shown
+from scoresens.cli.studies import generated, kept_models, same_study, shown
 from scoresens.datasets import Dataset, prepare
 from scoresens.halves_report import draw_halves, halves_table
 from scoresens.measures import default_bandwidth
@@ -95,15 +95,9 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     noise = PROCESS.sample_prior(jax.random.key(asked.seed), (asked.samples, *images.shape[1:]))
     levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
     key = jax.random.key(asked.seed + 1)
-    drawn = ask(models[0], Questions(noise, jnp.asarray(images[:1]), levels, key), solve).samples
-    generated = np.clip(np.asarray(drawn), images.min(), images.max())
-    file = out / "questions.npz"
-    if not file.exists():
-        with replacing(file) as beside, beside.open("wb") as stream:
-            np.savez(stream, generated=generated, held=held, kept=kept, noise=np.asarray(noise))
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-        generated = found["generated"]  # as first drawn, on whatever machine
-    queries = jnp.concatenate([jnp.asarray(generated), jnp.asarray(dataset.images[held])])
+    beside = {"held": held, "kept": kept}
+    drawn = generated(out / "questions.npz", models[0], noise, images, solve, beside)
+    queries = jnp.concatenate([jnp.asarray(drawn), jnp.asarray(dataset.images[held])])
     halves = lds.halves(len(images), asked.subsets + asked.choosing, asked.seed)
     return Study(images, halves, Questions(noise, queries, levels, key), models)
 

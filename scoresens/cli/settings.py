@@ -235,6 +235,44 @@ class RetrainRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemovalRun:
+    """Settings of `scoresens validate` with experiment = "removal".
+
+    Args:
+        data: the training data.
+        model, train: as for `train`.
+        queries: samples, each with images of its own left out.
+        shares: of the images that are left out, rising.
+        seeds: trainings of each.
+        levels: noise levels of the loss at a sample.
+        seed, steps, bandwidth, resamples: as for experiment = "finetune".
+    """
+
+    experiment: Literal["removal"] = "removal"
+    data: DataSettings
+    model: ModelSettings
+    train: TrainSettings
+    queries: int = 8
+    shares: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1)
+    seeds: int = 1
+    levels: int = 32
+    seed: int = 0
+    steps: int = 40
+    bandwidth: float | None = None
+    resamples: int = 1000
+
+    def __post_init__(self):
+        _at_least(2, queries=self.queries)
+        _at_least(1, seeds=self.seeds, levels=self.levels, steps=self.steps)
+        _at_least(1, resamples=self.resamples)
+        _sensible_bandwidth(self.bandwidth)
+        if not self.shares or list(self.shares) != sorted(set(self.shares)):
+            raise ValueError(f"shares must rise, got {list(self.shares)}")
+        if not (self.shares[0] > 0 and self.shares[-1] < 1):
+            raise ValueError(f"shares must lie between 0 and 1, got {list(self.shares)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoRun:
     """Options of `scoresens demo`.
 

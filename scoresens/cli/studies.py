@@ -5,17 +5,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from scoresens._files import replacing
-from scoresens.cli.settings import HalvesRun, RetrainRun
+from scoresens.cli.common import write_arrays
+from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun
 from scoresens.config import ConfigError
 from scoresens.models import Denoiser, load, save
-from scoresens.retraining import Trial, train_trial
+from scoresens.paths import sample_ode
+from scoresens.retraining import PROCESS, Trial, train_trial
+from scoresens.scores import from_denoiser
+from scoresens.solve import Solve
+
+Trained = HalvesRun | RetrainRun | RemovalRun
 
 
-def same_study(out: Path, run: HalvesRun | RetrainRun, where: str, names: Sequence[str]) -> None:
+def same_study(out: Path, run: Trained, where: str, names: Sequence[str]) -> None:
     """Refuse a folder that holds models of another study: of other settings of these names."""
     file, whole = out / "study.json", asdict(run)
     asked = json.loads(json.dumps({name: whole[name] for name in names}, default=str))
@@ -32,7 +39,7 @@ def same_study(out: Path, run: HalvesRun | RetrainRun, where: str, names: Sequen
 
 
 def kept_models(
-    out: Path, trials: Mapping[str, Trial], images: np.ndarray, run: HalvesRun | RetrainRun
+    out: Path, trials: Mapping[str, Trial], images: np.ndarray, run: Trained
 ) -> list[Denoiser]:
     """The models of the trials, in files once made."""
     models = []
@@ -42,6 +49,25 @@ def kept_models(
             save(file, train_trial(trial, images, run.model, run.train), {"seed": trial.seed})
         models.append(load(file)[0])
     return models
+
+
+def generated(
+    file: Path,
+    model: Denoiser,
+    noise: jax.Array,
+    images: np.ndarray,
+    solve: Solve,
+    beside: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Samples of a model, clipped to the data's range, in a file once drawn: no machine draws the
+    same to the last digit, and a study asks all its models the same. `beside`: what else the file
+    is to hold."""
+    if not file.exists():
+        drawn = sample_ode(PROCESS, from_denoiser(PROCESS, model), noise, solve=solve).x
+        x = np.clip(np.asarray(drawn), images.min(), images.max())
+        write_arrays(file, generated=x, noise=noise, **(beside or {}))
+    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+        return found["generated"]
 
 
 def shown(items: Iterable) -> Iterator:

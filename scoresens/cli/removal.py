@@ -1,0 +1,193 @@
+"""`scoresens validate` with experiment = "removal": does a sample need the images it is owed to?"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.spatial.distance import cdist
+
+from scoresens import functionals
+from scoresens._files import replacing
+from scoresens.attribution import attribute
+from scoresens.cli.common import PROCESS, write
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import RemovalRun
+from scoresens.cli.studies import generated, kept_models, same_study, shown
+from scoresens.datamodeling import components
+from scoresens.datasets import prepare
+from scoresens.losses import loss_sensitivity
+from scoresens.measures import Points, default_bandwidth
+from scoresens.plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
+from scoresens.report import table
+from scoresens.retraining import (
+    Answers,
+    Questions,
+    Trial,
+    answers,
+    ask,
+    loss_weights,
+    train_trial,
+    training_levels,
+)
+from scoresens.scores import from_denoiser
+from scoresens.solve import Solve
+
+STUDY = ("data", "model", "train", "queries", "shares", "seeds", "levels", "seed", "steps")
+AXES = 8  # principal components along which a sample's movement is attributed
+EFFECTS = {"loss": "rise of the denoising loss at the sample", "moved": "how far the sample moved"}
+
+
+def run_removal(run: RemovalRun, out: Path, where: str) -> str:
+    """Write what training without the images that matter most to a sample does to it; the table of
+    the run."""
+    stages, solve = Stages(), Solve(steps=run.steps)
+    with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
+        dataset = prepare(run.data)
+    images = dataset.images
+    same_study(out, run, where, STUDY)
+    bases = {f"all-{seed}": Trial(seed) for seed in range(run.seeds)}
+    with stages("base", f"{run.seeds} models of all images", bars=True):
+        models = kept_models(out, bases, images, run)
+        asked = _questions(out, run, models[0], images, solve)
+    with stages("rank", f"ranking the images by what they do to {run.queries} samples"):
+        orders = _orders(run, models[0], images, asked, solve)
+    trials = bases | _trials(run, orders, len(images))
+    with stages("train", f"{len(trials)} trainings", bars=True):
+        found = answers(
+            out / "models",
+            trials,
+            lambda trial: ask(train_trial(trial, images, run.model, run.train), asked, solve),
+            shown,
+        )
+    effects = _effects(run, list(orders), found)
+    title = f"{dataset.name}: trained without the images that matter to a sample"
+    with stages("pictures", "drawing"):
+        _draw(out / "report.png", run, effects, title)
+    write(out, {"effects": effects, "images": len(images)}, run, stages)
+    return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{_tables(run, effects)}"
+
+
+# ------------------------------------------------------------------ what is asked, and removed
+
+
+def _questions(out, run, model, images, solve) -> Questions:
+    noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.queries, *images.shape[1:]))
+    levels = jnp.asarray(training_levels(run.train, run.levels), images.dtype)
+    drawn = generated(out / "questions.npz", model, noise, images, solve)
+    return Questions(noise, jnp.asarray(drawn), levels, jax.random.key(run.seed + 1))
+
+
+def _orders(run, model, images, asked, solve) -> dict[str, np.ndarray]:
+    """By method, for each sample the images `[Q, N]` that matter most first."""
+    h = run.bandwidth or default_bandwidth(images)
+    data, score = Points(jnp.asarray(images), bandwidth=h), from_denoiser(PROCESS, model)
+    weights = loss_weights(asked.levels, model.sigma_data, images[0].size)
+    loss = np.asarray(
+        loss_sensitivity(
+            PROCESS, score, data, asked.images, levels=asked.levels, key=asked.key, weights=weights
+        ).scores
+    )
+    axes = jnp.asarray(components(images, AXES).reshape(-1, *images.shape[1:]), images.dtype)
+    moved = attribute(
+        PROCESS, score, data, functionals.components(axes), asked.noise, solve=solve
+    ).scores
+    x, y = (np.reshape(a, (len(a), -1)) for a in (asked.images, images))
+    rng = np.random.default_rng(run.seed)
+    return {
+        "ours, by the loss": np.argsort(loss, 1),
+        "ours, by movement": np.argsort(-np.linalg.norm(np.asarray(moved), axis=1), 1),
+        "ours, least first": np.argsort(np.abs(loss), 1),
+        "nearest": np.argsort(cdist(x, y), 1),
+        "random": np.stack([rng.permutation(len(images)) for _ in range(run.queries)]),
+    }
+
+
+def _trials(run, orders, count) -> dict[str, Trial]:
+    made = {}
+    for method, ranked in orders.items():
+        for query, order in enumerate(ranked):
+            for share in run.shares:
+                weights = np.ones(count)
+                weights[order[: max(1, round(share * count))]] = 0
+                for seed in range(run.seeds):
+                    made[_name(method, query, share, seed)] = Trial(seed, weights)
+    return made
+
+
+def _name(method: str, query: int, share: float, seed: int) -> str:
+    slug = method.replace(", ", "-").replace(" ", "-")
+    return f"{slug}-{query:02d}-{share:g}-{seed}"
+
+
+# ------------------------------------------------------------------ what it did
+
+
+def _effects(
+    run: RemovalRun, methods: list[str], found: dict[str, Answers]
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By effect and method, the mean over samples and seeds at each share, with the 95 % interval
+    of a bootstrap over samples."""
+    rng = np.random.default_rng(run.seed)
+    rows = rng.integers(run.queries, size=(run.resamples, run.queries))
+    made: dict[str, dict[str, list[dict[str, Any]]]] = {effect: {} for effect in EFFECTS}
+    for method in methods:
+        for share in run.shares:
+            each = np.array([_effect(run, found, method, q, share) for q in range(run.queries)])
+            for effect, values in zip(EFFECTS, each.T, strict=True):
+                low, high = np.percentile(values[rows].mean(1), (2.5, 97.5))
+                made[effect].setdefault(method, []).append(
+                    {"share": share, "value": values.mean(), "low": low, "high": high,
+                     "each": values}
+                )  # fmt: skip
+    return made
+
+
+def _effect(run, found, method, query, share) -> tuple[float, float]:
+    """The rise of the loss at one sample and how far it moved, the mean over seeds."""
+    rises, moves = [], []
+    for seed in range(run.seeds):
+        base, without = found[f"all-{seed}"], found[_name(method, query, share, seed)]
+        rises.append(without.losses[query] - base.losses[query])
+        moves.append(np.linalg.norm(without.samples[query] - base.samples[query]))
+    return float(np.mean(rises)), float(np.mean(moves))
+
+
+def _tables(run: RemovalRun, effects) -> str:
+    parts = []
+    for effect, what in EFFECTS.items():
+        rows = {
+            method: {
+                f"{point['share']:.1%}": "{value:.3f} [{low:.3f}, {high:.3f}]".format(**point)
+                for point in points
+            }
+            for method, points in effects[effect].items()
+        }
+        parts.append(f"{what}, by the share of the images left out\n\n{table(rows, 'left out')}")
+    return "\n\n".join(parts)
+
+
+def _draw(path: Path, run: RemovalRun, effects, title: str) -> None:
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=BODY + 2, color=INK)
+    for axes, (effect, what) in zip(figure.subplots(1, 2), EFFECTS.items(), strict=True):
+        for place, (method, points) in enumerate(effects[effect].items()):
+            value, low, high = (
+                np.array([p[name] for p in points]) for name in ("value", "low", "high")
+            )
+            shift = 1 + 0.03 * (place - 2)  # so that intervals do not hide each other
+            axes.errorbar(
+                np.array(run.shares) * 100 * shift, value, yerr=[value - low, high - value],
+                color=OKABE_ITO[place], marker=MARKERS[place], markersize=4.5, linewidth=1.2,
+                label=method,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks([100 * share for share in run.shares])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.axhline(0, color=INK, linewidth=0.6)
+        dress(axes, "images left out, per cent", what)
+    figure.axes[0].legend(fontsize=SMALL, frameon=False, loc="upper left")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=150, format="png")
