@@ -75,11 +75,9 @@ def test_the_table_and_the_picture(ran):
 
 
 def test_what_is_left_out_comes_first_in_the_order():
+    tiny = ModelSettings("mlp", 8, 1)
     run = RemovalRun(
-        data=DataSettings("digits"),
-        model=ModelSettings(kind="mlp"),
-        train=TrainSettings(),
-        shares=(0.2, 0.6),
+        data=DataSettings("digits"), model=tiny, train=TrainSettings(), shares=(0.2, 0.6)
     )
     order = np.array([[3, 0, 4, 1, 2]])
     made = command._trials(run, {"nearest": order}, 5)
