@@ -46,9 +46,8 @@ Correction = Callable[..., jax.Array]  # (denoise, points, tau, x, weights, *set
 
 def shift(points, spread, place, weights):
     """The mean of the points near a place, weighted, less that of all."""
-    logits = -0.5 * jnp.sum((points - place) ** 2, -1) / spread
-    half = jnp.where(weights > 0, logits + jnp.log(jnp.where(weights > 0, weights, 1)), -jnp.inf)
-    return (jax.nn.softmax(half) - jax.nn.softmax(logits)) @ points
+    data, level = ss.Points(points), jnp.sqrt(spread)
+    return data.with_weights(weights).denoise(level, place) - data.denoise(level, place)
 
 
 def bumps(denoise, points, tau, x, weights, h):
@@ -101,7 +100,10 @@ def judged(folder: Path, name: str) -> dict:
     idea, tried = IDEAS[name]
     found = {
         own: np.stack(
-            [predicted(study, model, idea, tuple(scale * s for s in own)) for model in study.models]
+            [
+                predicted(study, model, idea, tuple(scale * s for s in own))
+                for model in study.models.values()
+            ]
         )
         for own in tried
     }
@@ -150,7 +152,7 @@ def _samples(idea, shape):
 
 
 def tables() -> str:
-    """The markdown of docs/validation.md."""
+    """The markdown of docs/attribution.md."""
     lines = [
         [name, ", ".join(f"{s:g}" for s in row["setting"]), _cell(row["lds"]),
          _cell(row["pearson"]), f"{row['of_ceiling']:.0%}", f"{row['size'][0]:.2f}"]

@@ -263,6 +263,7 @@ def _fixed(x):
 
 
 def levers(base, trail):
+    """The trail's levers, with the law that kernels are divided by: a measure, or the model's."""
     if not isinstance(base, Measure):
         return Levers(trail.omega, trail.nats, trail.denoised)
     return Levers(trail.omega, *posteriors(base, trail.states))
@@ -291,6 +292,8 @@ def without_p(part: Any) -> Any:
 
 
 def law_of(process, score, data, base, prior):
+    """The base as a measure or the model's law, and the law that drives a path; refuses what is
+    neither."""
     if isinstance(score, Guided):
         raise ValueError("a guided score is made of two laws; attribute takes a score of one")
     if isinstance(base, str):
@@ -305,6 +308,7 @@ def law_of(process, score, data, base, prior):
 
 
 def check_points(data):
+    """Refuses data that are no `Points`."""
     if not isinstance(data, Points):
         raise ValueError(f"data must be Points(images), got {type(data)}")
 
@@ -323,11 +327,13 @@ def _check_functional(functional, x):
 
 
 def check_top(top, data):
+    """Refuses a `top` that is not between 1 and N."""
     if top is not None and not (isinstance(top, int) and 1 <= top <= len(data)):
         raise ValueError(f"top must be a whole number from 1 to {len(data)}, got {top!r}")
 
 
 def batches(arrays, size):
+    """The arrays `size` rows at a time."""
     count = len(arrays[0])
     for start in range(0, count, size):
         yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)

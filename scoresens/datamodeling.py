@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from scoresens.retraining import Answers, Trial
+from scoresens.retraining import Answers, Trial, whole
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def halves(count: int, subsets: int, seed: int) -> Bool[np.ndarray, "S N"]:
 
 def plan(chosen: Bool[np.ndarray, "S N"], seeds: int) -> dict[str, Trial]:
     """The trials of a study by name: `all-R`, and `half-SSS-R` for each half and seed."""
-    trials = {f"all-{seed}": Trial(seed) for seed in range(seeds)}
+    trials = whole(seeds)
     for seed in range(seeds):
         for number, half in enumerate(chosen):
             trials[f"half-{number:03d}-{seed}"] = Trial(seed, half.astype(np.float64))
@@ -90,19 +90,19 @@ def plan(chosen: Bool[np.ndarray, "S N"], seeds: int) -> dict[str, Trial]:
 
 def truth(found: Mapping[str, Answers], subsets: int, seeds: int) -> Truth:
     """The displacements and loss changes of a study's answers."""
-    whole = [found[f"all-{seed}"] for seed in range(seeds)]
+    bases = [found[name] for name in whole(seeds)]
     rows = [
         [found[f"half-{number:03d}-{seed}"] for number in range(subsets)] for seed in range(seeds)
     ]
     return Truth(
-        np.stack([base.samples for base in whole]),
+        np.stack([base.samples for base in bases]),
         np.stack([
             np.stack([half.samples - base.samples for half in row])
-            for row, base in zip(rows, whole, strict=True)
+            for row, base in zip(rows, bases, strict=True)
         ]),
         np.stack([
             np.stack([half.losses - base.losses for half in row])
-            for row, base in zip(rows, whole, strict=True)
+            for row, base in zip(rows, bases, strict=True)
         ]),
     )  # fmt: skip
 

@@ -36,13 +36,14 @@ from scoresens.measures import Points
 from scoresens.models import Denoiser
 from scoresens.paths import sample_ode
 from scoresens.perturbations import reweight
-from scoresens.retraining import PROCESS, Questions, loss_weights
+from scoresens.retraining import PROCESS, Questions, loss_noise
 from scoresens.scores import as_pytree, exact_score, from_denoiser
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
 from scoresens.traces import Exact
+from scoresens.training import loss_weight
 
-ALONGSIDE = 512  # samples that an optimal transport map is made from
+ALONGSIDE = 488  # further samples that an optimal transport map is made from
 
 
 class Case(NamedTuple):
@@ -86,6 +87,7 @@ Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
 
 
 def first_order(case: Case, h: float, base: str) -> np.ndarray:
+    """The tangents (4.1) toward every half, at mass 1."""
     halved = reweight(case.points(h), case.halves.astype(np.float32))
     noise = case.questions.noise
     options = case.base(base, h)
@@ -105,31 +107,36 @@ def finite(case: Case, h: float, network: bool = True) -> np.ndarray:
 
 
 def mean_shift(case: Case, h: float) -> np.ndarray:
+    """The mean of the half's points near each sample, less that of all."""
     bumps = _bumps(case.samples, case.images, h)
     return _shaped(case, _means(case, bumps))
 
 
 def kernel_pull(case: Case, h: float) -> np.ndarray:
+    """Each point pulls by its bump of bandwidth h at the sample."""
     bumps = _bumps(case.samples, case.images, h)
     return _pulled(case, bumps / bumps.mean(1, keepdims=True))
 
 
 def cosine_pull(case: Case, _: float) -> np.ndarray:
+    """Each point pulls by its cosine with the sample, both from the mean image."""
     return _pulled(case, _cosines(case.samples, case.images))
 
 
 def nearness_pull(case: Case, _: float) -> np.ndarray:
+    """Each point pulls by its inverse squared distance."""
     return _pulled(case, 1 / _squares(case.samples, case.images))
 
 
 def equal_pull(case: Case, _: float) -> np.ndarray:
+    """All points pull alike."""
     return _pulled(case, np.ones((len(case.samples), len(case.images))))
 
 
 def optimal_transport(case: Case, _: float) -> np.ndarray:
     """The map is made from the samples and more of the same model."""
     key = jax.random.fold_in(case.questions.key, 2)
-    noise = PROCESS.sample_prior(key, (ALONGSIDE - len(case.samples), *case.images.shape[1:]))
+    noise = PROCESS.sample_prior(key, (ALONGSIDE, *case.images.shape[1:]))
     more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
     x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
     rows = len(case.samples)
@@ -139,6 +146,7 @@ def optimal_transport(case: Case, _: float) -> np.ndarray:
 
 
 def random_move(case: Case, _: float) -> np.ndarray:
+    """Standard normal displacements."""
     shape = (len(case.halves), *case.samples.shape)
     return np.random.default_rng(len(case.halves)).normal(size=shape)
 
@@ -147,13 +155,20 @@ def random_move(case: Case, _: float) -> np.ndarray:
 
 
 def loss_first_order(case: Case, h: float, base: str) -> np.ndarray:
-    asked = case.questions
-    weights = loss_weights(asked.levels, case.model.sigma_data, asked.images[0].size)
-    found = loss_sensitivity(
-        PROCESS, case.score, case.points(h), asked.images,
-        levels=asked.levels, key=asked.key, weights=weights, solve=case.solve, **case.base(base, h),
-    )  # fmt: skip
-    return case.change @ np.asarray(found.scores).T
+    """The sum of `loss_scores` over the change of the points' weights."""
+    asked, options = case.questions, case.base(base, h)
+    return case.change @ loss_scores(case.model, case.points(h), asked, case.solve, **options).T
+
+
+def loss_scores(
+    model: Denoiser, data: Points, asked: Questions, solve: Solve = Solve(), **base: Any
+) -> Float[np.ndarray, "Q N"]:
+    """What a unit of weight on each point does to the losses that are asked for, (5.2); `base` are
+    options of `loss_sensitivity`."""
+    weights = loss_weight(asked.levels, model.sigma_data) / asked.images[0].size
+    asking = {"levels": asked.levels, "key": asked.key, "weights": weights, "solve": solve, **base}
+    score = from_denoiser(PROCESS, model)
+    return np.asarray(loss_sensitivity(PROCESS, score, data, asked.images, **asking).scores)
 
 
 def loss_finite(case: Case, h: float, network: bool = True) -> np.ndarray:
@@ -165,55 +180,42 @@ def loss_finite(case: Case, h: float, network: bool = True) -> np.ndarray:
 
 @jax.jit
 def _loss_finite(model, data, weights, asked, sigma_data):
-    errors = loss_weights(asked.levels, sigma_data, asked.images[0].size)
-
-    def change(i, x):
-        own = jax.random.fold_in(asked.key, i)
+    def change(row):
+        i, x = row
 
         def at_level(row):
-            j, tau, weight = row
-            place = x + tau * jax.random.normal(jax.random.fold_in(own, j), x.shape, x.dtype)
-            before = model(tau, place)
-            whole = data.denoise(tau, place)
-            halves = _posterior_means(data, weights, tau, place)
-            after = before + halves - whole
-            return weight * (_sizes(after - x) - jnp.sum((before - x) ** 2))
+            tau, noise = row
+            place = x + tau * noise
+            before = model(tau, place) - x
+            # the kernels do not depend on the weights: mapped over these, they are taken once
+            halves = jax.vmap(lambda w: data.with_weights(w).denoise(tau, place))(weights)
+            after = before + halves - data.denoise(tau, place)
+            errors = jax.vmap(lambda error: jnp.sum(error**2))(after) - jnp.sum(before**2)
+            return loss_weight(tau, sigma_data) / x.size * errors
 
-        rows = jnp.arange(len(errors)), asked.levels, errors
-        return jnp.mean(jax.lax.map(at_level, rows), 0)
+        return jnp.mean(jax.lax.map(at_level, (asked.levels, loss_noise(asked, i))), 0)
 
-    rows = jnp.arange(len(asked.images)), asked.images
-    return jax.lax.map(lambda row: change(*row), rows)
-
-
-def _posterior_means(data, weights, tau, x):
-    """D_h(x, tau) for S weightings of the points, whose kernels they share: `[S, *shape]`."""
-    flat, spread = data.points.reshape(len(data), -1), tau**2 + data.bandwidth**2
-    logits = -0.5 * jnp.sum((flat - x.reshape(-1)) ** 2, 1) / spread
-    logits = jnp.where(weights > 0, logits, -jnp.inf)
-    terms = weights * jnp.exp(logits - jnp.max(logits, 1, keepdims=True))
-    means = terms @ flat / jnp.sum(terms, 1)[:, None]
-    return x + tau**2 / spread * (means.reshape(-1, *x.shape) - x)
-
-
-def _sizes(errors):
-    return jnp.sum(errors.reshape(len(errors), -1) ** 2, 1)
+    return jax.lax.map(change, (jnp.arange(len(asked.images)), asked.images))
 
 
 def kernel_loss(case: Case, h: float) -> np.ndarray:
+    """Each point lowers the loss by its bump of bandwidth h at the query."""
     bumps = _bumps(np.asarray(case.questions.images), case.images, h)
     return -case.change @ (bumps / bumps.mean(1, keepdims=True)).T
 
 
 def cosine_loss(case: Case, _: float) -> np.ndarray:
+    """Each point lowers the loss by its cosine with the query, both from the mean image."""
     return -case.change @ _cosines(np.asarray(case.questions.images), case.images).T
 
 
 def nearness_loss(case: Case, _: float) -> np.ndarray:
+    """Each point raises the loss by its distance."""
     return case.change @ np.sqrt(_squares(np.asarray(case.questions.images), case.images)).T
 
 
 def random_loss(case: Case, _: float) -> np.ndarray:
+    """Standard normal scores of the points."""
     shape = (len(case.questions.images), len(case.images))
     return case.change @ np.random.default_rng(len(case.halves)).normal(size=shape).T
 

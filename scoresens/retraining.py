@@ -15,27 +15,26 @@ takes what is left in an order of its own.
 """
 
 import functools
-import math
 import os
 import random
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import ndtri
 
 from scoresens._files import replacing
 from scoresens.models import Denoiser, ModelSettings, build
 from scoresens.paths import sample_ode
-from scoresens.processes import EDM, Scalar
+from scoresens.processes import EDM
 from scoresens.scores import from_denoiser
 from scoresens.solve import Solve
-from scoresens.training import TrainSettings, train
+from scoresens.training import TrainSettings, denoising_loss, train
 
 PROCESS = EDM()
 
@@ -70,14 +69,6 @@ def training_levels(settings: TrainSettings, count: int) -> Float[np.ndarray, " 
     return np.exp(settings.p_mean + settings.p_std * ndtri((np.arange(count) + 0.5) / count))
 
 
-def loss_weights(
-    levels: Float[Array | np.ndarray, " L"], sigma_data: Scalar, size: int
-) -> Float[Array, " L"]:
-    """lambda(tau) / d: the weight of a squared error in the training's loss."""
-    levels = jnp.asarray(levels)
-    return (levels**2 + sigma_data**2) / (levels * sigma_data) ** 2 / size
-
-
 @functools.partial(jax.jit, static_argnames="solve")
 def ask(model: Denoiser, questions: Questions, solve: Solve = Solve()) -> Answers:
     """The samples and the losses of a model.
@@ -86,22 +77,25 @@ def ask(model: Denoiser, questions: Questions, solve: Solve = Solve()) -> Answer
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
     samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), questions.noise, solve=solve).x
-    size = math.prod(questions.noise.shape[1:])
-    weights = loss_weights(questions.levels, model.sigma_data, size)
 
-    def loss(i, x):
-        own = jax.random.fold_in(questions.key, i)
+    def loss(row):
+        i, x = row
+        copies = jnp.broadcast_to(x, (len(questions.levels), *x.shape))
+        return denoising_loss(model, copies, questions.levels, loss_noise(questions, i))
 
-        def error(j, tau, weight):
-            noise = jax.random.normal(jax.random.fold_in(own, j), x.shape, x.dtype)
-            return weight * jnp.sum((model(tau, x + tau * noise) - x) ** 2)
+    rows = jnp.arange(len(questions.images)), questions.images
+    return Answers(samples, jax.lax.map(loss, rows))
 
-        return jnp.mean(jax.vmap(error)(jnp.arange(len(weights)), questions.levels, weights))
 
-    losses = jax.lax.map(
-        lambda row: loss(*row), (jnp.arange(len(questions.images)), questions.images)
-    )
-    return Answers(samples, losses)
+def loss_noise(questions: Questions, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
+    """The noise that the loss at image i is taken with, at every level."""
+    own = jax.random.fold_in(questions.key, i)
+    _, *shape = questions.images.shape
+
+    def at_level(j):
+        return jax.random.normal(jax.random.fold_in(own, j), shape, questions.images.dtype)
+
+    return jax.vmap(at_level)(jnp.arange(len(questions.levels)))
 
 
 def train_trial(
@@ -125,30 +119,37 @@ def train_trial(
     ).model
 
 
+def whole(seeds: int) -> dict[str, Trial]:
+    """The trials of all images alike, `all-SEED`: what the others of a study are compared with."""
+    return {f"all-{seed}": Trial(seed) for seed in range(seeds)}
+
+
 def answers(
     folder: Path,
-    trials: Mapping[str, Trial],
-    make: Callable[[Trial], Answers],
+    names: Iterable[str],
+    make: Callable[[str], Answers],
     shown: Callable[[list[str]], Iterator[str]] = iter,
 ) -> dict[str, Answers]:
     """The answers of all trials, those that the folder lacks found now and kept there.
 
     Args:
         folder: of the files, NAME.npz; it must hold no answers to other questions.
-        trials: by name.
-        make: trains and asks, such as `train_trial` and `ask`.
+        names: of the trials.
+        make: trains the trial of a name and asks, such as `train_trial` and `ask`.
         shown: what shows progress over the names of the trials that are left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    left = [name for name in trials if read_answers(folder / f"{name}.npz") is None]
+    found = {name: read_answers(folder / f"{name}.npz") for name in names}
+    left = [name for name, answer in found.items() if answer is None]
     random.Random(os.getpid()).shuffle(left)
     for name in shown(left):
         file = folder / f"{name}.npz"
-        if read_answers(file) is None:  # another process may have been here
-            found = jax.device_get(make(trials[name]))
+        found[name] = read_answers(file)  # another process may have been here
+        if found[name] is None:
+            found[name] = made = jax.device_get(make(name))
             with replacing(file) as beside, beside.open("wb") as stream:
-                np.savez(stream, **found._asdict())
-    return {name: _kept(folder / f"{name}.npz") for name in trials}
+                np.savez(stream, **made._asdict())
+    return {name: answer for name, answer in found.items() if answer is not None}
 
 
 def read_answers(file: Path) -> Answers | None:
@@ -158,10 +159,3 @@ def read_answers(file: Path) -> Answers | None:
             return Answers(*(kept[name] for name in Answers._fields))
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
         return None
-
-
-def _kept(file: Path) -> Answers:
-    found = read_answers(file)
-    if found is None:
-        raise OSError(f"{file} was written and cannot be read again: is the disk full?")
-    return found

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from scoresens.datasets import Dataset
 from scoresens.models import Denoiser, ModelSettings, build, save
+from scoresens.processes import Scalar
 
 Arrays = Array | np.ndarray
 
@@ -218,8 +219,12 @@ def denoising_loss(
     """
     levels = tau.reshape(-1, *[1] * (x0.ndim - 1))
     denoised = jax.vmap(model)(tau, x0 + levels * noise)
-    weight = (levels**2 + model.sigma_data**2) / (levels * model.sigma_data) ** 2
-    return jnp.mean(weight * (denoised - x0) ** 2)
+    return jnp.mean(loss_weight(levels, model.sigma_data) * (denoised - x0) ** 2)
+
+
+def loss_weight(tau: Float[Arrays, "*shape"], sigma_data: Scalar) -> Float[Arrays, "*shape"]:
+    """Returns lambda(tau), the weight of a squared error in the denoising loss."""
+    return (tau**2 + sigma_data**2) / (tau * sigma_data) ** 2
 
 
 def couple(

@@ -8,6 +8,20 @@ from typing import NamedTuple
 
 from scoresens import cli
 
+# The tables of a settings file for a network that trains at once.
+TINY = """
+[model]
+kind = "mlp"
+width = 8
+depth = 1
+
+[train]
+steps = 6
+batch_size = 8
+learning_rate = 1e-2
+warmup = 1
+"""
+
 
 class Ran(NamedTuple):
     """One run of the command line."""

@@ -401,7 +401,7 @@ def test_every_settings_file_is_read_by_its_command(file):
         "residual": ResidualRun,
     }
     if experiment := next((name for name in EXPERIMENTS if name in file.stem), None):
-        kind, command = EXPERIMENTS[experiment], "validate"
+        kind, command = EXPERIMENTS[experiment].settings, "validate"
     else:
         kind = kinds.get(file.stem, TrainRun)
         command = kind.__name__[:-3].lower()

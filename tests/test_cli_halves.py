@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from command_line import Ran, scoresens, settings_file
+from command_line import TINY, Ran, scoresens, settings_file
 
 from scoresens.cli import halves as command
+from scoresens.cli import studies
 from scoresens.predictions import LOSSES, MOVES
 
 SETTINGS = """
@@ -18,17 +19,6 @@ resamples = 20
 name = "digits"
 count = 24
 
-[model]
-kind = "mlp"
-width = 8
-depth = 1
-
-[train]
-steps = 6
-batch_size = 8
-learning_rate = 1e-3
-warmup = 1
-
 [halves]
 seeds = 2
 subsets = 4
@@ -38,6 +28,7 @@ held_out = 3
 levels = 2
 components = 2
 """
+SETTINGS += TINY
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +84,16 @@ def test_truth_is_what_the_models_said(ran, folder):
 
 
 def test_a_study_goes_on_where_it_was(ran, folder, monkeypatch):
-    (folder / "out/models/half-002-1.npz").unlink()
+    for name in ("half-002-1", "all-0"):  # the model of all images is there, and is asked again
+        (folder / f"out/models/{name}.npz").unlink()
     trained = []
-    real = command.train_trial
+    real = studies.train_trial
 
     def counted(trial, *rest):
         trained.append(trial.seed)
         return real(trial, *rest)
 
-    monkeypatch.setattr(command, "train_trial", counted)
+    monkeypatch.setattr(studies, "train_trial", counted)
     again = scoresens("validate", folder / "run.toml", out=folder / "out")
     assert again.code == 0 and trained == [1]
     assert again.printed == ran.printed

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from command_line import Ran, scoresens, settings_file
+from command_line import TINY, Ran, scoresens, settings_file
 
 from scoresens.cli import removal as command
+from scoresens.cli import studies
 from scoresens.cli.settings import RemovalRun
 from scoresens.datasets import DataSettings
 from scoresens.models import ModelSettings
@@ -21,18 +22,8 @@ resamples = 20
 [data]
 name = "digits"
 count = 20
-
-[model]
-kind = "mlp"
-width = 8
-depth = 1
-
-[train]
-steps = 6
-batch_size = 8
-learning_rate = 1e-2
-warmup = 1
 """
+SETTINGS += TINY
 METHODS = ("ours, by the loss", "ours, by movement", "ours, least first", "nearest", "random")
 
 
@@ -87,7 +78,7 @@ def test_what_is_left_out_comes_first_in_the_order():
 
 
 def test_a_removal_goes_on_where_it_was(ran, monkeypatch):
-    monkeypatch.setattr(command, "train_trial", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(studies, "train_trial", lambda *_: pytest.fail("trained again"))
     again = scoresens("validate", ran.out.parent / "run.toml", out=ran.out)
     assert again.code == 0 and again.printed == ran.printed
 

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from command_line import Ran, scoresens, settings_file
+from command_line import TINY, Ran, scoresens, settings_file
 
 from scoresens.cli import retrain as command
+from scoresens.cli import studies
 
 SETTINGS = """
 experiment = "retrain"
@@ -21,18 +22,8 @@ count = 24
 
 [change]
 kind = "half"
-
-[model]
-kind = "mlp"
-width = 8
-depth = 1
-
-[train]
-steps = 6
-batch_size = 8
-learning_rate = 1e-2
-warmup = 1
 """
+SETTINGS += TINY
 
 
 def straight(model, data, change, mass, noise, solve):
@@ -70,7 +61,7 @@ def test_every_method_is_in_the_table_and_the_picture_is_there(ran):
 
 def test_a_retraining_goes_on_where_it_was(ran, monkeypatch):
     monkeypatch.setattr(command, "predict_change", straight)
-    monkeypatch.setattr(command, "train_trial", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(studies, "train_trial", lambda *_: pytest.fail("trained again"))
     again = scoresens("validate", ran.out.parent / "run.toml", out=ran.out)
     assert again.code == 0 and again.printed == ran.printed
 

@@ -15,12 +15,11 @@ from scoresens.retraining import (
     Trial,
     answers,
     ask,
-    loss_weights,
     read_answers,
     train_trial,
     training_levels,
 )
-from scoresens.training import TrainSettings, denoising_loss
+from scoresens.training import TrainSettings, denoising_loss, loss_weight
 
 TINY = ModelSettings(kind="mlp", width=8, depth=1)
 SETTINGS = TrainSettings(steps=4, batch_size=4, warmup=1)
@@ -69,7 +68,7 @@ def test_the_loss_is_that_of_loss_sensitivity(model):
         QUESTIONS.images,
         levels=LEVELS,
         key=QUESTIONS.key,
-        weights=loss_weights(LEVELS, model.sigma_data, 4),
+        weights=loss_weight(LEVELS, model.sigma_data) / 4,
     )
     laws.close(ask(model, QUESTIONS, ss.Solve(steps=2)).losses, found.loss, relative=1e-5)
 
@@ -85,18 +84,18 @@ def test_trials_of_one_seed_differ_by_their_data_alone():
 def test_a_run_that_was_stopped_goes_on(tmp_path):
     made = []
 
-    def make(trial):
-        made.append(trial.seed)
+    def make(name):
+        made.append(int(name[1]))
         if len(made) == 3:
             raise KeyboardInterrupt
-        return Answers(jnp.full((1, 2), float(trial.seed)), jnp.zeros(1))
+        return Answers(jnp.full((1, 2), float(name[1])), jnp.zeros(1))
 
-    trials = {f"t{seed}": Trial(seed) for seed in range(4)}
+    names = [f"t{seed}" for seed in range(4)]
     with pytest.raises(KeyboardInterrupt):
-        answers(tmp_path, trials, make)
+        answers(tmp_path, names, make)
     assert len(list(tmp_path.iterdir())) == 2  # nothing of the third
     (tmp_path / f"t{made[0]}.npz").write_bytes(b"torn")
-    found = answers(tmp_path, trials, make)
+    found = answers(tmp_path, names, make)
     assert {name: float(a.samples[0, 0]) for name, a in found.items()} == {
         "t0": 0.0, "t1": 1.0, "t2": 2.0, "t3": 3.0,
     }  # fmt: skip
@@ -106,11 +105,11 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
 def test_a_trial_that_another_process_has_done_is_not_done_again(tmp_path):
     other = Answers(np.ones((1, 2)), np.zeros(1))
 
-    def make(trial):
-        np.savez(tmp_path / f"t{1 - trial.seed}.npz", **other._asdict())
+    def make(name):
+        np.savez(tmp_path / f"t{1 - int(name[1])}.npz", **other._asdict())
         return Answers(np.zeros((1, 2)), np.zeros(1))
 
-    found = answers(tmp_path, {"t0": Trial(0), "t1": Trial(1)}, make)
+    found = answers(tmp_path, ["t0", "t1"], make)
     assert sorted(float(a.samples.sum()) for a in found.values()) == [0.0, 2.0]
 
 

@@ -22,8 +22,8 @@ from jaxtyping import Float
 
 from scoresens.datasets import DataSettings, prepare
 from scoresens.models import Denoiser, load
-from scoresens.retraining import loss_weights, training_levels
-from scoresens.training import TrainSettings
+from scoresens.retraining import training_levels
+from scoresens.training import TrainSettings, loss_weight
 
 LEVELS = 32  # of a query, where the study does not say
 TRAINING_LEVELS = 32  # K of a training point
@@ -85,7 +85,7 @@ def _table(
     x: np.ndarray, *, count: int, key: jax.Array, settings: TrainSettings, sigma_data: float
 ) -> Table:
     levels = training_levels(settings, count).astype(np.float32)
-    weights = np.asarray(loss_weights(levels, sigma_data, x[0].size)) / count
+    weights = loss_weight(levels, sigma_data) / (x[0].size * count)
     rows = (len(x), count)
     return Table(
         np.asarray(x, np.float32),

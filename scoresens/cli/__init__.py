@@ -46,13 +46,6 @@ from scoresens.config import ConfigError, read, read_one_of
 from scoresens.results import versions
 
 OUT = Path("scoresens-out")
-EXPERIMENTS: dict[str, type] = {
-    "finetune": ValidateRun,
-    "retrain": RetrainRun,
-    "halves": HalvesRun,
-    "removal": RemovalRun,
-}
-
 ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
 
@@ -87,10 +80,24 @@ class Command(NamedTuple):
     writes: Mapping[str, str]  # what is in each file
 
 
+class Experiment(NamedTuple):
+    """One experiment of `validate`."""
+
+    settings: type
+    run: Callable[[Any, Path, str], str]
+
+
+EXPERIMENTS = {
+    "finetune": Experiment(ValidateRun, run_validate),
+    "retrain": Experiment(RetrainRun, run_retrain),
+    "halves": Experiment(HalvesRun, run_halves),
+    "removal": Experiment(RemovalRun, run_removal),
+}
+
+
 def run_experiment(run: Any, out: Path, where: str) -> str:
     """The experiment that the settings are of."""
-    runs = {HalvesRun: run_halves, RetrainRun: run_retrain, RemovalRun: run_removal}
-    return runs.get(type(run), run_validate)(run, out, where)
+    return EXPERIMENTS[run.experiment].run(run, out, where)
 
 
 COMMANDS = {
@@ -352,7 +359,8 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
     if given.config is None:
         return given.settings(), given.command
     if given.settings is ValidateRun:
-        return read_one_of(given.config, "experiment", EXPERIMENTS), str(given.config)
+        kinds = {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
+        return read_one_of(given.config, "experiment", kinds), str(given.config)
     return read(given.config, given.settings), str(given.config)
 
 

@@ -17,8 +17,9 @@ from scoresens.cli.common import (
     PROCESS,
     TRACES,
     VERBS,
+    about_agreement,
     about_change,
-    as_json,
+    agreement,
     black_box,
     checkpoint,
     norms_by_mass,
@@ -42,7 +43,6 @@ from scoresens.drawing import draw_grid, draw_loss
 from scoresens.models import build
 from scoresens.paths import sample_ode
 from scoresens.report import (
-    NAMES,
     SHOWN,
     draw_sensitivity,
     draw_strip,
@@ -244,12 +244,8 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
             solve=solve,
         )
     truth = real.displacement
-    methods = sorted(predicted, key=[*NAMES, *predicted].index)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
-        results = {
-            method: compare(predicted[method], truth, resamples=run.resamples, seed=run.seed)
-            for method in methods
-        }
+        results = agreement(predicted, truth, run)
         if run.repeats > 1:
             ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
             results["another_finetuning"] = ceiling
@@ -269,12 +265,6 @@ def run_validate(run: ValidateRun, out: Path, where: str) -> str:
         )
         arrays = {"before": before, "control": real.control, "changed": real.changed}
         write_arrays(out / "displacements.npz", **arrays, **predicted)
-    result = {
-        method: {measure: as_json(found._asdict()) for measure, found in row.items()}
-        for method, row in results.items()
-    }
-    sizes = {"real": truth, "control_drift": np.concatenate(real.control - before), **predicted}
-    result |= about_change(setup, change, run) | {"methods": list(results)}
-    result["mean_norm"] = {name: float(norms(moves).mean()) for name, moves in sizes.items()}
-    write(out, result, run, stages)
+    moves = {"real": truth, "control_drift": np.concatenate(real.control - before), **predicted}
+    write(out, about_agreement(setup, change, run, results, moves), run, stages)
     return f"{title}, {run.count} samples\n\n{validation_table(results)}"

@@ -1,5 +1,6 @@
 """What the commands share: where they start from, and how they say and write what they found."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,10 @@ from scoresens.drives import Smoothed
 from scoresens.measures import Points, default_bandwidth
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.processes import EDM
+from scoresens.report import NAMES
 from scoresens.results import write_result
 from scoresens.traces import Exact, Hutchinson
+from scoresens.validation import Interval, compare
 
 PROCESS = EDM()  # denoisers are of the canonical frame
 TRACES = {"exact": Exact(), "hutchinson": Hutchinson(1)}
@@ -112,6 +115,32 @@ def about_change(setup: Setup, change: Change, run: ChangeRun | RetrainRun) -> d
     """What every result about a change tells of it."""
     said = {"change": run.change.title, "mass": run.change.mass}
     return said | about(setup, run) | {"touched_images": int(change.touched.sum())}
+
+
+def agreement(
+    predicted: Mapping[str, Batch], real: Batch, run: ValidateRun | RetrainRun
+) -> dict[str, dict[str, Interval]]:
+    """Every measure of every method, in the order of their names."""
+    return {
+        method: compare(predicted[method], real, resamples=run.resamples, seed=run.seed)
+        for method in sorted(predicted, key=[*NAMES, *predicted].index)
+    }
+
+
+def about_agreement(
+    setup: Setup,
+    change: Change,
+    run: ValidateRun | RetrainRun,
+    results: Mapping[str, Mapping[str, Interval]],
+    moves: Mapping[str, Batch],
+) -> dict[str, Any]:
+    """What a comparison of predicted with real changes tells: measures, and mean sizes of moves."""
+    told: dict[str, Any] = {
+        method: {measure: as_json(found._asdict()) for measure, found in row.items()}
+        for method, row in results.items()
+    }
+    told |= about_change(setup, change, run) | {"methods": list(results)}
+    return told | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
 
 
 def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:

@@ -14,21 +14,13 @@ from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import HalvesRun
-from scoresens.cli.studies import generated, kept_models, same_study, shown
+from scoresens.cli.studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets import Dataset, prepare
 from scoresens.halves_report import draw_halves, halves_table
 from scoresens.measures import default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.predictions import LOSSES, MOVES, Case, Prediction
-from scoresens.retraining import (
-    PROCESS,
-    Questions,
-    answers,
-    ask,
-    read_answers,
-    train_trial,
-    training_levels,
-)
+from scoresens.retraining import PROCESS, Questions, read_answers, training_levels, whole
 from scoresens.solve import Solve
 
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
@@ -42,7 +34,7 @@ class Study(NamedTuple):
     images: np.ndarray  # [N, *shape], trained on
     halves: np.ndarray  # [S + C, N]; the last C are for choosing
     questions: Questions
-    models: list[Denoiser]  # of all images, one a seed
+    models: dict[str, Denoiser]  # of all images, `all-SEED`
 
 
 def run_halves(run: HalvesRun, out: Path, where: str) -> str:
@@ -57,14 +49,7 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
         study = _study(out, run, dataset, solve)
     trials = lds.plan(study.halves, run.halves.seeds)
     with stages("train", f"{len(trials)} trainings", bars=True):
-        found = answers(
-            out / "models",
-            trials,
-            lambda trial: ask(
-                train_trial(trial, study.images, run.model, run.train), study.questions, solve
-            ),
-            shown,
-        )
+        found = all_answers(out, trials, study.models, study.images, study.questions, run)
     truth = lds.truth(found, len(study.halves), run.halves.seeds)
     with stages("predict", "predictions of each method", bars=True):
         predicted = _predictions(out, run, study, truth, solve)
@@ -90,13 +75,12 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     order = np.random.default_rng(asked.seed).permutation(len(dataset.images))
     held, kept = np.sort(order[: asked.held_out]), np.sort(order[asked.held_out :])
     images = dataset.images[kept]
-    trials = lds.plan(np.zeros((0, len(images)), bool), asked.seeds)
-    models = kept_models(out, trials, images, run)
+    models = kept_models(out, whole(asked.seeds), images, run)
     noise = PROCESS.sample_prior(jax.random.key(asked.seed), (asked.samples, *images.shape[1:]))
     levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
     key = jax.random.key(asked.seed + 1)
     beside = {"held": held, "kept": kept}
-    drawn = generated(out / "questions.npz", models[0], noise, images, solve, beside)
+    drawn = generated(out / "questions.npz", models["all-0"], noise, images, solve, beside)
     queries = jnp.concatenate([jnp.asarray(drawn), jnp.asarray(dataset.images[held])])
     halves = lds.halves(len(images), asked.subsets + asked.choosing, asked.seed)
     return Study(images, halves, Questions(noise, queries, levels, key), models)
@@ -113,8 +97,8 @@ def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
     found = {name: read_answers(out / "models" / f"{name}.npz") for name in names}
     if missing := [name for name, answer in found.items() if answer is None]:
         raise FileNotFoundError(f"{out} lacks {len(missing)} models: run scoresens validate first")
-    whole = {name: answer for name, answer in found.items() if answer is not None}
-    return study, lds.truth(whole, len(study.halves), run.halves.seeds)
+    there = {name: answer for name, answer in found.items() if answer is not None}
+    return study, lds.truth(there, len(study.halves), run.halves.seeds)
 
 
 # ------------------------------------------------------------------ predictions
@@ -134,7 +118,7 @@ def _predictions(
     ]
     cases = [
         Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve)
-        for seed, model in enumerate(study.models)
+        for seed, model in enumerate(study.models.values())
     ]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
     for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
@@ -196,7 +180,7 @@ def _judge(
             best = max(curve, key=lambda s: curve[s])
             rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
             rows[method]["chosen"] = judge.all(flatter[best][:, report])
-            if DEFAULT in flatter and len(flatter) > 1:
+            if method in TARGETS[target] and len(flatter) > 1:  # a rival has no default here
                 rows[method]["default"] = judge.all(flatter[DEFAULT][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
     result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])

@@ -15,23 +15,14 @@ from scoresens.attribution import attribute
 from scoresens.cli.common import PROCESS, write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import RemovalRun
-from scoresens.cli.studies import generated, kept_models, same_study, shown
+from scoresens.cli.studies import all_answers, generated, kept_models, same_study
 from scoresens.datamodeling import components
 from scoresens.datasets import prepare
-from scoresens.losses import loss_sensitivity
 from scoresens.measures import Points, default_bandwidth
 from scoresens.plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
+from scoresens.predictions import loss_scores
 from scoresens.report import table
-from scoresens.retraining import (
-    Answers,
-    Questions,
-    Trial,
-    answers,
-    ask,
-    loss_weights,
-    train_trial,
-    training_levels,
-)
+from scoresens.retraining import Answers, Questions, Trial, training_levels, whole
 from scoresens.scores import from_denoiser
 from scoresens.solve import Solve
 
@@ -48,20 +39,15 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
         dataset = prepare(run.data)
     images = dataset.images
     same_study(out, run, where, STUDY)
-    bases = {f"all-{seed}": Trial(seed) for seed in range(run.seeds)}
+    bases = whole(run.seeds)
     with stages("base", f"{run.seeds} models of all images", bars=True):
         models = kept_models(out, bases, images, run)
-        asked = _questions(out, run, models[0], images, solve)
+        asked = _questions(out, run, models["all-0"], images, solve)
     with stages("rank", f"ranking the images by what they do to {run.queries} samples"):
-        orders = _orders(run, models[0], images, asked, solve)
+        orders = _orders(run, models["all-0"], images, asked, solve)
     trials = bases | _trials(run, orders, len(images))
     with stages("train", f"{len(trials)} trainings", bars=True):
-        found = answers(
-            out / "models",
-            trials,
-            lambda trial: ask(train_trial(trial, images, run.model, run.train), asked, solve),
-            shown,
-        )
+        found = all_answers(out, trials, models, images, asked, run)
     effects = _effects(run, list(orders), found)
     title = f"{dataset.name}: trained without the images that matter to a sample"
     with stages("pictures", "drawing"):
@@ -84,12 +70,7 @@ def _orders(run, model, images, asked, solve) -> dict[str, np.ndarray]:
     """By method, for each sample the images `[Q, N]` that matter most first."""
     h = run.bandwidth or default_bandwidth(images)
     data, score = Points(jnp.asarray(images), bandwidth=h), from_denoiser(PROCESS, model)
-    weights = loss_weights(asked.levels, model.sigma_data, images[0].size)
-    loss = np.asarray(
-        loss_sensitivity(
-            PROCESS, score, data, asked.images, levels=asked.levels, key=asked.key, weights=weights
-        ).scores
-    )
+    loss = loss_scores(model, data, asked, solve)
     axes = jnp.asarray(components(images, AXES).reshape(-1, *images.shape[1:]), images.dtype)
     moved = attribute(
         PROCESS, score, data, functionals.components(axes), asked.noise, solve=solve

@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.batches import norms
 from scoresens.changes import make_change
-from scoresens.cli.common import PROCESS, Setup, about_change, as_json, titled, write
+from scoresens.cli.common import PROCESS, Setup, about_agreement, agreement, titled, write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import RetrainRun
-from scoresens.cli.studies import kept_models, same_study, shown
+from scoresens.cli.studies import all_answers, kept_models, same_study
 from scoresens.datasets import prepare
 from scoresens.measures import Points, default_bandwidth
-from scoresens.report import NAMES, draw_validation, validation_table
-from scoresens.retraining import Questions, Trial, answers, ask, train_trial
+from scoresens.report import draw_validation, validation_table
+from scoresens.retraining import Questions, Trial
 from scoresens.solve import Solve
-from scoresens.validation import compare, predict_change
+from scoresens.validation import predict_change
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
 
@@ -44,12 +43,8 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
         models = kept_models(out, controls, dataset.images, run)
     noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
     asked = Questions(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
-
-    def make(trial):
-        return ask(train_trial(trial, dataset.images, run.model, run.train), asked, solve)
-
     with stages("train", f"{len(trials)} trainings", bars=True):
-        found = answers(out / "models", trials, make, shown)
+        found = all_answers(out, trials, models, dataset.images, asked, run)
     control, changed = (
         np.stack([found[f"{name}-{seed}"].samples for seed in range(run.seeds)])
         for name in ("control", "changed")
@@ -57,23 +52,16 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     real = changed - control
     with stages("predict", f"{run.count} paths of {run.seeds} models by each method"):
         each = [
-            predict_change(model, data, change, run.change.mass, noise, solve) for model in models
+            predict_change(model, data, change, run.change.mass, noise, solve)
+            for model in models.values()
         ]
     predicted = {name: np.stack([one[name] for one in each]) for name in each[0]}
     before = predicted.pop("before")
-    methods = sorted(predicted, key=[*NAMES, *predicted].index)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
-        pooled = {method: _pooled(predicted[method]) for method in methods}
-        results = {
-            method: compare(moves, _pooled(real), resamples=run.resamples, seed=run.seed)
-            for method, moves in pooled.items()
-        }
-        if run.seeds > 1:
-            other = _pooled(np.roll(real, 1, 0))
-            results["another_seed"] = compare(
-                other, _pooled(real), resamples=run.resamples, seed=run.seed
-            )
-    setup = Setup(dataset, data, models[0], noise)
+        pooled = {method: _pooled(moves) for method, moves in predicted.items()}
+        others = {"another_seed": _pooled(np.roll(real, 1, 0))} if run.seeds > 1 else {}
+        results = agreement(pooled | others, _pooled(real), run)
+    setup = Setup(dataset, data, models["control-0"], noise)
     title = f"{titled(setup, change, run.change)}, trained from scratch"
     with stages("pictures", "drawing"):
         draw_validation(
@@ -88,14 +76,8 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
             title=f"{title}, predicted and real",
             trained="a model trained from scratch",
         )
-    result = {
-        method: {measure: as_json(interval._asdict()) for measure, interval in row.items()}
-        for method, row in results.items()
-    }
-    result |= about_change(setup, change, run) | {"methods": list(results)}
-    sizes = {"real": _pooled(real), **pooled}
-    result["mean_norm"] = {name: float(norms(moves).mean()) for name, moves in sizes.items()}
-    write(out, result, run, stages)
+    moves = {"real": _pooled(real), **pooled}
+    write(out, about_agreement(setup, change, run, results, moves), run, stages)
     return f"{title}, {run.count} samples, {run.seeds} seeds\n\n{validation_table(results)}"
 
 

@@ -15,7 +15,7 @@ from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun
 from scoresens.config import ConfigError
 from scoresens.models import Denoiser, load, save
 from scoresens.paths import sample_ode
-from scoresens.retraining import PROCESS, Trial, train_trial
+from scoresens.retraining import PROCESS, Answers, Questions, Trial, answers, ask, train_trial
 from scoresens.scores import from_denoiser
 from scoresens.solve import Solve
 
@@ -40,15 +40,33 @@ def same_study(out: Path, run: Trained, where: str, names: Sequence[str]) -> Non
 
 def kept_models(
     out: Path, trials: Mapping[str, Trial], images: np.ndarray, run: Trained
-) -> list[Denoiser]:
-    """The models of the trials, in files once made."""
-    models = []
+) -> dict[str, Denoiser]:
+    """The models of the trials by name, in files once made."""
+    models = {}
     for name, trial in shown(list(trials.items())):
         file = out / f"{name}.safetensors"
         if not file.exists():
             save(file, train_trial(trial, images, run.model, run.train), {"seed": trial.seed})
-        models.append(load(file)[0])
+        models[name], _ = load(file)
     return models
+
+
+def all_answers(
+    out: Path,
+    trials: Mapping[str, Trial],
+    models: Mapping[str, Denoiser],
+    images: np.ndarray,
+    asked: Questions,
+    run: Trained,
+) -> dict[str, Answers]:
+    """What every trial's model answers, in files once asked; `models` are there already, and are
+    not trained again."""
+
+    def make(name):
+        model = models.get(name) or train_trial(trials[name], images, run.model, run.train)
+        return ask(model, asked, Solve(steps=run.steps))
+
+    return answers(out / "models", trials, make, shown)
 
 
 def generated(
