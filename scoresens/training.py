@@ -21,7 +21,7 @@ on the Coupling Method, section I.5.
 
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -97,10 +97,12 @@ class TrainState(NamedTuple):
 
 
 class TrainResult(NamedTuple):
-    """A trained model: the averaged network, and the loss over each 50 steps."""
+    """A trained model: the averaged network, the loss over each 50 steps, and the averaged network
+    as it was after the steps asked for."""
 
     model: Denoiser
     losses: Float[np.ndarray, "intervals"]
+    earlier: dict[int, Denoiser]
 
 
 def train(
@@ -111,6 +113,7 @@ def train(
     settings: TrainSettings,
     weights: Float[Arrays, "N"] | None = None,
     base_weights: Float[Arrays, "N"] | None = None,
+    keep: Sequence[int] = (),
     progress: bool = True,
 ) -> TrainResult:
     """Returns a denoiser trained on weighted images, from the model given.
@@ -126,10 +129,11 @@ def train(
         weights: ``[N]``, how often each image is drawn, in proportion; zero leaves it out. By
             default, ``base_weights``.
         base_weights: ``[N]``, the weights of the training to share draws with; by default equal.
+        keep: numbers of steps after which to keep the averaged model.
         progress: whether to show a progress bar.
 
     Returns:
-        The averaged model, and the mean loss over each 50 steps.
+        The averaged model, the mean loss over each 50 steps, and the models kept.
 
     Raises:
         ValueError: if images have not the model's shape, or weights are negative or all zero.
@@ -142,15 +146,17 @@ def train(
     images = _check_images(model, images)
     draws = couple(len(images), weights, base_weights)
     state = _start(model, settings)
-    losses, recent = [], []
+    losses, recent, earlier = [], [], {}
     for step in steps_shown(settings.steps, progress, losses):
         state, loss = train_step(state, images, draws, key, settings)
         recent.append(loss)
+        if step + 1 in keep:
+            earlier[step + 1] = jax.tree.map(jnp.copy, state.ema)  # the next step uses up the state
         if len(recent) == LOSS_EVERY or step + 1 == settings.steps:
             losses.append(float(np.mean(jax.device_get(recent))))
             _check_finite(losses[-1], step)
             recent = []
-    return TrainResult(state.ema, np.array(losses))
+    return TrainResult(state.ema, np.array(losses), earlier)
 
 
 def train_to_file(

@@ -13,6 +13,8 @@ are compared over samples i by the measures of `compare`, each with a bootstrap 
 samples.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import jax
@@ -29,14 +31,12 @@ from scoresens.measures import Points
 from scoresens.models import Denoiser
 from scoresens.paths import sample_ode
 from scoresens.perturbations import Perturbation
-from scoresens.processes import EDM
+from scoresens.retraining import PROCESS, Answers, answers
 from scoresens.scores import from_denoiser
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
-from scoresens.traces import Exact
+from scoresens.traces import Exact, TraceEstimator
 from scoresens.training import TrainSettings, train
-
-PROCESS = EDM()
 
 
 class Interval(NamedTuple):
@@ -73,6 +73,7 @@ def predict_change(
     mass: float,
     noise: Float[Array, "M *shape"],
     solve: Solve = Solve(),
+    trace: TraceEstimator = Exact(),
 ) -> dict[str, Float[np.ndarray, "M *shape"]]:
     """Predicted displacements of the samples from `noise`, by name of the method.
 
@@ -83,17 +84,18 @@ def predict_change(
         mass: how much of it.
         noise: `[M, *shape]` at tau = 80.
         solve: the numerics.
+        trace: of the black boxes; its probes, if it has any, are of key 0.
 
     Returns:
-        `first_order_data`, `counterfactual_data` against the data's law; black box, with the exact
-        trace, `first_order_model`, `counterfactual_model` against the model's law smoothed by the
-        data's bandwidth, and `first_order_sharp`, `counterfactual_sharp` against it as it is; the
-        baseline `class_mean`, which moves each sample straight toward the mean of what is added
-        (away from what is removed, along what is moved), with ratio r = 1 in (2.1); and `before`,
-        the samples themselves.
+        `first_order_data`, `counterfactual_data` against the data's law; black box,
+        `first_order_model`, `counterfactual_model` against the model's law smoothed by the data's
+        bandwidth, and `first_order_sharp`, `counterfactual_sharp` against it as it is; the baseline
+        `class_mean`, which moves each sample straight toward the mean of what is added (away from
+        what is removed, along what is moved), with ratio r = 1 in (2.1); and `before`, the samples
+        themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
-    options = {"trace": Exact(), "prior": data, "solve": solve}
+    options = {"trace": trace, "prior": data, "solve": solve, "key": jax.random.key(0)}
     bases = {"data": data, "model": Smoothed(data.bandwidth), "sharp": None}
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
@@ -123,18 +125,20 @@ def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[
     return shift
 
 
-def real_change(
+def real_changes(
     model: Denoiser,
     data: Points,
     change: Change,
     noise: Float[Array, "M *shape"],
+    folder: Path,
     *,
     key: PRNGKeyArray,
     settings: TrainSettings,
+    after: Sequence[int] = (),
     repeats: int = 1,
     solve: Solve = Solve(),
-    progress: bool = True,
-) -> RealChange:
+    shown: Callable[[list[str]], Iterator[str]] = iter,
+) -> dict[int, RealChange]:
     """What fine-tuning on the changed data does to the samples from `noise`, against its control.
 
     Args:
@@ -142,36 +146,49 @@ def real_change(
         data: the unchanged data.
         change: from `make_change`, of the same data.
         noise: `[M, *shape]` at tau = 80.
+        folder: where the samples of each fine-tuned model are kept as soon as they are drawn, and
+            looked for first; it must hold no others' (see `retraining.answers`).
         key: of the draws; pair r of fine-tunings shares `fold_in(key, r)`.
         settings: of the fine-tuning.
+        after: numbers of steps, rising, below `settings.steps`, after which to look as well.
         repeats: R, the number of pairs.
         solve: the numerics of the sampler.
-        progress: whether to show progress bars.
+        shown: what shows progress over the names of the fine-tunings that are left.
+
+    Returns:
+        By number of steps, the last that of all steps.
 
     Notes:
-        2 R trainings and as many sampling runs.
+        2 R trainings, and a sampling run at each number of steps.
     """
-
     own = data.points if change.images is None else change.images
     with_control = own if change.base_weights is not None else data.points
+    kinds = {"control": (with_control, None), "changed": (own, change.weights)}
+    times = (*after, settings.steps)
 
-    def samples(images, weights, repeat):
-        tuned = train(
+    def tuned(name):
+        kind, repeat = name.split("-")
+        images, weights = kinds[kind]
+        found = train(
             model,
             images,
-            key=jax.random.fold_in(key, repeat),
+            key=jax.random.fold_in(key, int(repeat)),
             settings=settings,
             weights=weights,
             base_weights=change.base_weights,
-            progress=progress,
+            keep=times,
+            progress=False,
         )
-        score = from_denoiser(PROCESS, tuned.model)
-        return jax.device_get(sample_ode(PROCESS, score, noise, solve=solve).x)
+        scores = [from_denoiser(PROCESS, found.earlier[steps]) for steps in times]
+        drawn = [sample_ode(PROCESS, score, noise, solve=solve).x for score in scores]
+        return Answers(jnp.stack(drawn), jnp.zeros(0))
 
-    pairs = [
-        (samples(with_control, None, r), samples(own, change.weights, r)) for r in range(repeats)
-    ]
-    return RealChange(*map(np.stack, zip(*pairs, strict=True)))
+    names = [f"{kind}-{repeat}" for kind in kinds for repeat in range(repeats)]
+    found = answers(folder, names, tuned, shown)
+    control, changed = np.split(np.stack([found[name].samples for name in names]), 2)
+    return {
+        steps: RealChange(control[:, place], changed[:, place]) for place, steps in enumerate(times)
+    }
 
 
 def compare(

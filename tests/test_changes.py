@@ -11,7 +11,7 @@ from scoresens.datasets import Dataset, DataSettings, prepare
 from scoresens.finite import change
 from scoresens.models import ModelSettings, build, save
 from scoresens.training import TrainSettings
-from scoresens.validation import predict_change, real_change
+from scoresens.validation import predict_change, real_changes
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +64,25 @@ def test_another_model_is_its_own_samples_in_training(dataset, data, checkpoint)
     np.testing.assert_allclose(named.base_weights, np.repeat([1.0, 0.0], 12) / 12)
 
 
-def test_the_control_is_trained_on_the_unchanged_data(dataset, data, checkpoint):
+def test_the_control_is_trained_on_the_unchanged_data(dataset, data, checkpoint, tmp_path):
     """With nothing of the other model, or no shift, both of a pair are one training."""
     model, noise = network(0), jnp.ones((2, 2, 2, 1), jnp.float32)
     options = {
         "key": jax.random.key(2),
         "settings": TrainSettings(steps=5, batch_size=4, warmup=1, ema_halflife=2.0),
         "solve": ss.Solve(steps=5),
-        "progress": False,
     }
+
+    def run(folder, named):
+        return real_changes(model, data, named, noise, tmp_path / folder, **options)[5]
+
     other = make_change(dataset, data, ChangeSettings("model", mass=0.5, checkpoint=checkpoint))
     moved = make_change(dataset, data, ChangeSettings("shift", ("a",)))
-    runs = [real_change(model, data, named, noise, **options) for named in (other, moved)]
-    for run in runs:
-        assert np.abs(run.displacement).max() > 1e-6
-    nothing = real_change(model, data, other._replace(weights=other.base_weights), noise, **options)
+    for folder, named in (("other", other), ("moved", moved)):
+        assert np.abs(run(folder, named).displacement).max() > 1e-6
+    nothing = run("nothing", other._replace(weights=other.base_weights))
     np.testing.assert_array_equal(nothing.control, nothing.changed)
-    still = real_change(model, data, moved._replace(images=dataset.images), noise, **options)
+    still = run("still", moved._replace(images=dataset.images))
     np.testing.assert_array_equal(still.control, still.changed)
 
 

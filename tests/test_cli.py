@@ -304,11 +304,14 @@ def projected(x, data, count):
 
 def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
-    text = f"count = 9\nsteps = 4\nrepeats = 2\nresamples = 40\n{DATA}{CHANGE}{finetune}"
+    text = (
+        f"count = 9\nsteps = 4\nrepeats = 2\nafter = [3]\nresamples = 40\n{DATA}{CHANGE}{finetune}"
+    )
     ran = scoresens("validate", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
-    assert is_complete(ran, "report.png", "displacements.npz")
+    assert is_complete(ran, "report.png", "displacements.npz", "models", "study.json")
     result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
-    assert list(rows(ran.printed)) == result["methods"]
+    at_the_end, by_steps = ran.printed.split("pooled Pearson, by the number of steps")
+    assert list(rows(at_the_end)) == list(rows(by_steps)) == result["methods"]
     assert result["methods"] == [
         *(f"counterfactual_{base}" for base in ("data", "model", "sharp")),
         *(f"first_order_{base}" for base in ("data", "model", "sharp")),
@@ -329,6 +332,15 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     drift = (arrays["control"] - arrays["before"]).reshape(18, -1)
     drift = np.linalg.norm(drift, axis=1).mean()
     assert result["mean_norm"]["control_drift"] == pytest.approx(drift)
+    assert list(result["after"]) == ["3", "10"]
+    assert result["after"]["10"] == {method: result[method] for method in result["methods"]}
+    kept = [np.load(tmp_path / "out" / "models" / f"{kind}-0.npz")["samples"]
+            for kind in ("control", "changed")]  # fmt: skip
+    np.testing.assert_array_equal(kept[0][1], arrays["control"][0])
+    assert np.abs(kept[1][0] - kept[1][1]).max() > 1e-6  # after 3 steps and after 10
+    other = with_checkpoint(tmp_path, trained, text.replace("count = 9", "count = 8"))
+    refused = scoresens("validate", other, out=tmp_path / "out")
+    assert refused.code == 2 and "holds a study with other settings of count" in refused.told
 
 
 def test_demo_needs_no_settings(tmp_path):

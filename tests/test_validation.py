@@ -12,7 +12,7 @@ from scoresens.datasets import Dataset
 from scoresens.finite import change
 from scoresens.models import ModelSettings, build
 from scoresens.training import TrainSettings
-from scoresens.validation import compare, predict_change, real_change
+from scoresens.validation import compare, predict_change, real_changes
 
 NAMES = ("a", "b", "c")
 
@@ -106,7 +106,7 @@ def test_a_change_of_what_is_not_there_is_refused(dataset):
         ChangeSettings("half", mass=1.5)
 
 
-def test_pairs_of_fine_tunings_share_all_but_the_change(dataset):
+def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path):
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
@@ -114,22 +114,44 @@ def test_pairs_of_fine_tunings_share_all_but_the_change(dataset):
     settings = TrainSettings(steps=5, batch_size=4, warmup=1, ema_halflife=2.0)
     solve = ss.Solve(steps=5)
 
-    def run(weights, repeats):
+    def run(folder, weights, repeats, **more):
         named = make_change(dataset, data, ChangeSettings("half"))._replace(weights=weights)
-        options = {"settings": settings, "solve": solve, "progress": False}
-        return real_change(
-            model, data, named, noise, key=jax.random.key(2), repeats=repeats, **options
-        )
+        options = {"key": jax.random.key(2), "solve": solve, "settings": settings, **more}
+        return real_changes(model, data, named, noise, folder, repeats=repeats, **options)
 
-    nothing = run(np.full(12, 1 / 12), 1)
+    nothing = run(tmp_path / "nothing", np.full(12, 1 / 12), 1)[5]
     np.testing.assert_array_equal(nothing.control, nothing.changed)
     weights = np.repeat([0.0, 0.125, 0.125], 4)
-    twice = run(weights, 2)
+    twice = run(tmp_path / "twice", weights, 2)[5]
     np.testing.assert_array_equal(twice.control[:1], nothing.control)
     assert np.abs(twice.control[0] - twice.control[1]).max() > 1e-4  # another key
     each = twice.changed - twice.control
     np.testing.assert_allclose(twice.displacement, 0.5 * (each[0] + each[1]), rtol=1e-6)
     np.testing.assert_array_equal(twice.ceiling[0], each[0])
+    (tmp_path / "twice" / "changed-0.npz").unlink()  # of a run that was stopped
+    again = run(tmp_path / "twice", weights, 2)[5]
+    np.testing.assert_array_equal(again.changed, twice.changed)
+
+
+def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
+    """At a constant learning rate, after k steps it is the fine-tuning of k steps."""
+    data = points(dataset)
+    model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
+    noise = ss.EDM().sample_prior(jax.random.key(1), (3, *data.shape)).astype(jnp.float32)
+    named = make_change(dataset, data, ChangeSettings("half"))
+
+    def run(folder, steps, after=()):
+        settings = TrainSettings(steps=steps, batch_size=4, warmup=0, decay=False, ema_halflife=2.0)
+        options = {"settings": settings, "after": after, "solve": ss.Solve(steps=5)}
+        asked = (model, data, named, noise, tmp_path / folder)
+        return real_changes(*asked, key=jax.random.key(2), **options)
+
+    found = run("all", 5, (1, 3))
+    assert list(found) == [1, 3, 5]
+    for steps, seen in found.items():
+        alone = run(str(steps), steps)[steps]
+        np.testing.assert_allclose(seen.changed, alone.changed, rtol=1e-5, atol=1e-6)
+    assert np.abs(found[1].displacement - found[5].displacement).max() > 1e-4
 
 
 def test_predictions_are_displacements_of_the_named_samples(dataset):

@@ -19,9 +19,9 @@ from scoresens.cli.commands import (
     run_sample,
     run_sensitivity,
     run_train,
-    run_validate,
 )
 from scoresens.cli.demo import DRAWN, run_demo
+from scoresens.cli.finetune import run_finetune
 from scoresens.cli.gap import run_gap
 from scoresens.cli.halves import run_halves
 from scoresens.cli.progress import blaming, tell
@@ -88,7 +88,7 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
-    "finetune": Experiment(ValidateRun, run_validate),
+    "finetune": Experiment(ValidateRun, run_finetune),
     "retrain": Experiment(RetrainRun, run_retrain),
     "halves": Experiment(HalvesRun, run_halves),
     "removal": Experiment(RemovalRun, run_removal),
@@ -231,7 +231,8 @@ Are the predictions right?
 
 experiment = "finetune" (or left out): fine-tunes the checkpoint on the changed data and, as
 control, on the unchanged data with the same randomness, and compares the real with the predicted
-changes of the same samples: first order (both bases), counterfactual, and baselines.
+changes of the same samples: first order (all bases), counterfactual, and baselines. A run that was
+stopped goes on where it was.
 
 experiment = "halves": trains models from scratch on all images and on random halves of them, by
 several seeds, and compares how samples and denoising losses really changed with what is predicted
@@ -252,15 +253,16 @@ the loss at the sample rises and how far it moves. It goes on where it was, too.
 [model], [train]; queries (samples), shares (of the images left out), seeds, levels, seed, steps,
 bandwidth, resamples.
 
-Settings of "finetune": checkpoint, count, seed, steps, bandwidth, repeats (pairs of fine-tunings to
-average; from 2 on, another fine-tuning is compared too), resamples; [data] as for train; [change]
-as for sensitivity; [finetune] as [train].""",
+Settings of "finetune": checkpoint, count, seed, steps, bandwidth, probes (of the black boxes'
+traces; left out: exact), after (steps of fine-tuning after which to look as well), repeats (pairs
+of fine-tunings to average; from 2 on, another fine-tuning is compared too), resamples; [data] as
+for train; [change] as for sensitivity; [finetune] as [train].""",
         "scoresens validate configs/digits-finetune.toml",
         {
             "report.png": "predicted and real, side by side, with the agreement",
             "result.json": "each measure of each method, with its bootstrap interval",
             "displacements.npz": "finetune: all samples and predicted changes, to look at again",
-            "models/": "but for finetune: what each trained model said",
+            "models/": "what each trained model said",
             "predictions/": "halves: what each method predicted",
         },
     ),

@@ -1,7 +1,8 @@
 """What each command does: settings and a folder in, files and a table out.
 
 Each takes the settings, the folder (which exists), and where the settings came from, for errors to
-name; and returns the table to print. `demo` and `attribute` have files of their own.
+name; and returns the table to print. `demo`, `attribute`, `gap`, `residual` and
+the experiments of `validate` have files of their own.
 """
 
 from dataclasses import replace
@@ -17,9 +18,7 @@ from scoresens.cli.common import (
     PROCESS,
     TRACES,
     VERBS,
-    about_agreement,
     about_change,
-    agreement,
     black_box,
     checkpoint,
     norms_by_mass,
@@ -35,7 +34,6 @@ from scoresens.cli.settings import (
     SampleRun,
     SensitivityRun,
     TrainRun,
-    ValidateRun,
 )
 from scoresens.counterfactual import counterfactual
 from scoresens.datasets import prepare
@@ -46,16 +44,13 @@ from scoresens.report import (
     SHOWN,
     draw_sensitivity,
     draw_strip,
-    draw_validation,
     table,
-    validation_table,
 )
 from scoresens.scores import from_denoiser
 from scoresens.sde import sample_sde
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
 from scoresens.training import LOSS_EVERY, train_to_file
-from scoresens.validation import compare, predict_change, real_change
 
 GRID = 64  # samples shown at most
 
@@ -219,52 +214,3 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
         )
     }
     return f"{title}, {run.count} samples\n\n{table(rows, 'mass')}"
-
-
-def run_validate(run: ValidateRun, out: Path, where: str) -> str:
-    """Write how well predicted changes match what fine-tuning does; the table of the run."""
-    stages, solve = Stages(), Solve(steps=run.steps)
-    setup, change = set_up_change(run, where, stages)
-    with stages("predict", f"compiling and integrating {run.count} paths by each method"):
-        predicted = predict_change(
-            setup.model, setup.data, change, run.change.mass, setup.noise, solve
-        )
-    before = predicted.pop("before")
-    with stages(
-        "finetune", f"fine-tuning {run.repeats} x on unchanged and on changed data", bars=True
-    ):
-        real = real_change(
-            setup.model,
-            setup.data,
-            change,
-            setup.noise,
-            key=jax.random.fold_in(jax.random.key(run.seed), 1),
-            settings=run.finetune,
-            repeats=run.repeats,
-            solve=solve,
-        )
-    truth = real.displacement
-    with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
-        results = agreement(predicted, truth, run)
-        if run.repeats > 1:
-            ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
-            results["another_finetuning"] = ceiling
-    title = titled(setup, change, run.change)
-    with stages("pictures", "drawing"):
-        draw_validation(
-            out / "report.png",
-            setup.dataset.images,
-            predicted,
-            before,
-            real.control[0],
-            real.changed[0],
-            truth,
-            results,
-            title=f"{title}, predicted and real",
-            trained="the checkpoint fine-tuned",
-        )
-        arrays = {"before": before, "control": real.control, "changed": real.changed}
-        write_arrays(out / "displacements.npz", **arrays, **predicted)
-    moves = {"real": truth, "control_drift": np.concatenate(real.control - before), **predicted}
-    write(out, about_agreement(setup, change, run, results, moves), run, stages)
-    return f"{title}, {run.count} samples\n\n{validation_table(results)}"

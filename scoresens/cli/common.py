@@ -97,6 +97,11 @@ def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Set
     return {"base": own, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
 
 
+def trace_of(run: ValidateRun | RetrainRun) -> Exact | Hutchinson:
+    """How the black boxes take their traces."""
+    return Exact() if run.probes is None else Hutchinson(run.probes)
+
+
 def checkpoint(name: str) -> tuple[Denoiser, dict]:
     """A bundled checkpoint by its name, or the one in a file."""
     return pretrained(name) if name in BUNDLED else load(name)

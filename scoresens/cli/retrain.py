@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.changes import make_change
-from scoresens.cli.common import PROCESS, Setup, about_agreement, agreement, titled, write
+from scoresens.cli.common import (
+    PROCESS,
+    Setup,
+    about_agreement,
+    agreement,
+    titled,
+    trace_of,
+    write,
+)
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import RetrainRun
 from scoresens.cli.studies import all_answers, kept_models, same_study
@@ -52,7 +60,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     real = changed - control
     with stages("predict", f"{run.count} paths of {run.seeds} models by each method"):
         each = [
-            predict_change(model, data, change, run.change.mass, noise, solve)
+            predict_change(model, data, change, run.change.mass, noise, solve, trace_of(run))
             for model in models.values()
         ]
     predicted = {name: np.stack([one[name] for one in each]) for name in each[0]}

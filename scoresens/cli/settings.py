@@ -158,8 +158,10 @@ class ValidateRun:
     Args:
         data, change: the training data, and what changes in them.
         finetune: how the checkpoint is fine-tuned.
+        after: numbers of fine-tuning steps, rising, after which to look as well as at the end.
         repeats: pairs of fine-tunings, on changed and on unchanged data, that are averaged.
         checkpoint, count, seed, steps, bandwidth: as for `sensitivity`; count is at least 8.
+        probes: random probes of the black boxes' traces; left out, the trace is exact.
         resamples: of the bootstrap.
     """
 
@@ -167,11 +169,13 @@ class ValidateRun:
     data: DataSettings
     change: ChangeSettings
     finetune: TrainSettings
+    after: tuple[int, ...] = ()
     checkpoint: str = "digits"
     count: int = 48
     seed: int = 0
     steps: int = 40
     bandwidth: float | None = None
+    probes: int | None = None
     repeats: int = 1
     resamples: int = 2000
 
@@ -179,6 +183,13 @@ class ValidateRun:
         _at_least(8, count=self.count)
         _at_least(1, steps=self.steps, repeats=self.repeats, resamples=self.resamples)
         _sensible_bandwidth(self.bandwidth)
+        _sensible_probes(self.probes)
+        steps = (*self.after, self.finetune.steps)
+        if list(steps) != sorted(set(steps)) or steps[0] < 1:
+            raise ValueError(
+                f"after must rise from 1 or more to below the {self.finetune.steps} steps of "
+                f"finetune, got {list(self.after)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +224,7 @@ class RetrainRun:
         data, change: the training data, and what changes in them.
         model, train: as for `train`.
         seeds: trainings on changed and on unchanged data, each pair of one seed.
-        count, seed, steps, bandwidth, resamples: as for experiment = "finetune".
+        count, seed, steps, bandwidth, probes, resamples: as for experiment = "finetune".
     """
 
     experiment: Literal["retrain"] = "retrain"
@@ -226,12 +237,14 @@ class RetrainRun:
     seed: int = 0
     steps: int = 40
     bandwidth: float | None = None
+    probes: int | None = None
     resamples: int = 2000
 
     def __post_init__(self):
         _at_least(8, count=self.count)
         _at_least(1, steps=self.steps, seeds=self.seeds, resamples=self.resamples)
         _sensible_bandwidth(self.bandwidth)
+        _sensible_probes(self.probes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,3 +386,8 @@ def _at_least(least: int, **values: int) -> None:
 def _sensible_bandwidth(bandwidth: float | None) -> None:
     if bandwidth is not None and not 0 < bandwidth < float("inf"):
         raise ValueError(f"bandwidth must be positive, got {bandwidth}; leave it out for a default")
+
+
+def _sensible_probes(probes: int | None) -> None:
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}; leave it out for exact traces")

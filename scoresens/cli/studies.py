@@ -1,5 +1,6 @@
 """What experiments that train many models share: one folder a study, which nothing else may use."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from scoresens._files import replacing
 from scoresens.cli.common import write_arrays
-from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun
+from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun, ValidateRun
 from scoresens.config import ConfigError
 from scoresens.models import Denoiser, load, save
 from scoresens.paths import sample_ode
@@ -22,20 +23,31 @@ from scoresens.solve import Solve
 Trained = HalvesRun | RetrainRun | RemovalRun
 
 
-def same_study(out: Path, run: Trained, where: str, names: Sequence[str]) -> None:
-    """Refuse a folder that holds models of another study: of other settings of these names."""
+def same_study(
+    out: Path, run: Trained | ValidateRun, where: str, names: Sequence[str], **also: str
+) -> None:
+    """Refuse a folder that holds models of another study: of other settings of these names, or with
+    other things beside them."""
     file, whole = out / "study.json", asdict(run)
-    asked = json.loads(json.dumps({name: whole[name] for name in names}, default=str))
+    asked = json.loads(json.dumps({name: whole[name] for name in names} | also, default=str))
     if not file.exists():
         with replacing(file) as beside:
             beside.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
         return
     kept = json.loads(file.read_text(encoding="utf-8"))
-    if changed := [name for name in names if kept.get(name) != asked[name]]:
+    if changed := [name for name in asked if kept.get(name) != asked[name]]:
         raise ConfigError(
             f"{where}: {out} holds a study with other settings of {', '.join(changed)}: choose "
             "another --out, or remove that folder"
         )
+
+
+def fingerprint(model: Denoiser) -> str:
+    """A digest of all the parameters of a model."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def kept_models(

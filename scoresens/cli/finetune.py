@@ -1,0 +1,108 @@
+"""`scoresens validate` with experiment = "finetune": predictions against fine-tuning."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scoresens.cli.common import (
+    about_agreement,
+    agreement,
+    as_json,
+    set_up_change,
+    titled,
+    trace_of,
+    write,
+    write_arrays,
+)
+from scoresens.cli.progress import Stages
+from scoresens.cli.settings import ValidateRun
+from scoresens.cli.studies import fingerprint, same_study, shown
+from scoresens.report import draw_validation, table, validation_table
+from scoresens.solve import Solve
+from scoresens.validation import Interval, RealChange, compare, predict_change, real_changes
+
+STUDY = ("data", "change", "finetune", "after", "count", "seed", "steps")
+Results = dict[str, dict[str, Interval]]
+
+
+def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
+    """Write how well predicted changes match what fine-tuning does; the table of the run."""
+    stages, solve = Stages(), Solve(steps=run.steps)
+    setup, change = set_up_change(run, where, stages)
+    same_study(out, run, where, STUDY, checkpoint=fingerprint(setup.model))
+    with stages("predict", f"compiling and integrating {run.count} paths by each method"):
+        predicted = predict_change(
+            setup.model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run)
+        )
+    before = predicted.pop("before")
+    with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
+        reals = real_changes(
+            setup.model,
+            setup.data,
+            change,
+            setup.noise,
+            out / "models",
+            key=jax.random.fold_in(jax.random.key(run.seed), 1),
+            settings=run.finetune,
+            after=run.after,
+            repeats=run.repeats,
+            solve=solve,
+            shown=shown,
+        )
+    with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
+        found = {steps: _compared(predicted, real, run) for steps, real in reals.items()}
+    real, results = reals[run.finetune.steps], found[run.finetune.steps]
+    title = titled(setup, change, run.change)
+    with stages("pictures", "drawing"):
+        draw_validation(
+            out / "report.png",
+            setup.dataset.images,
+            predicted,
+            before,
+            real.control[0],
+            real.changed[0],
+            real.displacement,
+            results,
+            title=f"{title}, predicted and real",
+            trained="the checkpoint fine-tuned",
+        )
+        arrays = {"before": before, "control": real.control, "changed": real.changed}
+        write_arrays(out / "displacements.npz", **arrays, **predicted)
+    drift = np.concatenate(real.control - before)
+    moves = {"real": real.displacement, "control_drift": drift, **predicted}
+    told = about_agreement(setup, change, run, results, moves)
+    told["after"] = {str(steps): _told(rows) for steps, rows in found.items()}
+    write(out, told, run, stages)
+    parts = [f"{title}, {run.count} samples", validation_table(results)]
+    if run.after:
+        parts += ["pooled Pearson, by the number of steps of fine-tuning", _by_steps(found)]
+    return "\n\n".join(parts)
+
+
+def _compared(predicted: Mapping[str, np.ndarray], real: RealChange, run: ValidateRun) -> Results:
+    """Every method against the truth, and one pair of fine-tunings against the others."""
+    results = agreement(predicted, real.displacement, run)
+    if run.repeats > 1:
+        ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
+        results["another_finetuning"] = ceiling
+    return results
+
+
+def _told(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        method: {measure: as_json(found._asdict()) for measure, found in row.items()}
+        for method, row in results.items()
+    }
+
+
+def _by_steps(found: Mapping[int, Results]) -> str:
+    rows = {
+        method: {
+            f"{steps:,}": "{:.2f} [{:.2f}, {:.2f}]".format(*results[method]["pooled_pearson"])
+            for steps, results in found.items()
+        }
+        for method in next(iter(found.values()))
+    }
+    return table(rows, "method")
