@@ -38,6 +38,7 @@ def table(result: dict) -> str:
     rows = [
         f"| `{method}` | {' | '.join(cell(result[method][name]) for name in MEASURES)} |"
         for method in METHODS
+        if method in result
     ]
     return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
 

@@ -39,15 +39,17 @@ class ChangeSettings:
             of a checkpoint, `mass` of the data's weight.
         classes: names of classes.
         images: indices of images; used where no class is named.
+        random: this many images, drawn with `seed`; used where neither is named.
         mass: share of the new data, for `add` and `model`; the part of the change that is made
             (1 is the whole) for the others.
-        seed: of the half, or of the other model's samples.
+        seed: of the random images, the half, or the other model's samples.
         checkpoint: of the other model.
     """
 
     kind: Literal["add", "remove", "half", "shift", "model"] = "add"
     classes: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
+    random: int = 0
     mass: float = 1.0
     seed: int = 0
     checkpoint: Path | None = None
@@ -58,13 +60,17 @@ class ChangeSettings:
         if self.kind in ("half", "model"):
             if self.kind == "model" and self.checkpoint is None:
                 raise ValueError("kind = 'model' needs the checkpoint of the other model")
-        elif bool(self.classes) == bool(self.images):
-            raise ValueError(f"kind = {self.kind!r} needs either classes or images")
+        elif sum(map(bool, (self.classes, self.images, self.random))) != 1 or self.random < 0:
+            raise ValueError(
+                f"kind = {self.kind!r} needs either classes, or images, or a number of random ones"
+            )
 
     @property
     def title(self) -> str:
         """The change in words, for tables and figures."""
         what = "class " + ", ".join(self.classes) if self.classes else f"image {self.images}"
+        if self.random:
+            what = f"{self.random} random images"
         if self.kind == "half":
             return "a random half of the data"
         if self.kind == "model":
@@ -160,6 +166,11 @@ def _mixed(weights, mass):
 def _touched(dataset: Dataset, settings: ChangeSettings) -> np.ndarray:
     """The mask of the images that a change names."""
     touched = np.zeros(len(dataset.images), bool)
+    if settings.random > len(touched):
+        raise ValueError(f"{settings.random} random images are more than the {len(touched)} there")
+    touched[np.random.default_rng(settings.seed).permutation(len(touched))[: settings.random]] = (
+        True
+    )
     for index in settings.images:
         if not 0 <= index < len(touched):
             raise ValueError(f"image {index} lies outside the data's {len(touched)} images")

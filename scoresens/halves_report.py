@@ -55,8 +55,12 @@ def _columns(rows):
 
 
 def _cell(found: Sequence[float]) -> str:
-    value, low, high = found
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    value, low, high = map(_number, found)
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.0e}"  # a black box may overshoot
 
 
 def _positive(value: float) -> float:

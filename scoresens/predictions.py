@@ -40,7 +40,7 @@ from scoresens.retraining import PROCESS, Questions, loss_noise
 from scoresens.scores import as_pytree, exact_score, from_denoiser
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
-from scoresens.traces import Exact
+from scoresens.traces import Exact, TraceEstimator
 from scoresens.training import loss_weight
 
 ALONGSIDE = 488  # further samples that an optimal transport map is made from
@@ -55,6 +55,7 @@ class Case(NamedTuple):
     questions: Questions
     samples: Float[np.ndarray, "M *shape"]  # of the model, from the questions' noise
     solve: Solve = Solve()
+    trace: TraceEstimator = Exact()  # of the black boxes
 
     @property
     def weights(self) -> Float[np.ndarray, "S N"]:
@@ -77,7 +78,7 @@ class Case(NamedTuple):
     def base(self, name: str, h: float) -> dict[str, Any]:
         """A law to take density ratios against, as options of a verb."""
         law = {"data": self.points(h), "model": Smoothed(h), "sharp": None}[name]
-        return {"base": law, "trace": Exact(), "prior": self.points(h)}
+        return {"base": law, "trace": self.trace, "prior": self.points(h)}
 
 
 Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
@@ -90,8 +91,8 @@ def first_order(case: Case, h: float, base: str) -> np.ndarray:
     """The tangents (4.1) toward every half, at mass 1."""
     halved = reweight(case.points(h), case.halves.astype(np.float32))
     noise = case.questions.noise
-    options = case.base(base, h)
-    found = sample_sensitivity(PROCESS, case.score, halved, noise, solve=case.solve, **options)
+    options = {"key": case.questions.key, "solve": case.solve, **case.base(base, h)}
+    found = sample_sensitivity(PROCESS, case.score, halved, noise, **options)
     return np.moveaxis(np.asarray(found.tangent), 1, 0)
 
 

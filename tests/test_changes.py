@@ -104,7 +104,7 @@ def test_predictions_of_every_method_for_another_model_and_for_a_shift(dataset, 
 def test_settings_that_name_nothing_are_refused(dataset, data, tmp_path):
     with pytest.raises(ValueError, match="needs the checkpoint"):
         ChangeSettings("model")
-    with pytest.raises(ValueError, match="needs either classes or images"):
+    with pytest.raises(ValueError, match="needs either classes, or images"):
         ChangeSettings("shift")
     path = tmp_path / "wide.safetensors"
     save(path, build(ModelSettings("mlp", 8, 1), (3, 3, 1), 1.0, key=jax.random.key(0)), {})

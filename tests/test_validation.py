@@ -75,6 +75,7 @@ def test_a_perfect_prediction_agrees_and_its_opposite_does_not():
         ChangeSettings("remove", ("a", "c")),
         ChangeSettings("remove", images=(7,), mass=0.5),
         ChangeSettings("half", seed=1),
+        ChangeSettings("add", random=3, mass=0.4, seed=2),
     ],
     ids=lambda settings: settings.title,
 )
@@ -97,11 +98,15 @@ def test_a_change_of_what_is_not_there_is_refused(dataset):
         make_change(dataset, points(dataset), ChangeSettings("add", ("d",), mass=0.1))
     with pytest.raises(ValueError, match="image 12 lies outside the data's 12 images"):
         make_change(dataset, points(dataset), ChangeSettings("remove", images=(12,)))
+    with pytest.raises(ValueError, match="13 random images are more than the 12 there"):
+        make_change(dataset, points(dataset), ChangeSettings("remove", random=13))
     empty = dataset._replace(labels=np.zeros(12, int))
     with pytest.raises(ValueError, match="class 'b' has no image"):
         make_change(empty, points(dataset), ChangeSettings("add", ("b",), mass=0.1))
-    with pytest.raises(ValueError, match="needs either classes or images"):
+    with pytest.raises(ValueError, match="needs either classes, or images"):
         ChangeSettings("add")
+    with pytest.raises(ValueError, match="needs either classes, or images"):
+        ChangeSettings("add", ("a",), random=2)
     with pytest.raises(ValueError, match="mass must lie in"):
         ChangeSettings("half", mass=1.5)
 

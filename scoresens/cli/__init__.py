@@ -212,7 +212,7 @@ How does each sample move, to first order, when the training data change?
 
 Settings: checkpoint, count, seed, steps, base ("data", or "model": black box), trace ("exact",
 "hutchinson"; for base = "model"), bandwidth (left out: read off the data); [data] as for train;
-[change] kind ("add", "remove", "half", "shift", "model"), classes, images, mass, seed,
+[change] kind ("add", "remove", "half", "shift", "model"), classes, images, random, mass, seed,
 checkpoint.""",
         "scoresens sensitivity configs/sensitivity.toml",
         {
@@ -240,7 +240,7 @@ from the models of all images: the linear datamodeling score (LDS), beside basel
 another seed's training says. A run that was stopped goes on where it was, and several processes
 may share DIR. Settings: [data], [model], [train] as for train; [halves] seeds, subsets, choosing
 (halves on which bandwidths are chosen), samples, held_out (queries), levels, components, seed;
-steps, resamples.
+steps, probes, resamples.
 
 experiment = "retrain": the same trained from scratch, on changed and on unchanged data by several
 seeds, each pair of one seed's parameters and draws, beside what another seed's training says. It

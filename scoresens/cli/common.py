@@ -16,6 +16,7 @@ from scoresens.cli.progress import Stages, blaming, tell
 from scoresens.cli.settings import (
     AttributeRun,
     CounterfactualRun,
+    HalvesRun,
     RetrainRun,
     SensitivityRun,
     ValidateRun,
@@ -97,7 +98,7 @@ def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Set
     return {"base": own, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
 
 
-def trace_of(run: ValidateRun | RetrainRun) -> Exact | Hutchinson:
+def trace_of(run: ValidateRun | RetrainRun | HalvesRun) -> Exact | Hutchinson:
     """How the black boxes take their traces."""
     return Exact() if run.probes is None else Hutchinson(run.probes)
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from scoresens import datamodeling as lds
 from scoresens._files import replacing
-from scoresens.cli.common import write
-from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.common import trace_of, write
+from scoresens.cli.progress import Stages, blaming, tell
 from scoresens.cli.settings import HalvesRun
 from scoresens.cli.studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets import Dataset, prepare
@@ -108,7 +108,7 @@ def _predictions(
     out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By target, method and setting: `[R, S + C, ...]`. Each is kept in a file once made."""
-    width = default_bandwidth(study.images)
+    width, trace = default_bandwidth(study.images), trace_of(run)
     jobs = [
         (target, method, predict, factor)
         for target, methods in TARGETS.items()
@@ -117,14 +117,18 @@ def _predictions(
         if not (method.endswith("(sharp)") and factor != DEFAULT)
     ]
     cases = [
-        Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve)
+        Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve, trace)
         for seed, model in enumerate(study.models.values())
     ]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
     for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
         slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
         file = out / "predictions" / f"{target}-{slug}-{factor}.npy"
-        made = _kept(file, predict, cases, float(factor) * width)
+        try:
+            made = _kept(file, predict, cases, float(factor) * width)
+        except FloatingPointError as error:  # a density ratio of the sharp black box, as a rule
+            tell(f"note: {target}, {method}, at {factor} is left out: {error}")
+            continue
         found[target].setdefault(method, {})[factor] = made
     for file in sorted((out / "rivals").glob("*.npz")):
         if not file.stem[-1].isdigit():  # METHOD-SEED.npz are its parts
@@ -175,12 +179,15 @@ def _judge(
         chooser = lds.Judge(true[target][:, choose], judge.axes, 0, 0)
         rows = {}
         for method, settings in methods.items():
-            flatter = {s: p.reshape(*true[target].shape) for s, p in settings.items()}
+            flatter = {  # in double precision: a black box's squares may overflow the single one
+                s: p.reshape(*true[target].shape).astype(float) for s, p in settings.items()
+            }
             curve = {s: chooser.rank(p[:, choose]) for s, p in flatter.items()}
             best = max(curve, key=lambda s: curve[s])
             rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
             rows[method]["chosen"] = judge.all(flatter[best][:, report])
-            if method in TARGETS[target] and len(flatter) > 1:  # a rival has no default here
+            has_default = method in TARGETS[target] and len(flatter) > 1  # a rival has none
+            if has_default and DEFAULT in flatter:
                 rows[method]["default"] = judge.all(flatter[DEFAULT][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
     result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])

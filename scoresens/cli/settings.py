@@ -201,6 +201,7 @@ class HalvesRun:
         model, train: as for `train`.
         halves: how many halves, seeds and queries.
         steps: of the sampler, two network evaluations each.
+        probes: as for experiment = "finetune".
         resamples: of the bootstrap.
     """
 
@@ -210,10 +211,12 @@ class HalvesRun:
     train: TrainSettings
     halves: HalvesSettings = field(default_factory=HalvesSettings)
     steps: int = 40
+    probes: int | None = None
     resamples: int = 300
 
     def __post_init__(self):
         _at_least(1, steps=self.steps, resamples=self.resamples)
+        _sensible_probes(self.probes)
 
 
 @dataclass(frozen=True, kw_only=True)
