@@ -43,11 +43,38 @@ def table(result: dict) -> str:
     return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
 
 
+def by_steps(results: dict[str, dict]) -> str:
+    """Pooled Pearson of the finite prediction after so many steps of fine-tuning."""
+    lines = ["| change | method | 1 step | 10 | 100 | all |", "|---|---|---|---|---|---|"]
+    for name, result in results.items():
+        for method in ("counterfactual_data", "another_finetuning"):
+            cells = [cell(rows[method]["pooled_pearson"]) for rows in result["after"].values()]
+            lines.append(f"| `{name}` | `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_reliability(results: dict[str, dict]) -> str:
+    """The median cosine of the samples of each reliability, and how many they are."""
+    groups = next(iter(results.values()))["reliability"]["groups"]
+    names = [f"from {group['from']:g}" for group in groups]
+    lines = [f"| change | {' | '.join(names)} | rank correlation |", "|---|" + "---|" * 7]
+    for name, result in results.items():
+        found = result["reliability"]
+        cells = [
+            f"{group['cosine'][1]:.2f} ({group['count']})" if group["count"] else "–"
+            for group in found["groups"]
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {cell(found['spearman'])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    print(by_reliability(results), "\n")
+    print(by_steps(results))
+    for name, result in results.items():
         sizes = result["mean_norm"]
-        print(f"\n### {result['change']} (`configs/{path.stem}.toml`)\n")
+        print(f"\n### {result['change']} (`configs/{name}.toml`)\n")
         print(
             f"{result['count']} samples, which really moved by {sizes['real']:.2f} on average; "
             f"the control drifted by {sizes['control_drift']:.2f}.\n"

@@ -90,6 +90,15 @@ class Change(NamedTuple):
     images: Float[np.ndarray, "L *shape"] | None = None  # trained on, where not the data's own
     base_weights: Float[np.ndarray, " L"] | None = None  # of the control; None: equal
 
+    @property
+    def moved(self) -> float:
+        """How much of the data's mass changes place: the total variation of the weights, or the
+        weight of the images that are edited."""
+        count = len(self.weights)
+        base = np.full(count, 1 / count) if self.base_weights is None else self.base_weights
+        edited = 0 if self.images is None or self.base_weights is not None else self.touched.mean()
+        return max(0.5 * float(np.abs(self.weights - base).sum()), float(edited))
+
 
 def make_change(dataset: Dataset, data: Points, settings: ChangeSettings) -> Change:
     """The perturbation and the training set of a named change.

@@ -310,7 +310,12 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     ran = scoresens("validate", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
     assert is_complete(ran, "report.png", "displacements.npz", "models", "study.json")
     result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
-    at_the_end, by_steps = ran.printed.split("pooled Pearson, by the number of steps")
+    at_the_end, rest = ran.printed.split("counterfactual_data, by its reliability")
+    by_reliability, by_steps = rest.split("pooled Pearson, by the number of steps")
+    groups = result["reliability"]["groups"]
+    assert sum(group["count"] for group in groups) == 9
+    assert len(rows(by_reliability)) == sum(group["count"] > 0 for group in groups)
+    assert result["moved"] == pytest.approx(0.2 * 54 / 60)  # 6 of 60 images are of the class
     assert list(rows(at_the_end)) == list(rows(by_steps)) == result["methods"]
     assert result["methods"] == [
         *(f"counterfactual_{base}" for base in ("data", "model", "sharp")),

@@ -12,7 +12,14 @@ from scoresens.datasets import Dataset
 from scoresens.finite import change
 from scoresens.models import ModelSettings, build
 from scoresens.training import TrainSettings
-from scoresens.validation import compare, predict_change, real_changes
+from scoresens.validation import (
+    EDGES,
+    calibration,
+    compare,
+    predict_change,
+    real_changes,
+    reliability,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -65,6 +72,47 @@ def test_a_perfect_prediction_agrees_and_its_opposite_does_not():
     assert same["relative_l2"].value == pytest.approx(0, abs=1e-7)
     assert opposite["pooled_pearson"].high == pytest.approx(-1)
     assert opposite["magnitude_spearman"].value == pytest.approx(1)
+
+
+def test_reliability_is_a_distance_in_bandwidths_per_mass_moved():
+    predicted = np.array([[[3.0, 4.0]], [[0.0, 0.0]], [[0.0, 1.0]]])
+    np.testing.assert_allclose(reliability(predicted, 0.1, 2.0), [25.0, 0.0, 5.0])
+
+
+def test_a_calibration_tells_what_a_reliability_was_worth():
+    rng = np.random.default_rng(5)
+    real = rng.normal(size=(200, 6))
+    signal = rng.uniform(0, 7, size=200)
+    predicted = real * signal[:, None] + rng.normal(size=real.shape)
+    found = calibration(signal, predicted, real, resamples=50, seed=3)
+    cosines = np.array([p @ r / np.linalg.norm(p) / np.linalg.norm(r)
+                        for p, r in zip(predicted, real, strict=True)])  # fmt: skip
+    assert found.spearman.value == pytest.approx(spearmanr(signal, cosines)[0])
+    rows = np.random.default_rng(3).integers(200, size=(50, 200))
+    drawn = [spearmanr(signal[row], cosines[row])[0] for row in rows]
+    np.testing.assert_allclose(found.spearman[1:], np.percentile(drawn, (2.5, 97.5)), rtol=1e-12)
+    ends = [*EDGES[1:], np.inf]
+    for place, (low, high) in enumerate(zip(EDGES, ends, strict=True)):
+        own = cosines[(signal >= low) & (signal < high)]
+        assert found.count[place] == len(own)
+        wanted = np.percentile(own, (10, 50, 90)) if len(own) else np.full(3, np.nan)
+        np.testing.assert_allclose(found.cosine[place], wanted)
+    assert found.count[-1] == 0  # no signal reaches 8
+    assert found.cosine[0, 1] < found.cosine[3, 1]
+
+
+@pytest.mark.parametrize(
+    "settings, moved",
+    [
+        (ChangeSettings("add", ("b",), mass=0.3), 0.3 * 8 / 12),
+        (ChangeSettings("remove", ("a",)), 4 / 12),
+        (ChangeSettings("remove", ("a",), mass=0.5), 2 / 12),
+        (ChangeSettings("half"), 0.5),
+        (ChangeSettings("shift", ("a", "b")), 8 / 12),
+    ],
+)
+def test_a_change_knows_how_much_mass_it_moves(dataset, settings, moved):
+    assert make_change(dataset, points(dataset), settings).moved == pytest.approx(moved)
 
 
 @pytest.mark.parametrize(

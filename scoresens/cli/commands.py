@@ -51,8 +51,10 @@ from scoresens.sde import sample_sde
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
 from scoresens.training import LOSS_EVERY, train_to_file
+from scoresens.validation import reliability
 
 GRID = 64  # samples shown at most
+DOUBTFUL = 0.5  # reliability below which the median cosine with fine-tunings was 0.34 to 0.75
 
 
 def run_train(run: TrainRun, out: Path, where: str) -> str:
@@ -203,6 +205,9 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
         )
         write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
     result = about_change(setup, change, run) | {"masses": masses, "norms": sizes}
+    moved = change.moved * masses[-1] / run.change.mass
+    trust = reliability(after[:, -1] - before, moved, float(setup.data.bandwidth))
+    result |= {"reliability": trust}
     result |= {"norm": [quantiles(column) for column in sizes.T], "other_class": turned}
     result |= {"bounded_samples": np.sum(bounded > 0, 0), "bounded_steps": bounded.sum(0)}
     write(out, result, run, stages)
@@ -213,4 +218,9 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
             masses, result["norm"], turned, result["bounded_samples"], strict=True
         )
     }
-    return f"{title}, {run.count} samples\n\n{table(rows, 'mass')}"
+    doubtful = np.mean(trust < DOUBTFUL)
+    note = (
+        f"reliability below {DOUBTFUL:g}, where even the direction is doubtful: {doubtful:.0%} of "
+        "the samples (docs/validation.md)"
+    )
+    return f"{title}, {run.count} samples\n\n{table(rows, 'mass')}\n\n{note}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,16 @@ from scoresens.cli.settings import ValidateRun
 from scoresens.cli.studies import fingerprint, same_study, shown
 from scoresens.report import draw_validation, table, validation_table
 from scoresens.solve import Solve
-from scoresens.validation import Interval, RealChange, compare, predict_change, real_changes
+from scoresens.validation import (
+    Calibration,
+    Interval,
+    RealChange,
+    calibration,
+    compare,
+    predict_change,
+    real_changes,
+    reliability,
+)
 
 STUDY = ("data", "change", "finetune", "after", "count", "seed", "steps")
 Results = dict[str, dict[str, Interval]]
@@ -73,9 +83,14 @@ def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
     drift = np.concatenate(real.control - before)
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
     told = about_agreement(setup, change, run, results, moves)
+    finite = predicted["counterfactual_data"]
+    trust = reliability(finite, change.moved, float(setup.data.bandwidth))
+    worth = calibration(trust, finite, real.displacement, resamples=run.resamples, seed=run.seed)
+    told |= {"moved": change.moved, "reliability": about_calibration(worth)}
     told["after"] = {str(steps): _told(rows) for steps, rows in found.items()}
     write(out, told, run, stages)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
+    parts += ["counterfactual_data, by its reliability", _by_reliability(worth)]
     if run.after:
         parts += ["pooled Pearson, by the number of steps of fine-tuning", _by_steps(found)]
     return "\n\n".join(parts)
@@ -95,6 +110,34 @@ def _told(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
         method: {measure: as_json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
+
+
+def about_calibration(worth: Calibration) -> dict[str, Any]:
+    """What a reliability was worth, to write down."""
+    cosines = [[value if np.isfinite(value) else None for value in row] for row in worth.cosine]
+    return {
+        "spearman": worth.spearman._asdict(),
+        "groups": [
+            {"from": low, "count": count, "cosine": cosine}
+            for low, count, cosine in zip(worth.low, worth.count, cosines, strict=True)
+        ],
+    }
+
+
+def _by_reliability(worth: Calibration) -> str:
+    rows = {
+        f"from {low:g}": {
+            "samples": str(count),
+            "cosine, median [10 %, 90 %]": f"{middle:.2f} [{bad:.2f}, {good:.2f}]",
+        }
+        for low, count, (bad, middle, good) in zip(
+            worth.low, worth.count, worth.cosine, strict=True
+        )
+        if count
+    }
+    value, low, high = worth.spearman
+    found = f"rank correlation with the cosine: {value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{table(rows, 'reliability')}\n\n{found}"
 
 
 def _by_steps(found: Mapping[int, Results]) -> str:
