@@ -14,7 +14,8 @@ samples.
 
 When to distrust a prediction, nobody has to train to know. A network follows a change of its data
 up to an error that grows with how much mass is moved, wherever the sample is; of a change that it
-can follow at all, the samples predicted to go far are predicted well. The signal is a sample's own speed,
+can follow at all, the samples predicted to go far are predicted well. The signal is a sample's own
+speed,
 
     reliability_i = |predicted_i| / (h moved)
 
