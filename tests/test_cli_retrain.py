@@ -26,7 +26,7 @@ kind = "half"
 SETTINGS += TINY
 
 
-def straight(model, data, change, mass, noise, solve):
+def straight(model, data, change, mass, noise, solve, trace):
     """Two predictions that cost nothing: what the picture shows must be there."""
     rising = np.zeros(noise.shape) + 0.1 * np.arange(1, 9)[:, None, None, None]
     return {"before": 0 * rising, "first_order_data": rising, "counterfactual_data": -rising}
