@@ -177,9 +177,8 @@ def _touched(dataset: Dataset, settings: ChangeSettings) -> np.ndarray:
     touched = np.zeros(len(dataset.images), bool)
     if settings.random > len(touched):
         raise ValueError(f"{settings.random} random images are more than the {len(touched)} there")
-    touched[np.random.default_rng(settings.seed).permutation(len(touched))[: settings.random]] = (
-        True
-    )
+    order = np.random.default_rng(settings.seed).permutation(len(touched))
+    touched[order[: settings.random]] = True
     for index in settings.images:
         if not 0 <= index < len(touched):
             raise ValueError(f"image {index} lies outside the data's {len(touched)} images")

@@ -66,14 +66,15 @@ def validation_table(results: Mapping[str, Mapping[str, Sequence[float | None]]]
     """Methods by measures, each `value [low, high]`, from `(value, low, high)`."""
     return table(
         {
-            method: {MEASURES.get(name, name): _interval(*found) for name, found in row.items()}
+            method: {MEASURES.get(name, name): interval(*found) for name, found in row.items()}
             for method, row in results.items()
         },
         "method",
     )
 
 
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A number with its interval, `value [low, high]`."""
     return f"{_number(value)} [{_number(low)}, {_number(high)}]"
 
 

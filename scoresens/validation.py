@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.stats import rankdata
 
+from scoresens.batches import cosines, norms
 from scoresens.changes import Change
 from scoresens.counterfactual import counterfactual
 from scoresens.drives import Smoothed
@@ -101,10 +102,9 @@ def predict_change(
         `first_order_data`, `counterfactual_data` against the data's law; black box,
         `first_order_model`, `counterfactual_model` against the model's law smoothed by the data's
         bandwidth, and `first_order_sharp`, `counterfactual_sharp` against it as it is, left out
-        where its density ratios overflow; the baseline
-        `class_mean`, which moves each sample straight toward the mean of what is added (away from
-        what is removed, along what is moved), with ratio r = 1 in (2.1); and `before`, the samples
-        themselves.
+        where its density ratios overflow; the baseline `class_mean`, which moves each sample
+        straight toward the mean of what is added (away from what is removed, along what is moved),
+        with ratio r = 1 in (2.1); and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
     options = {"trace": trace, "prior": data, "solve": solve, "key": jax.random.key(0)}
@@ -234,10 +234,7 @@ def compare(
     p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
     rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
     values, drawn = (_measures(p, r, chosen) for chosen in (np.arange(len(p))[None], rows))
-    return {
-        name: Interval(float(value[0]), *map(float, np.percentile(drawn[name], (2.5, 97.5))))
-        for name, value in values.items()
-    }
+    return {name: _interval(value, drawn[name]) for name, value in values.items()}
 
 
 def reliability(
@@ -256,7 +253,7 @@ def reliability(
         changes of them, and less on Fashion-MNIST, where random images were foretold badly at
         every value: docs/validation.md has the table of what a value was worth.
     """
-    return np.linalg.norm(predicted.reshape(len(predicted), -1), axis=1) / (bandwidth * moved)
+    return norms(predicted) / (bandwidth * moved)
 
 
 class Calibration(NamedTuple):
@@ -284,14 +281,14 @@ def calibration(
         resamples, seed: of the bootstrap over samples.
     """
     p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
-    cosines = (p * r).sum(1) / (np.linalg.norm(p, axis=1) * np.linalg.norm(r, axis=1))
+    alike = cosines(p, r)
     rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
-    drawn = _rank_correlation(*(rankdata(values[rows], axis=1) for values in (signal, cosines)))
-    whole = _rank_correlation(*(rankdata(values)[None] for values in (signal, cosines)))
+    drawn = _rank_correlation(*(rankdata(values[rows], axis=1) for values in (signal, alike)))
+    whole = _rank_correlation(*(rankdata(values)[None] for values in (signal, alike)))
     group = np.digitize(signal, EDGES) - 1
-    members = [cosines[group == place] for place in range(len(EDGES))]
+    members = [alike[group == place] for place in range(len(EDGES))]
     return Calibration(
-        Interval(float(whole[0]), *map(float, np.percentile(drawn, (2.5, 97.5)))),
+        _interval(whole, drawn),
         np.array(EDGES),
         np.array([len(own) for own in members]),
         np.stack(
@@ -303,16 +300,21 @@ def calibration(
     )
 
 
+def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
+    """A value `[1]` with the percentiles of its resamples `[B]`."""
+    return Interval(float(value[0]), *map(float, np.percentile(drawn, (2.5, 97.5))))
+
+
 def _measures(predicted: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
     """The measures of B resamples `rows [B, M]` of the samples, each `[B]`, from sums a sample."""
     products = (predicted, real, predicted**2, real**2, predicted * real)
     sums = [product.sum(1) for product in products]
     p, r, pp, rr, pr = (column[rows].sum(1) for column in sums)
     sizes_p, sizes_r = np.sqrt(sums[2]), np.sqrt(sums[3])
-    cosines = sums[4] / (sizes_p * sizes_r)
+    alike = sums[4] / (sizes_p * sizes_r)
     ranks = (rankdata(sizes[rows], axis=1) for sizes in (sizes_p, sizes_r))
     return {
-        "median_cosine": np.median(cosines[rows], 1),
+        "median_cosine": np.median(alike[rows], 1),
         "pooled_pearson": _correlation(p, r, pp, rr, pr, predicted.size),
         "relative_l2": np.sqrt((pp - 2 * pr + rr) / rr),
         "magnitude_ratio": sizes_p[rows].sum(1) / sizes_r[rows].sum(1),

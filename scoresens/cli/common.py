@@ -141,12 +141,17 @@ def about_agreement(
     moves: Mapping[str, Batch],
 ) -> dict[str, Any]:
     """What a comparison of predicted with real changes tells: measures, and mean sizes of moves."""
-    told: dict[str, Any] = {
+    told: dict[str, Any] = about_measures(results)
+    told |= about_change(setup, change, run) | {"methods": list(results)}
+    return told | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
+
+
+def about_measures(results: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+    """Every measure of every method, to write down."""
+    return {
         method: {measure: as_json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
-    told |= about_change(setup, change, run) | {"methods": list(results)}
-    return told | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
 
 
 def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:

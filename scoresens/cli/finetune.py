@@ -9,8 +9,8 @@ import numpy as np
 
 from scoresens.cli.common import (
     about_agreement,
+    about_measures,
     agreement,
-    as_json,
     set_up_change,
     titled,
     trace_of,
@@ -20,7 +20,7 @@ from scoresens.cli.common import (
 from scoresens.cli.progress import Stages
 from scoresens.cli.settings import ValidateRun
 from scoresens.cli.studies import fingerprint, same_study, shown
-from scoresens.report import draw_validation, table, validation_table
+from scoresens.report import draw_validation, interval, table, validation_table
 from scoresens.solve import Solve
 from scoresens.validation import (
     Calibration,
@@ -87,7 +87,7 @@ def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
     trust = reliability(finite, change.moved, float(setup.data.bandwidth))
     worth = calibration(trust, finite, real.displacement, resamples=run.resamples, seed=run.seed)
     told |= {"moved": change.moved, "reliability": about_calibration(worth)}
-    told["after"] = {str(steps): _told(rows) for steps, rows in found.items()}
+    told["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
     write(out, told, run, stages)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
     parts += ["counterfactual_data, by its reliability", _by_reliability(worth)]
@@ -103,13 +103,6 @@ def _compared(predicted: Mapping[str, np.ndarray], real: RealChange, run: Valida
         ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
         results["another_finetuning"] = ceiling
     return results
-
-
-def _told(results: Results) -> dict[str, dict[str, dict[str, float | None]]]:
-    return {
-        method: {measure: as_json(found._asdict()) for measure, found in row.items()}
-        for method, row in results.items()
-    }
 
 
 def about_calibration(worth: Calibration) -> dict[str, Any]:
@@ -143,7 +136,7 @@ def _by_reliability(worth: Calibration) -> str:
 def _by_steps(found: Mapping[int, Results]) -> str:
     rows = {
         method: {
-            f"{steps:,}": "{:.2f} [{:.2f}, {:.2f}]".format(*results[method]["pooled_pearson"])
+            f"{steps:,}": interval(*results[method]["pooled_pearson"])
             for steps, results in found.items()
         }
         for method in next(iter(found.values()))
