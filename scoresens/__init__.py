@@ -34,7 +34,17 @@ from scoresens.losses import LossSensitivity, loss_sensitivity
 from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
 from scoresens.paths import Path, encode, log_density_along, sample_ode
 from scoresens.perturbations import Perturbation, add, move, remove, replace, reweight
-from scoresens.processes import EDM, OU, VE, VP, Cosine, FlowMatching, Process, SubVP
+from scoresens.processes import (
+    EDM,
+    OU,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVP,
+    FlowMatching,
+    Process,
+    SubVP,
+)
 from scoresens.scores import (
     Guided,
     Pair,
@@ -73,6 +83,7 @@ __all__ = [
     "Collocation",
     "Cosine",
     "Counterfactual",
+    "DiscreteVP",
     "Estimate",
     "Exact",
     "FlowMatching",

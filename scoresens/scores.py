@@ -36,7 +36,8 @@ def from_noise(process: Process, network: Score) -> Score:
 
     Args:
         process: the forward process that the network was trained on.
-        network: any callable pytree (a flax.nnx or equinox module) or plain function of one sample.
+        network: any callable pytree (a flax.nnx or equinox module) or plain function of one sample;
+            `docs/models.md` shows each kind.
 
     Returns:
         `score(t, x)`, in 1 / (units of x).
@@ -166,12 +167,43 @@ def canonical_denoiser(
 
 
 def as_pytree(function: Callable) -> Callable:
-    """A plain function wrapped so that it may cross `jit`; callable pytrees pass unchanged."""
+    """A function that may cross `jit`, with the leaves of a callable pytree that are numbers.
+
+    A plain function is wrapped. A callable pytree passes unchanged, unless some of its leaves are
+    no numbers, as the activation of an equinox network is or a flag: those become structure.
+    """
     if not callable(function):
         raise ValueError(
             f"a score or network must be a function (t, x) -> array like x, got {type(function)}"
         )
-    return Partial(function) if jax.tree_util.all_leaves([function]) else function
+    if jax.tree_util.all_leaves([function]):
+        return Partial(function)
+    leaves, structure = jax.tree_util.tree_flatten(function)
+    if all(map(_is_number, leaves)):
+        return function
+    fixed = tuple(None if _is_number(leaf) else leaf for leaf in leaves)
+    return Partial(_Rebuilt(structure, fixed), [leaf for leaf in leaves if _is_number(leaf)])
+
+
+def _is_number(leaf: Any) -> bool:
+    """True for arrays and Python's numbers, False for its flags and for a class such as
+    `jnp.float32`."""
+    if isinstance(leaf, int | float | complex):
+        return not isinstance(leaf, bool)
+    return hasattr(leaf, "dtype") and not callable(leaf)
+
+
+@dataclass(frozen=True)
+class _Rebuilt:
+    """`rebuilt(numbers, *inputs)` calls a callable pytree whose leaves these numbers are."""
+
+    structure: Any
+    fixed: tuple  # a leaf each, None where a number belongs
+
+    def __call__(self, numbers, *inputs):
+        numbers = iter(numbers)
+        leaves = [next(numbers) if leaf is None else leaf for leaf in self.fixed]
+        return self.structure.unflatten(leaves)(*inputs)
 
 
 def _score_from_noise(process, network, t, x):

@@ -22,6 +22,7 @@ PROCESSES = {
     "OU": ss.OU(),
     "Cosine": ss.Cosine(),
     "FlowMatching": ss.FlowMatching(),
+    "DiscreteVP": ss.DiscreteVP(np.geomspace(0.02, 40.0, 5)),
 }
 
 # Paths run between the same noise levels in every process, on 100 steps of a fifth-order solver:

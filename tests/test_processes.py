@@ -10,6 +10,14 @@ from scipy.stats import multivariate_normal
 
 import scoresens as ss
 
+
+def _geometric(t):
+    """tau and its rate for five steps from 0.02 to 40: linear to the first, then exponential."""
+    growth = np.log(2000.0) / 0.8
+    tau = 0.1 * t if t < 0.2 else 0.02 * np.exp(growth * (t - 0.2))
+    return tau, 0.1 if t < 0.2 else growth * tau
+
+
 # f(t, x) / x and g(t) as the papers write them, and the variance at t = 0.
 TEXTBOOK = {
     "VP": (lambda t: -(0.1 + 19.9 * t) / 2, lambda t: np.sqrt(0.1 + 19.9 * t), 0.0),
@@ -27,6 +35,11 @@ TEXTBOOK = {
         0.0,
     ),
     "FlowMatching": (lambda t: -1 / (1 - t), lambda t: np.sqrt(2 * t / (1 - t)), 0.0),
+    "DiscreteVP": (
+        lambda t: -_geometric(t)[0] * _geometric(t)[1] / (1 + _geometric(t)[0] ** 2),
+        lambda t: np.sqrt(2 * _geometric(t)[0] * _geometric(t)[1] / (1 + _geometric(t)[0] ** 2)),
+        0.0,
+    ),
 }
 PARTS = [0.05, 0.4, 0.9]
 

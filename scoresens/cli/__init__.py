@@ -20,6 +20,7 @@ from scoresens.cli.commands import (
     run_sensitivity,
     run_train,
 )
+from scoresens.cli.convert import run_convert
 from scoresens.cli.demo import DRAWN, run_demo
 from scoresens.cli.finetune import run_finetune
 from scoresens.cli.gap import run_gap
@@ -30,6 +31,7 @@ from scoresens.cli.residual import run_residual
 from scoresens.cli.retrain import run_retrain
 from scoresens.cli.settings import (
     AttributeRun,
+    ConvertRun,
     CounterfactualRun,
     DemoRun,
     GapRun,
@@ -43,6 +45,8 @@ from scoresens.cli.settings import (
     ValidateRun,
 )
 from scoresens.config import ConfigError, read, read_one_of
+from scoresens.importers.files import CONTINUOUS
+from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.results import versions
 
 OUT = Path("scoresens-out")
@@ -58,6 +62,7 @@ What would a diffusion model's samples be, had its training data been others?
   scoresens residual configs/residual.toml              is a network the score of any law?
   scoresens sample configs/sample.toml                  draw samples, with log-densities
   scoresens train configs/digits.toml                   train a network of your own
+  scoresens convert diffusers FOLDER                    bring one from PyTorch
 """
 
 AFTER = """\
@@ -300,6 +305,25 @@ about 0.05, a million above 0.03.""",
             "networks/": "the networks trained, with CONFIG",
         },
     ),
+    "convert": Command(
+        run_convert,
+        ConvertRun,
+        "bring a model from PyTorch, diffusers or EDM",
+        """\
+How does a model of another library become a checkpoint here? Writes one safetensors file that the
+other commands take as checkpoint, and that needs neither torch nor the library it came from.
+
+  diffusers FOLDER      a pipeline, or its name on the hub; safetensors weights only
+  edm FILE.pkl          a pickle of EDM; reading one runs what its author wrote: --trust-pickle
+  torch MODULE:FUNCTION a function that returns a torch module, called as module(x [1, C, H, W],
+                        time [1]); say how it was trained by --scheduler, or by --process,
+                        --predicts and --sees""",
+        "scoresens convert diffusers my-pipeline --out runs/mine",
+        {
+            "model.safetensors": "the checkpoint; name its path in the other settings",
+            "result.json": "shape, parameters, process, what the network predicts and sees",
+        },
+    ),
     "residual": Command(
         run_residual,
         ResidualRun,
@@ -356,6 +380,11 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
         with blaming("demo"):
             options = {field.name: getattr(given, field.name) for field in fields(DemoRun)}
             return DemoRun(**options), "demo"
+    if given.settings is ConvertRun:
+        with blaming("convert"):
+            options = {field.name: getattr(given, field.name) for field in fields(ConvertRun)}
+            options["shape"] = tuple(given.shape)
+            return ConvertRun(**options), "convert"
     if given.settings is GapRun:
         return _gap_settings(given)
     if given.config is None:
@@ -406,6 +435,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command.settings is DemoRun:
             _add_demo_options(added)
+        elif command.settings is ConvertRun:
+            _add_convert_options(added)
         else:
             optional = "?" if command.settings in (SampleRun, GapRun, ResidualRun) else None
             added.add_argument(
@@ -431,6 +462,36 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
         default = getattr(DemoRun, field)
         about = f"{what} (default: {default})"
         parser.add_argument(flag, dest=field, type=kind, default=default, help=about)
+
+
+def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=("diffusers", "edm", "torch"), help="where it comes from")
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or module:function")
+    for flag, kind, metavar, what in (
+        ("--size", int, "N", "pixels a side, where a pipeline does not say"),
+        ("--label", int, "N", "the class to condition on"),
+        ("--conditioning", Path, "FILE", "a .npy file: the embedding of a text, for example"),
+        ("--scheduler", Path, "FILE", "torch: a scheduler_config.json of how it was trained"),
+        ("--weights", Path, "FILE", "torch: safetensors to fill the module with"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=what)
+    for flag, choices, what in (
+        ("--process", tuple(CONTINUOUS), "torch: the forward process"),
+        ("--predicts", PREDICTIONS, "torch: what the module returns"),
+        ("--sees", CLOCKS, "torch: what it sees for time"),
+    ):
+        default = getattr(ConvertRun, flag[2:])
+        about = f"{what}, one of {', '.join(choices)} (default: {default})"
+        parser.add_argument(flag, metavar="NAME", choices=choices, default=default, help=about)
+    parser.add_argument("--scale", type=float, default=1.0, help="torch: a factor on that time")
+    parser.add_argument(
+        "--shape", type=int, nargs="+", default=(), metavar="N", help="torch: one sample, H W C"
+    )
+    for flag, what in (
+        ("--exported", "diffusers: through torch, also where a network of JAX is at hand"),
+        ("--trust-pickle", "edm: run what the author of the pickle wrote"),
+    ):
+        parser.add_argument(flag, action="store_true", help=what)
 
 
 def _add_gap_options(parser: argparse.ArgumentParser) -> None:

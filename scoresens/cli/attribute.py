@@ -8,7 +8,7 @@ import numpy as np
 
 from scoresens.attribution import attribute
 from scoresens.batches import looks_like
-from scoresens.cli.common import PROCESS, Setup, about, black_box, set_up, write, write_arrays
+from scoresens.cli.common import Setup, about, black_box, set_up, write, write_arrays
 from scoresens.cli.functionals import Question, make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import AttributeRun
@@ -16,7 +16,6 @@ from scoresens.config import ConfigError
 from scoresens.influence import PART, Influence, draw_influence, median_levels
 from scoresens.paths import lowest_level
 from scoresens.report import SHOWN, table
-from scoresens.scores import from_denoiser
 from scoresens.solve import Solve
 
 DRAWN = 4  # images of either kind that the picture shows
@@ -44,8 +43,9 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     if run.top > len(setup.data):
         raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")
     with blaming(f"{where}: functional"):
-        score = from_denoiser(PROCESS, setup.model)
-        question = make_question(run.functional, setup.dataset, setup.data, PROCESS, score, solve)
+        question = make_question(
+            run.functional, setup.dataset, setup.data, setup.process, setup.score, solve
+        )
     with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
         options = black_box(run, setup)
         if run.sampler == "sde":
@@ -88,10 +88,10 @@ def attribute_samples(
         dense: whether to keep the scores of all images.
         options: of `scoresens.attribute`.
     """
-    score, least = from_denoiser(PROCESS, setup.model), lowest_level(PROCESS, solve)
+    least = lowest_level(setup.process, solve)
     found = attribute(
-        PROCESS,
-        score,
+        setup.process,
+        setup.score,
         setup.data,
         question.functional,
         noise,

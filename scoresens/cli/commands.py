@@ -22,8 +22,11 @@ from scoresens.cli.common import (
     black_box,
     checkpoint,
     norms_by_mass,
+    process_of,
     quantiles,
+    score_of,
     set_up_change,
+    shape_of,
     titled,
     write,
     write_arrays,
@@ -99,12 +102,12 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
     with blaming(f"{where}: checkpoint"):
         model, about = checkpoint(run.checkpoint)
     key, other = jax.random.split(jax.random.key(run.seed))
-    noise = PROCESS.sample_prior(key, (run.count, *model.network.shape))
-    score, solve = from_denoiser(PROCESS, model), Solve(steps=run.steps)
+    process, score, solve = process_of(model), score_of(model), Solve(steps=run.steps)
+    noise = process.sample_prior(key, (run.count, *shape_of(model)))
     with stages("sample", f"compiling and integrating {run.count} paths"):
         draw = sample_sde if run.sampler == "sde" else sample_ode
         trace = None if run.log_density is None else TRACES[run.log_density]
-        path = draw(PROCESS, score, noise, log_density=trace, key=other, solve=solve)
+        path = draw(process, score, noise, log_density=trace, key=other, solve=solve)
     x, density = jax.device_get((path.x, path.log_density))
     arrays = {"x": x, "noise": np.asarray(noise)}
     result: dict[str, Any] = {"count": run.count, "trained_on": about.get("data")}
@@ -132,10 +135,10 @@ def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
     """Write the first-order change of samples under a change of the data; the table of the run."""
     stages = Stages()
     setup, change = set_up_change(run, where, stages)
-    score = from_denoiser(PROCESS, setup.model)
+    process, score = setup.process, setup.score
     with stages("sensitivity", f"compiling and integrating {run.count} paths and tangents"):
         found = sample_sensitivity(
-            PROCESS,
+            process,
             score,
             change.perturbation,
             setup.noise,
@@ -171,12 +174,12 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     """Write samples after a change of the data, at growing masses; the table of the run."""
     stages, solve, masses = Stages(), Solve(steps=run.steps), run.ladder
     setup, change = set_up_change(run, where, stages)
-    score = from_denoiser(PROCESS, setup.model)
+    process, score = setup.process, setup.score
     with stages("sample", f"compiling and integrating {run.count} paths"):
-        before = np.asarray(sample_ode(PROCESS, score, setup.noise, solve=solve).x)
+        before = np.asarray(sample_ode(process, score, setup.noise, solve=solve).x)
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
         found = counterfactual(
-            PROCESS,
+            process,
             score,
             change.perturbation,
             setup.noise,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from scoresens import importers
 from scoresens._files import replacing
 from scoresens.batches import Batch, Named, norms
 from scoresens.changes import Change, ChangeSettings, make_change
@@ -24,11 +25,14 @@ from scoresens.cli.settings import (
 from scoresens.config import ConfigError
 from scoresens.datasets import Dataset, prepare
 from scoresens.drives import Smoothed
+from scoresens.importers import Foreign
 from scoresens.measures import Points, default_bandwidth
 from scoresens.models import Denoiser, load, pretrained
-from scoresens.processes import EDM
+from scoresens.models.checkpoints import read_file
+from scoresens.processes import EDM, Process
 from scoresens.report import NAMES
 from scoresens.results import write_result
+from scoresens.scores import Score, from_denoiser
 from scoresens.traces import Exact, Hutchinson
 from scoresens.validation import Interval, compare
 
@@ -41,6 +45,7 @@ VERBS = {
     "shift": "moved",
 }  # what happens to the images of a change; else removed
 
+Model = Denoiser | Foreign  # made here, or converted
 ChangeRun = SensitivityRun | CounterfactualRun | ValidateRun
 
 
@@ -49,8 +54,18 @@ class Setup(NamedTuple):
 
     dataset: Dataset
     data: Points
-    model: Denoiser
+    model: Model
     noise: jax.Array
+
+    @property
+    def process(self) -> Process:
+        """The process of the model."""
+        return process_of(self.model)
+
+    @property
+    def score(self) -> Score:
+        """The model's score."""
+        return score_of(self.model)
 
     @property
     def named(self) -> Named:
@@ -65,18 +80,21 @@ def set_up(run: ChangeRun | AttributeRun, where: str, stages: Stages) -> Setup:
             dataset = prepare(run.data)
         with blaming(f"{where}: checkpoint"):
             model, about = checkpoint(run.checkpoint)
-        if dataset.images.shape[1:] != model.network.shape:
+        if dataset.images.shape[1:] != shape_of(model):
             raise ConfigError(
                 f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
-                f"{run.checkpoint} takes {model.network.shape}: choose the data that it was "
+                f"{run.checkpoint} takes {shape_of(model)}: choose the data that it was "
                 f"trained on ({about.get('data')}), or their size"
             )
         with blaming(f"{where}: bandwidth"):
             images, own = jnp.asarray(dataset.images), run.bandwidth
             data = Points(images, bandwidth=default_bandwidth(images) if own is None else own)
-        noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+        process = process_of(model)
+        noise = process.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
     trained_on = about.get("data"), about.get("count")
-    if trained_on != (dataset.name, len(dataset.images)):
+    if isinstance(model, Foreign):
+        tell(f"note: {run.checkpoint} was converted: nothing tells what it was trained on")
+    elif trained_on != (dataset.name, len(dataset.images)):
         tell(f"note: {run.checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
     return Setup(dataset, data, model, noise)
 
@@ -103,9 +121,37 @@ def trace_of(run: ValidateRun | RetrainRun | HalvesRun) -> Exact | Hutchinson:
     return Exact() if run.probes is None else Hutchinson(run.probes)
 
 
-def checkpoint(name: str) -> tuple[Denoiser, dict]:
-    """A bundled checkpoint by its name, or the one in a file."""
-    return pretrained(name) if name in BUNDLED else load(name)
+def checkpoint(name: str) -> tuple[Model, dict]:
+    """A bundled checkpoint by its name, or the one in a file: trained here, or converted."""
+    if name in BUNDLED:
+        return pretrained(name)
+    converted = "foreign" in read_file(Path(name))[0]
+    return importers.load(name) if converted else load(name)
+
+
+def process_of(model: Model) -> Process:
+    """The forward process of a checkpoint."""
+    return model.process if isinstance(model, Foreign) else PROCESS
+
+
+def score_of(model: Model) -> Score:
+    """The score of a checkpoint."""
+    return model.score if isinstance(model, Foreign) else from_denoiser(PROCESS, model)
+
+
+def shape_of(model: Model) -> tuple[int, ...]:
+    """The shape of a checkpoint's samples."""
+    return model.shape if isinstance(model, Foreign) else model.network.shape
+
+
+def trainable(model: Model, where: str) -> Denoiser:
+    """The model, if it was made here: others cannot be trained further."""
+    if isinstance(model, Foreign):
+        raise ConfigError(
+            f"{where}: checkpoint: a converted model cannot be fine-tuned here; choose one of "
+            "scoresens train"
+        )
+    return model
 
 
 def about(setup: Setup, run: ChangeRun | AttributeRun | RetrainRun) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from scoresens.cli.attribute import (
     draw_attributed,
 )
 from scoresens.cli.common import (
-    PROCESS,
     about_change,
     norms_by_mass,
     set_up_change,
@@ -26,7 +25,6 @@ from scoresens.cli.settings import DemoRun, SensitivityRun
 from scoresens.counterfactual import counterfactual
 from scoresens.datasets import DataSettings
 from scoresens.report import Rows, draw_demo, draw_strip, table
-from scoresens.scores import from_denoiser
 from scoresens.sensitivity import sample_sensitivity
 from scoresens.solve import Solve
 
@@ -45,13 +43,13 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     digits = DataSettings("digits")
     whole = SensitivityRun(data=digits, change=asked, count=drawn, seed=run.seed)
     setup, change = set_up_change(whole, where, stages)
-    score, direction = from_denoiser(PROCESS, setup.model), change.perturbation
+    process, score, direction = setup.process, setup.score, change.perturbation
     with stages("first_order", f"compiling and integrating {drawn} paths and tangents"):
-        first = sample_sensitivity(PROCESS, score, direction, setup.noise, base=setup.data)
+        first = sample_sensitivity(process, score, direction, setup.noise, base=setup.data)
     masses = sorted({*STRIP, run.mass})
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
         finite = counterfactual(
-            PROCESS, score, direction, setup.noise, mass=jnp.asarray(masses), base=setup.data
+            process, score, direction, setup.noise, mass=jnp.asarray(masses), base=setup.data
         )
     strip = np.asarray(finite.x[:, :, 0])
     before, after = np.asarray(first.x), strip[:, masses.index(run.mass)]
@@ -59,7 +57,7 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     shown = spread(norms(jumped), run.count)
     with stages("attribution", f"compiling and integrating {len(shown)} paths and adjoints"):
         itself = FunctionalSettings("itself")
-        question = make_question(itself, setup.dataset, setup.data, PROCESS, score, Solve())
+        question = make_question(itself, setup.dataset, setup.data, process, score, Solve())
         found = attribute_samples(
             setup, question, setup.noise[shown], NAMED, Solve(), base=setup.data
         )

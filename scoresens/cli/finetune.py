@@ -14,6 +14,7 @@ from scoresens.cli.common import (
     set_up_change,
     titled,
     trace_of,
+    trainable,
     write,
     write_arrays,
 )
@@ -41,15 +42,16 @@ def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
     """Write how well predicted changes match what fine-tuning does; the table of the run."""
     stages, solve = Stages(), Solve(steps=run.steps)
     setup, change = set_up_change(run, where, stages)
-    same_study(out, run, where, STUDY, checkpoint=fingerprint(setup.model))
+    model = trainable(setup.model, where)
+    same_study(out, run, where, STUDY, checkpoint=fingerprint(model))
     with stages("predict", f"compiling and integrating {run.count} paths by each method"):
         predicted = predict_change(
-            setup.model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run)
+            model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run)
         )
     before = predicted.pop("before")
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
         reals = real_changes(
-            setup.model,
+            model,
             setup.data,
             change,
             setup.noise,

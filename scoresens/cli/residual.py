@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens import estimates
-from scoresens.cli.common import PROCESS, TRACES, set_up, write
+from scoresens.cli.common import TRACES, set_up, write
 from scoresens.cli.progress import Stages
 from scoresens.cli.settings import AttributeRun, ResidualRun
 from scoresens.collocation import along_forward
@@ -17,7 +17,8 @@ from scoresens.config import ConfigError
 from scoresens.estimates import Estimate
 from scoresens.fokker_planck import non_conservative_part, score_residual
 from scoresens.gap_report import draw_levels, levels_table
-from scoresens.scores import Score, from_denoiser
+from scoresens.processes import Process
+from scoresens.scores import Score, to_denoiser
 from scoresens.traces import TraceEstimator
 
 BATCH = 16  # points side by side, each with all directions of its trace
@@ -35,17 +36,19 @@ class Level(NamedTuple):
 def run_residual(run: ResidualRun, out: Path, where: str) -> str:
     """Write how well a checkpoint obeys the equations of a score, by noise level; the table."""
     stages = Stages()
-    if run.levels[-1] > float(PROCESS.t_max):
-        raise ConfigError(f"{where}: levels must be at most {float(PROCESS.t_max):g}")
     start = AttributeRun(data=run.data, checkpoint=run.checkpoint, count=run.count, seed=run.seed)
     setup = set_up(start, where, stages)
+    process, score = setup.process, setup.score
+    highest = float(process.noise_level(process.t_max))
+    if run.levels[-1] > highest * (1 + 1e-6):
+        raise ConfigError(f"{where}: levels must be at most {highest:g}")
     for_data, key = jax.random.split(jax.random.key(run.seed))
     few = run.count > len(setup.data)
     chosen = jax.random.choice(for_data, len(setup.data), (run.count,), replace=few)
     x, rows = jnp.asarray(setup.dataset.images)[chosen], {}
     with stages("residual", f"{run.count} points at {len(run.levels)} noise levels", bars=True):
         for level in tqdm(run.levels, desc="residuals", unit="level"):
-            rows[level] = _numbers(at_level(setup.model, x, level, TRACES[run.trace], key=key))
+            rows[level] = _numbers(at_level(process, score, x, level, TRACES[run.trace], key=key))
     title = f"checkpoint {run.checkpoint}: is it the score of noised {setup.dataset.name}?"
     with stages("pictures", "drawing"):
         draw_levels(out / "report.png", rows, title=title, count=run.count, trace=run.trace)
@@ -58,22 +61,28 @@ def run_residual(run: ResidualRun, out: Path, where: str) -> str:
 
 
 def at_level(
-    denoiser: Score, x: jax.Array, level: float, trace: TraceEstimator, *, key: jax.Array
+    process: Process,
+    score: Score,
+    x: jax.Array,
+    level: float,
+    trace: TraceEstimator,
+    *,
+    key: jax.Array,
 ) -> Level:
-    """What the score of a denoiser does at data noised to a level.
+    """What a score and its denoiser do at data noised to a level.
 
     Args:
-        denoiser: `denoiser(tau, x)` of one sample.
+        process, score: the model.
         x: data `[M, *shape]`.
         level: tau.
         trace: how to take traces.
         key: of the noise, the same at each level, and of probes.
     """
-    score = from_denoiser(PROCESS, denoiser)
-    t, noised = along_forward(PROCESS, x, jnp.full(len(x), level), key=key)
+    denoiser = to_denoiser(process, score)
+    t, noised = along_forward(process, x, jnp.full(len(x), process.time(level)), key=key)
     of_residual, of_twist = jax.random.split(jax.random.fold_in(key, len(x)))
     how = {"trace": trace, "batch_size": BATCH}
-    residual = score_residual(PROCESS, score, t, noised, key=of_residual, **how)
+    residual = score_residual(process, score, t, noised, key=of_residual, **how)
     parts = [
         non_conservative_part(field, t, noised, key=of_twist, **how) for field in (score, denoiser)
     ]

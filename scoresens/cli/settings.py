@@ -314,6 +314,50 @@ class DemoRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertRun:
+    """Options of `scoresens convert`.
+
+    Args:
+        kind: where the model comes from.
+        source: a pipeline's folder or its name on the hub; a pickle; or package.module:function.
+        size: pixels a side, where a pipeline does not say.
+        label: of the class that is conditioned on.
+        conditioning: a .npy file with what else the network sees, such as the embedding of a text.
+        exported: go through torch also where a network of JAX is at hand.
+        trust_pickle: run what the pickle's author wrote.
+        scheduler: for torch, a scheduler_config.json that says how the module was trained.
+        process, predicts, sees, scale: the same, said here; see `scoresens.importers.Schedule`.
+        shape: of one sample, channels last, for torch.
+        weights: a safetensors file to fill the torch module with.
+    """
+
+    kind: Literal["diffusers", "edm", "torch"]
+    source: str
+    size: int | None = None
+    label: int | None = None
+    conditioning: Path | None = None
+    exported: bool = False
+    trust_pickle: bool = False
+    scheduler: Path | None = None
+    process: str = "EDM"
+    predicts: str = "denoiser"
+    sees: str = "noise_level"
+    scale: float = 1.0
+    shape: tuple[int, ...] = ()
+    weights: Path | None = None
+
+    def __post_init__(self):
+        if self.kind == "torch" and not self.shape:
+            raise ValueError("a torch module needs --shape, of one sample, such as --shape 32 32 3")
+        if self.kind == "torch" and ":" not in self.source:
+            raise ValueError(
+                f"a torch module is named package.module:function, got {self.source!r}"
+            )
+        if self.shape and min(self.shape) < 1:
+            raise ValueError(f"shape must be of numbers of at least 1, got {self.shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GapRun:
     """Settings of `scoresens gap`.
 

@@ -1,8 +1,9 @@
-"""A denoiser as a PyTorch module, for tools that know only those.
+"""A model of this library as a PyTorch module, for tools that know only those.
 
-The module computes what the `Denoiser` does, from a copy of its parameters,
+The module computes what the model does, from a copy of its parameters,
 
-    D(x, tau) = c_skip x + c_out F(c_noise, c_in x)
+    D(x, tau) = c_skip x + c_out F(c_noise, c_in x)             of a `Denoiser`
+    phi(t, x), s(t, x)                                          of a `PotentialMLP`, a `ScoreMLP`
 
 layer by layer: every linear map is a ``torch.nn.Linear``, every convolution a ``torch.nn.Conv2d``,
 every normalisation torch's own, under the names they have in JAX (``network.blocks.0.linear1``).
@@ -15,60 +16,104 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scoresens.models import Denoiser, ResidualMLP, UNet
+from scoresens.models import Denoiser, PotentialMLP, ResidualMLP, ScoreMLP, UNet
+from scoresens.models.potential import SHARPNESS
 from scoresens.models.preconditioning import FREQUENCIES, TAU_FLOOR
 
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]
 
 Tensor = Any  # torch need not be there to read this file
+Model = Denoiser | PotentialMLP | ScoreMLP
+
+STEEPEST = 80.0  # where torch takes softplus for the identity: exp(80) is still finite in float32
 
 
-def to_torch(model: Denoiser) -> "torch.nn.Module":
-    """Returns a denoiser as a torch module of the same outputs.
+def to_torch(model: Model) -> "torch.nn.Module":
+    """Returns a model as a torch module of the same outputs.
 
     Args:
-        model: a `Denoiser` of a `ResidualMLP` or a `UNet`.
+        model: a `Denoiser` of a `ResidualMLP` or a `UNet`, a `PotentialMLP` or a `ScoreMLP`.
 
     Returns:
-        A module ``(tau [B], x [B, *shape]) -> [B, *shape]``, channels last, in the parameters'
-            dtype, on the CPU, and differentiable in its parameters, tau and x. Any leading axes,
-            none included, may stand in the place of B.
+        A module of a batch, channels last, in the parameters' dtype, on the CPU, and differentiable
+            in its parameters, the time and x:
+
+            - of a `Denoiser`: ``(tau [B], x [B, *shape]) -> [B, *shape]``, denoised samples;
+            - of a `PotentialMLP`: ``(t [B], x [B, d]) -> [B]``, log-densities up to a constant,
+              whose gradient in x, by ``torch.autograd``, is the score;
+            - of a `ScoreMLP`: ``(t [B], x [B, d]) -> [B, d]``, scores.
+
+            Any leading axes, none included, may stand in the place of B.
 
     Raises:
         ImportError: if torch is not installed.
-        ValueError: if the network is another. The module raises it for an x that does not fit.
+        ValueError: if the model is another. The module raises it for an x that does not fit.
 
     Notes:
         The parameters are copied: training one model leaves the other. The module's class is made
         on the spot, so that ``pickle`` cannot write it; keep its ``state_dict``.
     """
     _check_torch()
-    network = model.network
-    if isinstance(network, ResidualMLP):
-        inner = _mlp(network)
-    elif isinstance(network, UNet):
-        inner = _unet(network)
-    else:
+    if isinstance(model, PotentialMLP):
+        return _layers(model, lambda outputs: outputs[..., 0])
+    if isinstance(model, ScoreMLP):
+        return _layers(model, lambda outputs: outputs)
+    network = getattr(model, "network", model)
+    if not isinstance(model, Denoiser) or not isinstance(network, ResidualMLP | UNet):
         raise ValueError(
-            f"cannot make a torch module of a {type(network).__name__}: "
-            "only of a ResidualMLP or a UNet"
+            f"cannot make a torch module of a {type(network).__name__}: only of a Denoiser "
+            "of a ResidualMLP or a UNet, a PotentialMLP or a ScoreMLP"
         )
+    inner = _mlp(network) if isinstance(network, ResidualMLP) else _unet(network)
     shape, sigma_data = tuple(network.shape), model.sigma_data
     return _module(lambda m, tau, x: _denoised(m.network, shape, sigma_data, tau, x), network=inner)
 
 
 def _denoised(network, shape: tuple[int, ...], sigma_data: float, tau: Tensor, x: Tensor) -> Tensor:
-    if tuple(x.shape) != (*tau.shape, *shape):
-        raise ValueError(
-            f"expected x of shape {(*tau.shape, *shape)}, tau's and one sample's, "
-            f"came {tuple(x.shape)}"
-        )
+    _check_shape("tau", shape, tau, x)
     level = tau.reshape(*tau.shape, *[1] * len(shape))
     total = level**2 + sigma_data**2
     c_noise = tau.clamp(min=TAU_FLOOR).log() / 4
     inner = network(c_noise, x * total.rsqrt())
     return sigma_data**2 / total * x + level * sigma_data * total.rsqrt() * inner
+
+
+def _check_shape(name: str, shape: tuple[int, ...], time: Tensor, x: Tensor) -> None:
+    if tuple(x.shape) != (*time.shape, *shape):
+        raise ValueError(
+            f"expected x of shape {(*time.shape, *shape)}, {name}'s and one sample's, "
+            f"came {tuple(x.shape)}"
+        )
+
+
+# ------------------------------------------------------------------ potential and score network
+
+
+def _layers(
+    network: PotentialMLP | ScoreMLP, read_out: Callable[[Tensor], Tensor]
+) -> "torch.nn.Module":
+    shape = tuple(network.shape)
+    return _module(
+        lambda m, t, x: read_out(_layers_rule(m, shape, t, x)),
+        input=_linear(network.input),
+        hidden1=_linear(network.hidden1),
+        hidden2=_linear(network.hidden2),
+        output=_linear(network.output),
+    )
+
+
+def _layers_rule(m, shape: tuple[int, ...], t: Tensor, x: Tensor) -> Tensor:
+    _check_shape("t", shape, t, x)
+    h = _joined(t[..., None], x, axis=-1)
+    for layer in (m.input, m.hidden1, m.hidden2):
+        h = _softplus(layer(h))
+    return m.output(h)
+
+
+def _softplus(h: Tensor) -> Tensor:
+    functional = _check_torch().nn.functional
+    return functional.softplus(h, beta=SHARPNESS, threshold=STEEPEST)
 
 
 # ------------------------------------------------------------------ the residual MLP

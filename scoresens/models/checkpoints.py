@@ -6,6 +6,7 @@ and whatever the writer wished to remember (``metadata``).
 """
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,8 @@ def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
     Raises:
         ValueError: if the network is not this package's, or the metadata is not JSON.
     """
-    header = json.dumps({"architecture": _describe(model), "metadata": metadata}, allow_nan=False)
-    tensors = {name: np.asarray(leaf) for name, leaf in _named_leaves(model)}
-    with replacing(Path(path)) as beside:
-        beside.write_bytes(serialized(tensors, metadata={HEADER: header}))
+    header = {"architecture": _describe(model), "metadata": metadata}
+    write_file(Path(path), header, {name: np.asarray(leaf) for name, leaf in _named_leaves(model)})
 
 
 def load(path: str | Path) -> tuple[Denoiser, dict]:
@@ -53,7 +52,7 @@ def load(path: str | Path) -> tuple[Denoiser, dict]:
         ValueError: if the file is damaged, was not written by `save`, holds other tensors or
             shapes than its architecture has, or values that are not finite.
     """
-    header, tensors = _read(Path(path))
+    header, tensors = read_file(Path(path))
     skeleton = _skeleton(path, header)
     expected = dict(_named_leaves(skeleton))
     if missing := sorted(expected.keys() - tensors.keys()):
@@ -107,22 +106,51 @@ def _skeleton(path: str | Path, header: dict) -> Denoiser:
         raise ValueError(f"{path} describes no model that can be built: {error}") from error
 
 
-def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+def read_file(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Returns the header of a safetensors file that this library wrote, and its tensors.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, is no safetensors file, or was written by others.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train one, or correct the path")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    text, tensors = read_tensors(path)
     try:
         header = json.loads(text or "null")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
-    if not isinstance(header, dict) or not {"architecture", "metadata"} <= header.keys():
+    if not isinstance(header, dict) or not isinstance(header.get("metadata"), dict):
         raise ValueError(f"{path} was not written by scoresens: its header names no architecture")
     return header, tensors
+
+
+def read_tensors(path: Path) -> tuple[str | None, dict[str, np.ndarray]]:
+    """Returns what anyone's safetensors file holds for this library, if anything, and its
+    tensors. Raises as `read_file`."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(
+            f"{path} is a pickle, which runs its author's code when it is read: give a safetensors "
+            "file (scoresens convert --help tells how to get one)"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return (file.metadata() or {}).get(HEADER), tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def write_file(path: Path, header: dict, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a file that `read_file` reads, whole or not at all."""
+    text = json.dumps(header, allow_nan=False)
+    with replacing(path) as beside:
+        beside.write_bytes(serialized(dict(tensors), metadata={HEADER: text}))
 
 
 def _check_tensor(path: str | Path, name: str, found: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,264 @@
+"""Pipelines of diffusers as scores: a folder, or the name of one on the hub.
+
+    model_index.json                                    what the parts are
+    unet/config.json, unet/diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json
+    vae/config.json, vae/diffusion_pytorch_model.safetensors      of latent models
+
+In old checkpoints the first three lie flat in the folder. A ``UNet2DModel`` becomes a network of
+JAX (`unet2d`), without torch; other networks go through `torch_export`, which wants torch and
+diffusers once, at the conversion. Weights are read from safetensors files alone.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from scoresens.importers._torch import calling, needed_torch
+from scoresens.importers.foreign import Exported, Foreign, Native
+from scoresens.importers.latent import Autoencoder
+from scoresens.importers.schedules import schedule
+from scoresens.importers.torch_export import torch_export
+from scoresens.importers.unet2d import unet2d, unsupported
+from scoresens.models.checkpoints import read_tensors
+
+NETWORKS = ("unet", "transformer", "model")  # what pipelines call the network
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+KNOWN = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+
+
+class Part(NamedTuple):
+    """One part of a pipeline: its folder, its class, and what its configuration says."""
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+
+
+def from_diffusers(
+    where: str | Path,
+    *,
+    conditioning: Sequence[ArrayLike] = (),
+    size: int | None = None,
+    native: bool = True,
+) -> Foreign:
+    """Returns the score of a pipeline's network.
+
+    Args:
+        where: the folder of a pipeline, or its name on the hub, for which huggingface_hub and a
+            network connection must be there.
+        conditioning: what the network sees besides the noised sample and the time, without batch
+            axis: a class label, or the embedding of a text `[tokens, width]`. Left out, label 0, or
+            zeros `[77, width]`. `Foreign.given` changes it later.
+        size: pixels a side, where the configuration does not say.
+        native: whether to build a ``UNet2DModel`` in JAX, where its configuration allows it.
+
+    Returns:
+        A score of samples `[H, W, C]` as the pipeline knows them, latents for latent models.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or a file in it is missing.
+        ImportError: if the network must be exported and torch or diffusers is not installed.
+        ValueError: if the network, scheduler or prediction type is not known here, the weights are
+            a pickle, tensors are missing, extra, misshapen or not finite.
+
+    Notes:
+        A network of learned variance returns twice the channels; the second half is left out.
+    """
+    folder = found(where)
+    network, how = _network_of(folder), schedule(_scheduler_of(folder))
+    shape, channels = _shape(network, size)
+    given = tuple(jnp.asarray(c) for c in conditioning) or _default_conditioning(network)
+    why_not = (
+        "it is another network" if network.kind != "UNet2DModel" else unsupported(network.config)
+    )
+    if native and why_not is None:
+        tensors = weights(network.folder)
+        built = Native(unet2d(network.config, tensors), json.dumps(network.config), channels)
+    else:
+        built = _exported(network, shape, channels, given)
+    return Foreign(how, built, shape, given)
+
+
+def autoencoder_from_diffusers(where: str | Path, *, size: int) -> Autoencoder:
+    """Returns the autoencoder of a latent pipeline.
+
+    Args:
+        where: as for `from_diffusers`.
+        size: pixels a side of an image.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as `from_diffusers`.
+    """
+    part = _part(found(where), "vae")
+    if part is None or part.kind != "AutoencoderKL":
+        raise ValueError(f"{where} has no AutoencoderKL: {part and part.kind}")
+    torch = needed_torch("autoencoder_from_diffusers")
+    module, config = _module(part), part.config
+    image = torch.zeros(1, config["in_channels"], size, size)
+    with torch.no_grad():
+        latent = module.encode(image).latent_dist.mean
+    encoder = torch_export(calling(module, lambda m, x: m.encode(x).latent_dist.mean), (image,))
+    decoder = torch_export(calling(module, lambda m, z: m.decode(z).sample), (latent,))
+    return Autoencoder(
+        encoder, decoder, config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+    )
+
+
+# ------------------------------------------------------------------ files
+
+
+def found(where: str | Path) -> Path:
+    """The folder of a pipeline, fetched from the hub if there is none of this name here."""
+    folder = Path(where)
+    if folder.is_dir():
+        return folder
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise FileNotFoundError(
+            f"there is no folder {where}; to fetch a pipeline of this name from the hub, "
+            "pip install 'scoresens[diffusers]'"
+        ) from None
+    try:
+        return Path(hub.snapshot_download(str(where), allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # whatever the network, the hub or its client came upon
+        raise FileNotFoundError(
+            f"there is no folder {where}, and the hub gave none: {type(error).__name__}: {error}"
+        ) from error
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a part, from one file or several."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        files = sorted(set(_json(index)["weight_map"].values()))
+    elif (folder / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    else:
+        pickles = [file.name for file in folder.glob("*.bin")]
+        told = f", only the pickle {pickles[0]}, which is not read" if pickles else ""
+        raise FileNotFoundError(
+            f"{folder} has no {WEIGHTS}{told}: save the pipeline again with diffusers' "
+            "save_pretrained, which writes one"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= read_tensors(folder / file)[1]
+    return tensors
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: it is no pipeline of diffusers")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _network_of(folder: Path) -> Part:
+    parts = [_part(folder, name) for name in NETWORKS]
+    part = next((part for part in parts if part is not None), None)
+    if part is None and (folder / "config.json").is_file():  # the old, flat layout
+        config = _json(folder / "config.json")
+        part = Part(folder, config.get("_class_name", "UNet2DModel"), config)
+    if part is None:
+        raise FileNotFoundError(
+            f"{folder} is no pipeline of diffusers: no {', no '.join(NETWORKS)} and no config.json"
+        )
+    if part.kind not in KNOWN:
+        raise ValueError(
+            f"{folder} holds a {part.kind}, and known are {', '.join(KNOWN)}: export it with "
+            "scoresens.importers.torch_export"
+        )
+    return part
+
+
+def _part(folder: Path, name: str) -> Part | None:
+    if not (folder / name).is_dir():
+        return None
+    config = _json(folder / name / "config.json")
+    return Part(folder / name, str(config.get("_class_name")), config)
+
+
+def _scheduler_of(folder: Path) -> dict[str, Any]:
+    nested = folder / "scheduler" / "scheduler_config.json"
+    return _json(nested if nested.is_file() else folder / "scheduler_config.json")
+
+
+# ------------------------------------------------------------------ what a network takes
+
+
+def _shape(network: Part, size: int | None) -> tuple[tuple[int, ...], int]:
+    """The shape of a sample, and how many of the channels that the network returns are kept."""
+    config = network.config
+    sides = config.get("sample_size") if size is None else size
+    if sides is None:
+        raise ValueError(f"{network.folder} does not say how large its samples are: give size")
+    sides = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    into = config.get("in_channels", 3 if network.kind == "UNet2DModel" else 4)
+    out = config.get("out_channels") or into
+    if out not in (into, 2 * into):
+        raise ValueError(
+            f"{network.folder} takes {into} channels and returns {out}: a score returns as many, "
+            "or twice as many where it learned its variance"
+        )
+    return (*sides, into), into
+
+
+def _default_conditioning(network: Part) -> tuple:
+    config = network.config
+    if network.kind == "UNet2DConditionModel":
+        return (jnp.zeros((77, config.get("cross_attention_dim", 1280))),)
+    if network.kind == "DiTTransformer2DModel" or _labelled(config):
+        return (jnp.asarray(0),)
+    return ()
+
+
+def _labelled(config: Mapping[str, Any]) -> bool:
+    return config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
+
+
+def _exported(network: Part, shape: tuple[int, ...], channels: int, given: tuple) -> Exported:
+    torch = needed_torch("exporting this network")
+    x = torch.zeros(1, shape[-1], *shape[:-1])
+    time = torch.zeros(1)
+    others = [torch.from_numpy(np.array(c)[None]) for c in given]
+    rule = (
+        (lambda m, x, t, *c: m(x, timestep=t, class_labels=c[0]).sample)
+        if network.kind == "DiTTransformer2DModel"
+        else (lambda m, x, t, *c: m(x, t, *c).sample)
+    )
+    program = torch_export(calling(_module(network), rule), (x, time, *others))
+    return Exported(program, channels_last=True, channels=channels)
+
+
+def _module(part: Part) -> Any:
+    """The part as diffusers' own module, with every tensor in its place."""
+    needed_torch("exporting this network")
+    try:
+        theirs: Any = importlib.import_module("diffusers")
+    except ImportError as error:
+        raise ImportError(
+            f"exporting a {part.kind} needs diffusers, which is not installed: "
+            "pip install 'scoresens[diffusers]'"
+        ) from error
+    weights(part.folder)  # says what is wrong with the files before diffusers does
+    try:
+        module, told = getattr(theirs, part.kind).from_pretrained(
+            part.folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ValueError(f"{part.folder}: {error}") from error
+    wrong = {name: sorted(map(str, keys)) for name, keys in told.items() if keys}
+    if wrong:
+        raise ValueError(f"{part.folder} does not hold the tensors of its configuration: {wrong}")
+    return module
