@@ -6,10 +6,13 @@ import sys
 import types
 from contextlib import contextmanager
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from command_line import scoresens
 from safetensors.numpy import save_file
 
+from scoresens import importers
 from scoresens.importers.pickles import about_edm, read_pickle
 
 SOURCE = """
@@ -146,6 +149,28 @@ def test_networks_say_what_they_said(written):
     path, inputs, expected = written()
     module = read_pickle(path, trust=True)
     np.testing.assert_array_equal(module(*inputs).numpy(), expected)
+
+
+def test_their_score_is_that_of_a_denoiser(written, tmp_path):
+    path, (x, sigma), denoised = written()
+    foreign = importers.from_edm(path, trust=True)
+    assert foreign.shape == (4, 4, 3)
+    for x, sigma, denoised in zip(x.numpy(), sigma.numpy(), denoised, strict=True):  # noqa: B020
+        expected = np.moveaxis((denoised - x) / sigma**2, 0, -1)
+        found = foreign.score(float(sigma), jnp.asarray(np.moveaxis(x, 0, -1)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="one of the 0 classes"):
+        importers.from_edm(path, trust=True, label=3)
+
+
+def test_the_command_converts_them_for_those_who_trust(written, tmp_path):
+    path, *_ = written()
+    ran = scoresens("convert", "edm", path, out=tmp_path / "out")
+    assert ran.code == 1 and "--trust-pickle" in ran.told
+    ran = scoresens("convert", "edm", path, "--trust-pickle", out=tmp_path / "out")
+    assert ran.code == 0, ran.told
+    foreign, about = importers.load(tmp_path / "out" / "model.safetensors")
+    assert (foreign.shape, about["kind"]) == ((4, 4, 3), "edm")
 
 
 def test_nothing_of_edm_stays_behind(written):
