@@ -17,6 +17,7 @@ from torch_families import FAMILIES  # noqa: E402
 import scoresens as ss  # noqa: E402
 from scoresens import importers  # noqa: E402
 from scoresens.importers import Program, Schedule, torch_export  # noqa: E402
+from scoresens.models import ModelSettings, build  # noqa: E402
 
 EACH = pytest.mark.parametrize("family", FAMILIES)
 
@@ -231,6 +232,24 @@ def test_a_module_s_score_is_that_of_its_law():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 3)))
     exact = ss.exact_score(ss.EDM(), law)(1.3, x.reshape(-1))
     np.testing.assert_allclose(foreign.score(1.3, x).reshape(-1), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind, shape", [("unet", (4, 4, 2)), ("mlp", (2, 2, 1))])
+def test_our_networks_come_back_from_torch(kind, shape):
+    skeleton = jax.eval_shape(
+        lambda: build(ModelSettings(kind, 4, 1), shape, 0.5, key=jax.random.key(0))
+    )
+    rng = np.random.default_rng(0)
+    model = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape)), skeleton)
+
+    def call(module, x, tau):
+        return module(tau, x.movedim(1, -1)).movedim(-1, 1)
+
+    schedule = Schedule(ss.EDM(), "denoiser", "noise_level")
+    foreign = importers.from_torch(importers.to_torch(model), schedule, shape, call=call)
+    x = jnp.asarray(rng.normal(size=shape))
+    expected = ss.from_denoiser(ss.EDM(), model)(0.6, x)
+    assert relative(foreign.score(0.6, x), np.asarray(expected)) <= 1e-10
 
 
 def test_images_are_channels_last_here():
