@@ -242,7 +242,11 @@ def gain_rate(trace: Scalar, tau: Scalar, size: int) -> Scalar:
 
 
 def fold(key: PRNGKeyArray, count: int) -> Array:
-    """One key a sample, by its index."""
+    """One key a sample, by its index; a row of keys, one a sample, is taken as it is."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
+        if len(key) != count:
+            raise ValueError(f"{len(key)} keys were given for {count} samples")
+        return key
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
 

@@ -95,6 +95,18 @@ class Perturbation:
         """The models among the components, whose log-densities must ride along."""
         return tuple(part.measure for part in self.parts if isinstance(part.measure, Learned))
 
+    def __getitem__(self, which: Int[ArrayLike, " n"] | slice) -> "Perturbation":
+        """Some of the directions, by slice or by indices.
+
+        Raises:
+            ValueError: for directions that move points, which are of the points themselves.
+        """
+        if any(part.velocity is not None for part in self.parts):
+            raise ValueError("directions that move points cannot be taken apart: make fewer")
+        return Perturbation(
+            tuple(replace_field(p, coefficients=p.coefficients[which]) for p in self.parts)
+        )
+
     def __add__(self, other: "Perturbation") -> "Perturbation":
         check_perturbation(other)
         if (len(self), self.shape) != (len(other), other.shape):

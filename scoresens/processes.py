@@ -90,13 +90,15 @@ class Process(abc.ABC):
         """One draw of x_t given x_0 = y."""
         return self.alpha(t) * y + self.sigma(t) * jax.random.normal(key, y.shape, y.dtype)
 
-    def sample_prior(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "M *shape"]:
+    def sample_prior(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], *, first: int = 0
+    ) -> Float[Array, "M *shape"]:
         """Starting noise `[M, *shape]` at t_max, drawn from N(0, prior_std^2 I).
 
         Sample i depends on `key` and i alone, so that the first samples of a larger batch are the
-        smaller batch.
+        smaller batch; `first` is the number of the first sample asked for.
         """
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(shape[0]))
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shape[0]))
         draw = jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.result_type(float)))
         return self.prior_std * draw(keys)
 

@@ -12,6 +12,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from scoresens.cli.attribute import run_attribute
 from scoresens.cli.commands import (
     GRID,
@@ -41,9 +43,12 @@ from scoresens.cli.settings import (
     RetrainRun,
     SampleRun,
     SensitivityRun,
+    StatusRun,
+    SweepRun,
     TrainRun,
     ValidateRun,
 )
+from scoresens.cli.sweep import UNFINISHED, Unfinished, run_status, run_sweep
 from scoresens.config import ConfigError, read, read_one_of
 from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
@@ -58,6 +63,7 @@ What would a diffusion model's samples be, had its training data been others?
   scoresens attribute configs/attribute.toml            which training images a sample is owed to
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
   scoresens validate configs/digits-finetune.toml       are the predictions right?
+  scoresens sweep configs/sweep.toml                    thousands of samples, hours, devices
   scoresens gap configs/gap.toml                        do a network's two samplers agree?
   scoresens residual configs/residual.toml              is a network the score of any law?
   scoresens sample configs/sample.toml                  draw samples, with log-densities
@@ -70,7 +76,8 @@ Each command writes result.json (numbers, settings, versions, seconds) and its p
 scoresens-out/COMMAND, or to --out DIR; files of the same name are replaced. Progress goes to
 standard error, the table to standard output.
 
-Exit codes: 0 done; 1 the run failed; 2 usage or settings; 130 interrupted.
+Exit codes: 0 done; 1 the run failed; 2 usage or settings; 75 a sweep that was told to stop, and can
+go on; 130 interrupted.
 `scoresens COMMAND --help` explains a command and its settings."""
 
 
@@ -305,6 +312,39 @@ about 0.05, a million above 0.03.""",
             "networks/": "the networks trained, with CONFIG",
         },
     ),
+    "sweep": Command(
+        run_sweep,
+        SweepRun,
+        "many samples, many directions or data points, on many devices",
+        """\
+The same questions of many samples: which images each is owed to ("attribution"), or how it changes
+along many directions ("sensitivity"), for one seed after another. The work is cut into blocks that
+fit the memory; each is on disk as soon as it is made, so that a run that was killed goes on where
+it was. SIGTERM ends the block at hand and leaves with code 75: run the same command again.
+
+Settings: question, samples, seeds, memory (GiB for a block), or rows and columns (of a block), mesh
+(devices along samples and directions), top (images named; left out, the scores of all), stream (the
+data stay in their .npy file); [functional] as for attribute; [directions] classes, images; [data],
+checkpoint, steps, base, trace, bandwidth as for sensitivity.
+
+Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
+one's), --processes N and --process I.""",
+        "scoresens sweep configs/sweep.toml --out runs/sweep",
+        {
+            "store.zarr": "the arrays, with named dimensions; xarray.open_zarr reads them",
+            "blocks": "a mark for each block that is whole, with a checksum",
+            "study.json": "what the numbers are of",
+            "log-*.jsonl": "a line a block, a file a process",
+        },
+    ),
+    "status": Command(
+        run_status,
+        StatusRun,
+        "how far a sweep is",
+        "How far is a sweep? Reads its folder, also while it runs.",
+        "scoresens status runs/sweep",
+        {},
+    ),
     "convert": Command(
         run_convert,
         ConvertRun,
@@ -357,9 +397,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(argv)
         run, where = _settings(given)
+        command = COMMANDS[given.command]
+        if not command.writes:
+            print(f"\n{command.run(run, given.out, where)}\n")
+            return 0
         with blaming("--out"):
             given.out.mkdir(parents=True, exist_ok=True)
-        command = COMMANDS[given.command]
         print(f"\n{command.run(run, given.out, where)}\n")
         written = [name for name in command.writes if any(given.out.glob(name))]
         print(f"written to {given.out}: {', '.join(written)}")
@@ -369,6 +412,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 2)
     except (FloatingPointError, ValueError, OSError) as error:
         return _complain(error, 1)
+    except Unfinished as stop:
+        print(f"\n{stop}\n")
+        return UNFINISHED
     except KeyboardInterrupt:
         return _complain("interrupted: nothing of this run is half-written", 130)
     return 0
@@ -380,6 +426,10 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
         with blaming("demo"):
             options = {field.name: getattr(given, field.name) for field in fields(DemoRun)}
             return DemoRun(**options), "demo"
+    if given.settings is StatusRun:
+        return StatusRun(folder=given.folder), "status"
+    if given.settings is SweepRun:
+        _join(given)
     if given.settings is ConvertRun:
         with blaming("convert"):
             options = {field.name: getattr(given, field.name) for field in fields(ConvertRun)}
@@ -388,7 +438,8 @@ def _settings(given: argparse.Namespace) -> tuple[Any, str]:
     if given.settings is GapRun:
         return _gap_settings(given)
     if given.config is None:
-        return given.settings(), given.command
+        make: Any = given.settings
+        return make(), given.command
     if given.settings is ValidateRun:
         kinds = {name: experiment.settings for name, experiment in EXPERIMENTS.items()}
         return read_one_of(given.config, "experiment", kinds), str(given.config)
@@ -435,6 +486,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         if command.settings is DemoRun:
             _add_demo_options(added)
+        elif command.settings is StatusRun:
+            added.add_argument("folder", metavar="DIR", type=Path, help="of the sweep")
         elif command.settings is ConvertRun:
             _add_convert_options(added)
         else:
@@ -444,6 +497,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if command.settings is GapRun:
             _add_gap_options(added)
+        if command.settings is SweepRun:
+            _add_process_options(added)
         default = OUT / name
         added.add_argument(
             "--out", metavar="DIR", type=Path, default=default, help=f"by default {default}"
@@ -492,6 +547,25 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
         ("--trust-pickle", "edm: run what the author of the pickle wrote"),
     ):
         parser.add_argument(flag, action="store_true", help=what)
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
+    for flag, kind, metavar, what in (
+        ("--coordinator", str, "HOST:PORT", "of the first process, for several that share a sweep"),
+        ("--processes", int, "N", "how many there are"),
+        ("--process", int, "I", "which of them this is, from 0"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=what)
+
+
+def _join(given: argparse.Namespace) -> None:
+    """Make this process one of several, if it is asked to."""
+    asked = given.coordinator, given.processes, given.process
+    if asked == (None, None, None):
+        return
+    if None in asked:
+        raise ConfigError("sweep: --coordinator, --processes and --process go together")
+    jax.distributed.initialize(given.coordinator, given.processes, given.process)
 
 
 def _add_gap_options(parser: argparse.ArgumentParser) -> None:

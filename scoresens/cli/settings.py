@@ -358,6 +358,81 @@ class ConvertRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DirectionSettings:
+    """Directions of a sweep.
+
+    Args:
+        classes: whether each class of the data is a direction, toward more of it.
+        images: how many of the first images are directions, each toward more of it.
+    """
+
+    classes: bool = True
+    images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """Settings of `scoresens sweep`.
+
+    Args:
+        question: "attribution" (of every image, or the top ones), or "sensitivity" (along the
+            directions).
+        data: the training data.
+        stream: read the data from their .npy file in blocks, for data larger than memory.
+        functional, top: of attributions; without top, the scores of all images are kept.
+        directions: of sensitivities.
+        samples: how many a seed.
+        seeds: of the noise, one after another.
+        memory: GiB for one block; left out, half of what is free.
+        rows, columns: samples and directions a block, instead.
+        mesh: devices along samples and directions; left out, all along samples.
+        checkpoint, steps, base, trace, bandwidth: as for `sensitivity`.
+    """
+
+    question: Literal["attribution", "sensitivity"] = "attribution"
+    data: DataSettings
+    stream: bool = False
+    functional: FunctionalSettings = field(default_factory=FunctionalSettings)
+    top: int | None = None
+    directions: DirectionSettings = field(default_factory=DirectionSettings)
+    samples: int = 256
+    seeds: tuple[int, ...] = (0,)
+    memory: float | None = None
+    rows: int | None = None
+    columns: int | None = None
+    mesh: tuple[int, ...] = ()
+    checkpoint: str = "digits"
+    steps: int = 40
+    base: Base = "data"
+    trace: Trace = "hutchinson"
+    bandwidth: float | None = None
+
+    def __post_init__(self):
+        _at_least(1, samples=self.samples, steps=self.steps, seeds=len(self.seeds))
+        for name in ("top", "rows", "columns"):
+            if getattr(self, name) is not None:
+                _at_least(1, **{name: getattr(self, name)})
+        _sensible_bandwidth(self.bandwidth)
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"memory must be more than 0 GiB, got {self.memory}")
+        if self.mesh and (len(self.mesh) != 2 or min(self.mesh) < 1):
+            raise ValueError(f"mesh is [along samples, along directions], got {list(self.mesh)}")
+        if self.stream and self.question != "attribution":
+            raise ValueError("stream goes with question = 'attribution'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusRun:
+    """Options of `scoresens status`.
+
+    Args:
+        folder: of a sweep.
+    """
+
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class GapRun:
     """Settings of `scoresens gap`.
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,10 +43,10 @@ def same_study(
         )
 
 
-def fingerprint(model: Denoiser) -> str:
-    """A digest of all the parameters of a model."""
+def fingerprint(tree: Any) -> str:
+    """A digest of all the numbers of a model, or of another pytree."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model):
+    for leaf in jax.tree.leaves(tree):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 

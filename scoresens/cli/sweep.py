@@ -1,0 +1,284 @@
+"""`scoresens sweep` and `scoresens status`: many samples, many directions, on disk as they come."""
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from scoresens import sweeps
+from scoresens.cli.common import TRACES, Model, checkpoint, process_of, score_of, shape_of
+from scoresens.cli.functionals import make_question
+from scoresens.cli.progress import Stages, blaming
+from scoresens.cli.settings import StatusRun, SweepRun
+from scoresens.cli.studies import fingerprint
+from scoresens.config import ConfigError
+from scoresens.datasets import Dataset, prepare
+from scoresens.drives import Smoothed
+from scoresens.measures import Points, default_bandwidth
+from scoresens.perturbations import Perturbation, reweight
+from scoresens.report import table
+from scoresens.solve import Solve
+from scoresens.stores import Block, Layout, Store, progress
+
+UNFINISHED = 75  # the exit code of a sweep that was asked to stop and can go on (EX_TEMPFAIL)
+GIB = 2**30
+
+
+class Unfinished(Exception):
+    """A sweep that was asked to stop; its message is the table so far."""
+
+
+class Asked(NamedTuple):
+    """All that a sweep starts from."""
+
+    model: Model
+    dataset: Dataset
+    data: Points
+    question: sweeps.Question
+    names: list[str]  # of the directions
+
+
+def run_sweep(run: SweepRun, out: Path, where: str) -> str:
+    """Make the blocks that a folder lacks; the table of the sweep.
+
+    Raises:
+        Unfinished: if it was asked to stop (SIGTERM) before its end.
+    """
+    stages = Stages()
+    with blaming(f"{where}: mesh"):
+        mesh = sweeps.mesh_of((run.mesh[0], run.mesh[1]) if run.mesh else None)
+    asked = _asked(run, where, mesh, stages)
+    rank, count = jax.process_index(), jax.process_count()
+    with stages("layout", "how large a block may be"):
+        layout = _layout(run, asked, out, mesh)
+    with blaming(f"{where}"):
+        if rank == 0:
+            store = _store(run, asked, out, layout)
+        if count > 1:
+            multihost_utils.sync_global_devices("the store is there")
+            store = _store(run, asked, out, layout)
+    with _until_told_to_stop() as stop, _Log(out / f"log-{rank}.jsonl") as log:
+        ran = sweeps.run(
+            asked.question,
+            process_of(asked.model),
+            shape_of(asked.model),
+            [jax.random.key(seed) for seed in run.seeds],
+            store,
+            mesh=mesh,
+            needs_keys=run.base == "model" and TRACES[run.trace].needs_key,
+            share=(rank, count),
+            shown=lambda blocks: _shown(blocks, layout, rank, log),
+            stopping=lambda: bool(stop),
+        )
+    told = status(out)
+    if ran.left:
+        raise Unfinished(f"{told}\n\nstopped with {ran.left} blocks left: run it again to go on")
+    return told
+
+
+def run_status(run: StatusRun, out: Path, where: str) -> str:
+    """The table of how far a sweep is."""
+    return status(run.folder)
+
+
+def status(folder: Path) -> str:
+    """How far the sweep in a folder is, as a table."""
+    found = progress(folder)
+    layout, done = found["layout"], found["done"]
+    each = found["seconds"] / done if done else float("nan")
+    left = found["blocks"] - done
+    row = {
+        "blocks": f"{done} of {found['blocks']}",
+        "of samples x directions": f"{layout.rows} x {layout.columns}",
+        "samples": f"{layout.seeds} x {layout.samples}",
+        "a block": f"{each:.2f} s" if done else "",
+        "left": f"{left * each / 60:.1f} min" if done and left else "" if left else "none",
+    }
+    return table({found["study"]["question"]: row}, "sweep")
+
+
+# ------------------------------------------------------------------ the question
+
+
+def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
+    with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
+        with blaming(f"{where}: checkpoint"):
+            model, _ = checkpoint(run.checkpoint)
+        with blaming(f"{where}: data"):
+            dataset = _streamed(run) if run.stream else prepare(run.data)
+        if dataset.images.shape[1:] != shape_of(model):
+            raise ConfigError(
+                f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
+                f"{run.checkpoint} takes {shape_of(model)}"
+            )
+        with blaming(f"{where}: bandwidth"):
+            data = _points(run, dataset)
+    process, score, solve = process_of(model), score_of(model), Solve(steps=run.steps)
+    options: dict[str, Any] = {"base": data, "mesh": mesh, "solve": solve}
+    if run.base == "model":
+        own = Smoothed(data.bandwidth)
+        options |= {"base": own, "trace": TRACES[run.trace], "prior": data}
+    if run.question == "attribution":
+        with blaming(f"{where}: functional"):
+            functional = make_question(
+                run.functional, dataset, data, process, score, solve
+            ).functional
+            question = sweeps.attributions(process, score, data, functional, top=run.top, **options)
+        return Asked(model, dataset, data, question, ["all"])
+    with blaming(f"{where}: directions"):
+        perturbation, names = _directions(run, dataset, data)
+    question = sweeps.sensitivities(process, score, perturbation, **options)
+    return Asked(model, dataset, data, question, names)
+
+
+def _streamed(run: SweepRun) -> Dataset:
+    """The data as a memory map."""
+    images = np.load(run.data.path or run.data.name, mmap_mode="r", allow_pickle=False)
+    if images.dtype.kind != "f":
+        raise ValueError(f"stream takes a .npy file of floats, scaled as the model has them, "
+                         f"got {images.dtype}")  # fmt: skip
+    if run.bandwidth is None:
+        raise ValueError("stream needs bandwidth: the default one compares all points")
+    return Dataset(run.data.name, images, np.zeros(len(images), int), ("all",))
+
+
+def _points(run: SweepRun, dataset: Dataset) -> Points:
+    if run.stream:
+        return Points.on_host(dataset.images, bandwidth=run.bandwidth or 0.0)
+    images = jnp.asarray(dataset.images)
+    bandwidth = default_bandwidth(images) if run.bandwidth is None else run.bandwidth
+    return Points(images, bandwidth=bandwidth)
+
+
+def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:
+    """Toward more of each class, and toward more of each of the first images."""
+    rows, names = [], []
+    if run.directions.classes:
+        for label in np.unique(dataset.labels):
+            rows.append(dataset.labels == label)
+            names.append(f"class {dataset.class_names[label]}")
+    if run.directions.images > len(dataset.images):
+        raise ValueError(f"images is {run.directions.images}, of {len(dataset.images)}")
+    for image in range(run.directions.images):
+        rows.append(np.arange(len(dataset.images)) == image)
+        names.append(f"image {image}")
+    if not rows:
+        raise ValueError("directions has neither classes nor images")
+    return reweight(data, np.stack(rows).astype(np.float32)), names
+
+
+# ------------------------------------------------------------------ layout and store
+
+
+def _layout(run: SweepRun, asked: Asked, out: Path, mesh: Any) -> Layout:
+    """That of the store, if there is one, else one that fits the memory."""
+    study = out / "study.json"
+    if study.is_file() and run.rows is None and run.columns is None and run.memory is None:
+        return progress(out)["layout"]
+    memory = _free_memory() / 2 if run.memory is None else run.memory * GIB
+    return sweeps.layout_of(
+        asked.question, seeds=len(run.seeds), samples=run.samples, memory=memory, mesh=mesh,
+        rows=run.rows, columns=run.columns,
+    )  # fmt: skip
+
+
+def _free_memory() -> float:
+    """Bytes that the process's devices have left together, or the host if they do not say."""
+    told = [device.memory_stats() for device in jax.local_devices()]
+    if all(told):
+        return float(sum(t["bytes_limit"] - t["bytes_in_use"] for t in told if t))
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _store(run: SweepRun, asked: Asked, out: Path, layout: Layout) -> Store:
+    fields = sweeps.fields_of(asked.question, layout)
+    coordinates: dict[str, np.ndarray] = {"seed": np.array(run.seeds)}
+    coordinates["sample"] = np.arange(run.samples)
+    if run.question == "sensitivity":
+        coordinates["direction"] = np.array(asked.names, np.dtypes.StringDType())
+    return Store(out, fields, layout, coordinates, _study(run, asked))
+
+
+def _study(run: SweepRun, asked: Asked) -> dict[str, Any]:
+    """What the numbers hang on: settings, model and data. Memory, blocks and devices are not."""
+    return {
+        "question": run.question,
+        "model": fingerprint(asked.model),
+        "data": fingerprint(asked.data) if not run.stream else _file_mark(asked.dataset.images),
+        "functional": run.functional if run.question == "attribution" else None,
+        "top": run.top,
+        "directions": asked.names,
+        "samples": run.samples,
+        "seeds": list(run.seeds),
+        "steps": run.steps,
+        "base": run.base,
+        "trace": run.trace if run.base == "model" else None,
+        "bandwidth": float(asked.data.bandwidth),
+    }
+
+
+def _file_mark(images: np.ndarray) -> str:
+    """What tells a large file from another without reading it."""
+    file = Path(str(getattr(images, "filename", "")))
+    return f"{images.shape} {images.dtype} {file.stat().st_mtime_ns}"
+
+
+# ------------------------------------------------------------------ while it runs
+
+
+class _Log:
+    """A file of one JSON text a line, each written at once."""
+
+    def __init__(self, path: Path):
+        self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, **line: Any) -> None:
+        self.file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+        self.file.flush()
+
+
+def _shown(blocks: list[Block], layout: Layout, rank: int, log: _Log) -> Iterator[Block]:
+    """The blocks, with a bar on the first process and a line in the log after each."""
+    log.write(event="start", blocks=len(blocks), process=rank, rows=layout.rows)
+    with tqdm(blocks, desc="blocks", unit="block", disable=rank > 0, file=sys.stderr) as bar:
+        for block in bar:
+            yield block
+            log.write(event="block", name=block.name, memory=_memory_in_use())
+            bar.set_postfix(memory=f"{_memory_in_use() / GIB:.2f} GiB")
+
+
+def _memory_in_use() -> int:
+    """Bytes on the devices, or of this process at its highest if they do not say."""
+    told = [device.memory_stats() for device in jax.local_devices()]
+    if all(told):
+        return sum(t["bytes_in_use"] for t in told if t)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _until_told_to_stop:
+    """Within it, SIGTERM fills the list that it yields, and does nothing else."""
+
+    def __enter__(self) -> list[int]:
+        told: list[int] = []
+        self.before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+        return told
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)

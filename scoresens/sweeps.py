@@ -1,0 +1,339 @@
+"""Sweeps: samples x directions (or data points) x seeds, in blocks, on a mesh of devices.
+
+A sweep asks one question of many samples. It is cut into blocks (`stores.Layout`) that know nothing
+of one another: each is one compiled program on the process's own devices,
+
+    shard_map over a mesh ("samples", "directions"):  each device its rows and its directions
+
+with no communication inside. Several processes, on one host or on many, take the blocks in turn.
+What is random belongs to the number of the sample, `fold_in(key of the seed, number)`, so that no
+number hangs on the blocks, the devices or the processes; only roundings do.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from scoresens.attribution import attribute
+from scoresens.drives import Smoothed
+from scoresens.functionals import Functional
+from scoresens.measures import Measure, Points
+from scoresens.perturbations import Perturbation
+from scoresens.processes import Process
+from scoresens.scores import Score
+from scoresens.sensitivity import sample_sensitivity
+from scoresens.solve import Solve
+from scoresens.stores import Block, Field, Layout, Store
+from scoresens.tables import is_on_host
+from scoresens.traces import Hutchinson, TraceEstimator
+
+Base = Measure | Smoothed | None
+MOST = 2048  # rows of a block
+STREAMED = 16  # of a question whose data are streamed
+AXES = ("samples", "directions")
+
+
+def mesh_of(shape: tuple[int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of samples x directions over devices: by default all of this process, along the
+    samples.
+
+    Raises:
+        ValueError: if the shape does not use every device once.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    shape = (len(devices), 1) if shape is None else shape
+    if shape[0] * shape[1] != len(devices):
+        raise ValueError(f"a mesh of {shape[0]} x {shape[1]} is not of {len(devices)} devices")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+class Question(NamedTuple):
+    """What is asked of every sample: made by `sensitivities` and `attributions`.
+
+    Attributes:
+        fields: the dtype, and the dimensions with their sizes after the samples, of each result.
+        directions: how many there are.
+        ask: `(which directions [K], noise [M, *shape], keys [M] or None) -> arrays` by field.
+        program: the compiled part of `ask` for M samples and K directions, to be measured; or None.
+    """
+
+    fields: Mapping[str, tuple[str, tuple[tuple[str, int], ...]]]
+    directions: int
+    ask: Callable[[np.ndarray, Array, Array | None], Mapping[str, Array]]
+    program: Callable[[int, int], Any] | None
+
+
+def sensitivities(
+    process: Process,
+    score: Score,
+    perturbation: Perturbation,
+    *,
+    base: Base,
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    mesh: Mesh | None = None,
+    solve: Solve = Solve(),
+) -> Question:
+    """The question of `sample_sensitivity`: samples, and tangents by direction.
+
+    Args:
+        process, score, perturbation, base, trace, prior, solve: as in `sample_sensitivity`.
+        mesh: of `mesh_of`.
+    """
+    mesh, shape, total = mesh or mesh_of(), perturbation.shape, len(perturbation)
+    across = mesh.shape["directions"]
+
+    def one(perturbation, rest, noise, keys):
+        process, score, base, prior = rest
+        found = sample_sensitivity(
+            process, score, perturbation, noise,
+            base=base, trace=trace, prior=prior, key=keys, solve=solve,
+        )  # fmt: skip
+        return found.x, found.tangent
+
+    def run(perturbation, rest, noise, keys):
+        specs = jax.tree_util.tree_map_with_path(_direction_spec, perturbation)
+        out = (P("samples"), P("samples", "directions"))
+        shard = jax.shard_map(
+            one, mesh=mesh, in_specs=(specs, P(), P("samples"), P("samples")), out_specs=out,
+            check_vma=False,
+        )  # fmt: skip
+        return shard(perturbation, rest, noise, keys)
+
+    compiled, rest = jax.jit(run), (process, score, base, prior)
+
+    def ask(which, noise, keys):
+        padded = np.pad(which, (0, -len(which) % across), mode="edge")
+        x, tangent = compiled(perturbation[padded], rest, noise, keys)
+        return {"x": x, "tangent": tangent[:, : len(which)]}
+
+    def program(rows, columns):
+        noise = jax.ShapeDtypeStruct((rows, *shape), jnp.result_type(float))
+        keys = jax.eval_shape(lambda: _keys(jax.random.key(0), 0, rows))
+        chosen = perturbation[np.arange(columns)]
+        return compiled.lower(chosen, rest, noise, keys if trace.needs_key else None).compile()
+
+    sizes, dtype = _axes(shape)
+    fields = {"x": (dtype, sizes), "tangent": (dtype, (("direction", total), *sizes))}
+    return Question(fields, total, ask, program)
+
+
+def attributions(
+    process: Process,
+    score: Score,
+    data: Points,
+    functional: Functional,
+    *,
+    base: Base,
+    trace: TraceEstimator = Hutchinson(1),
+    prior: Measure | None = None,
+    top: int | None = None,
+    mesh: Mesh | None = None,
+    solve: Solve = Solve(),
+) -> Question:
+    """The question of `attribute`, for a scalar functional: the score of every data point, or of
+    the `top` largest and smallest.
+
+    Args:
+        process, score, data, functional, base, trace, prior, top, solve: as in `attribute`. Data on
+            the host (`Points.on_host`) are read block by block, and one device works.
+        mesh: of `mesh_of`; its devices take samples.
+
+    Raises:
+        ValueError: for a functional that is no scalar, or a mesh with several devices along the
+            directions.
+    """
+    mesh, shape = mesh or mesh_of(), data.shape
+    if mesh.shape["directions"] != 1:
+        raise ValueError("attributions divide samples alone: give a mesh of [devices, 1]")
+    if jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape:
+        raise ValueError("attributions are of a scalar functional: sweep one component at a time")
+    ranked = ("top_values", "top_indices", "bottom_values", "bottom_indices")
+    names = ("scores",) if top is None else ranked
+
+    def one(rest, noise, keys):
+        process, score, data, functional, base, prior = rest
+        found = attribute(
+            process, score, data, functional, noise,
+            base=base, trace=trace, prior=prior, key=keys, top=top, solve=solve,
+        )  # fmt: skip
+        return {name: getattr(found, name) for name in ("x", "value", *names)}
+
+    def run(rest, noise, keys):
+        shard = jax.shard_map(
+            one, mesh=mesh, in_specs=(P(), P("samples"), P("samples")), out_specs=P("samples"),
+            check_vma=False,
+        )  # fmt: skip
+        return shard(rest, noise, keys)
+
+    rest = (process, score, data, functional, base, prior)
+    compiled = one if is_on_host(data) else jax.jit(run)
+
+    def program(rows, columns):
+        noise = jax.ShapeDtypeStruct((rows, *shape), jnp.result_type(float))
+        keys = jax.eval_shape(lambda: _keys(jax.random.key(0), 0, rows))
+        return jax.jit(run).lower(rest, noise, keys if trace.needs_key else None).compile()
+
+    ranks = (("data", len(data)),) if top is None else (("rank", top),)
+    sizes, dtype = _axes(shape)
+    fields: dict[str, Any] = {"x": (dtype, sizes), "value": (dtype, ())}
+    fields |= {n: ("int32" if n.endswith("indices") else dtype, ranks) for n in names}
+    return Question(
+        fields, 1, lambda which, noise, keys: compiled(rest, noise, keys),
+        None if is_on_host(data) else program,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ blocks
+
+
+def layout_of(
+    question: Question,
+    *,
+    seeds: int,
+    samples: int,
+    memory: float,
+    mesh: Mesh | None = None,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> Layout:
+    """How large blocks are, so that one of them fits the memory.
+
+    Args:
+        question: of `sensitivities` or `attributions`.
+        seeds, samples: how many.
+        memory: bytes for one block on all of the process's devices together.
+        mesh: the question's.
+        rows, columns: of a block, if they are not to be chosen.
+
+    Returns:
+        The layout. Directions are kept together as far as they fit; rows are a multiple of the
+        devices along the samples.
+
+    Notes:
+        Compiles the question for few rows and for twice as many, and reads from the compiler what a
+        further row takes; 2,048 rows at most. A question that streams its data is given 16 rows.
+    """
+    mesh = mesh or mesh_of()
+    down, across = (mesh.shape[axis] for axis in AXES)
+    columns = min(question.directions, columns or question.directions)
+    wide = -(-columns // across) * across
+    fit = rows or _fitting_rows(question, memory, down, wide, mesh)
+    rows = max(down, min(fit, samples) // down * down)
+    return Layout(seeds, samples, question.directions, rows, columns)
+
+
+def _fitting_rows(question, memory, down, columns, mesh) -> int:
+    """How many samples a block of so many columns may have."""
+    if question.program is None:
+        return STREAMED
+    few = 4 * down
+    small, large = (_bytes(question.program(n, columns), mesh) for n in (few, 2 * few))
+    each = max((large - small) / few, 1.0)
+    return min(max(int((memory - (small - few * each)) / each), 1), MOST)
+
+
+def _bytes(compiled: Any, mesh: Mesh) -> float:
+    """What a program takes beside its arguments, on all devices together."""
+    found = compiled.memory_analysis()
+    return (found.temp_size_in_bytes + found.output_size_in_bytes) * mesh.size
+
+
+def fields_of(question: Question, layout: Layout) -> dict[str, Field]:
+    """The arrays of a store for a question."""
+    first = (("seed", layout.seeds), ("sample", layout.samples))
+    return {
+        name: Field(
+            tuple(dim for dim, _ in (*first, *rest)), tuple(n for _, n in (*first, *rest)), dtype
+        )
+        for name, (dtype, rest) in question.fields.items()
+    }
+
+
+class Ran(NamedTuple):
+    """What a process did in one run of a sweep."""
+
+    blocks: int  # made now
+    left: int  # of this process's own
+    seconds: float
+
+
+def run(
+    question: Question,
+    process: Process,
+    shape: tuple[int, ...],
+    keys: Sequence[Array],
+    store: Store,
+    *,
+    mesh: Mesh | None = None,
+    needs_keys: bool = False,
+    share: tuple[int, int] = (0, 1),
+    shown: Callable[[list[Block]], Iterable[Block]] = iter,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Ran:
+    """Makes the blocks that the store lacks.
+
+    Args:
+        question: of `sensitivities` or `attributions`.
+        process: whose prior the noise is drawn from.
+        shape: of one sample.
+        keys: a random key for each seed.
+        store: where the blocks go; those that are whole there are passed over.
+        mesh: the question's.
+        needs_keys: whether the question's trace estimator draws probes.
+        share: (which, of how many) processes; each takes every n-th block.
+        shown: what shows progress over the blocks.
+        stopping: asked after every block; if true, the others are left.
+    """
+    mesh, start = mesh or mesh_of(), time.monotonic()
+    own = store.layout.blocks()[share[0] :: share[1]]
+    lacking, made = [block for block in own if not store.whole(block)], 0
+    for block in shown(lacking):
+        began = time.monotonic()
+        found = _block(question, process, shape, keys[block.seed], block, store.layout, needs_keys)
+        store.write(block, found, seconds=round(time.monotonic() - began, 3), process=share[0])
+        made += 1
+        if stopping():
+            break
+    return Ran(made, len(lacking) - made, time.monotonic() - start)
+
+
+def _block(question, process, shape, key, block, layout, needs_keys):
+    """The numbers of one block. It is computed at the full number of rows and columns, the last of
+    a row or column too, so that there is one program."""
+    size = block.sample.stop - block.sample.start
+    begin = block.sample.start
+    for_noise, for_probes = jax.random.split(key)
+    noise = process.sample_prior(for_noise, (layout.rows, *shape), first=begin)
+    keys = _keys(for_probes, begin, layout.rows) if needs_keys else None
+    which = np.minimum(block.direction.start + np.arange(layout.columns), question.directions - 1)
+    found = question.ask(which, noise, keys)
+    width = block.direction.stop - block.direction.start
+    return {
+        name: np.asarray(part[:size, :width] if name == "tangent" else part[:size])
+        for name, part in found.items()
+    }
+
+
+def _keys(key, first, count):
+    """The keys of samples `first` and on."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+
+
+def _axes(shape):
+    """The dimensions of one sample with their sizes, and the dtype of results."""
+    sizes = tuple((f"axis_{i}", size) for i, size in enumerate(shape))
+    return sizes, str(jnp.result_type(float))
+
+
+def _direction_spec(path, leaf):
+    """Coefficients are divided by direction; the components are everyone's."""
+    divided = path[-1] == jax.tree_util.GetAttrKey("coefficients")
+    return P("directions") if divided else P()
