@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from scoresens import drives, paths, sde
 from scoresens.drives import Law, Riders, Seen, Smoothed, check_law, starts
@@ -74,7 +74,7 @@ def attribute(
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
     brownian: PRNGKeyArray | None = None,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | Key[Array, " M"] | None = None,
     top: int | None = None,
     profile: bool = False,
     solve: Solve = Solve(),

@@ -22,7 +22,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.measures import Measure
@@ -215,7 +215,11 @@ def lowest_level(process: Process, solve: Solve) -> Scalar:
 
 
 def sample_keys(
-    estimator: TraceEstimator, key: PRNGKeyArray | None, count: int, *, noisy: bool = False
+    estimator: TraceEstimator,
+    key: PRNGKeyArray | Key[Array, " M"] | None,
+    count: int,
+    *,
+    noisy: bool = False,
 ) -> Array | None:
     """One key a sample, or None for an estimator that draws nothing; refuses one that takes no
     trace, unless the path is noisy."""
@@ -241,7 +245,7 @@ def gain_rate(trace: Scalar, tau: Scalar, size: int) -> Scalar:
     return (trace - size) / tau + size * tau / (jnp.square(tau) + BREADTH**2)
 
 
-def fold(key: PRNGKeyArray, count: int) -> Array:
+def fold(key: PRNGKeyArray | Key[Array, " M"], count: int) -> Array:
     """One key a sample, by its index; a row of keys, one a sample, is taken as it is."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
         if len(key) != count:

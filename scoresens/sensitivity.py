@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scoresens import _checks, drives, paths, sde
 from scoresens.drives import Base
@@ -151,7 +151,7 @@ def sample_sensitivity(
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | Pair | None = None,
     brownian: PRNGKeyArray | None = None,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | Key[Array, " M"] | None = None,
     solve: Solve = Solve(),
 ) -> SampleSensitivity:
     """Samples from given noise, and their derivatives with respect to the data's law (4.1).
@@ -171,7 +171,8 @@ def sample_sensitivity(
         brownian: the key of the Brownian path of the reverse SDE, as `key` of `sample_sde`, held
             fixed while the data change (4.2); None follows the probability flow. Along the SDE
             `trace` may be `Ito()`.
-        key: for estimators that draw probes; sample i uses `fold_in(key, i)`.
+        key: for estimators that draw probes; sample i uses `fold_in(key, i)`, or its own of a row
+            of keys `[M]`.
         solve: the numerics.
 
     Returns:

@@ -41,17 +41,20 @@ AXES = ("samples", "directions")
 
 
 def mesh_of(shape: tuple[int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of samples x directions over devices: by default all of this process, along the
-    samples.
+    """A mesh of samples x directions over the first of the devices: by default all of this
+    process, along the samples.
 
     Raises:
-        ValueError: if the shape does not use every device once.
+        ValueError: if there are not so many devices.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     shape = (len(devices), 1) if shape is None else shape
-    if shape[0] * shape[1] != len(devices):
-        raise ValueError(f"a mesh of {shape[0]} x {shape[1]} is not of {len(devices)} devices")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    count = shape[0] * shape[1]
+    if count > len(devices):
+        raise ValueError(
+            f"a mesh of {shape[0]} x {shape[1]} wants more than {len(devices)} devices"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:count])
 
 
 class Question(NamedTuple):
@@ -226,8 +229,8 @@ def layout_of(
     columns = min(question.directions, columns or question.directions)
     wide = -(-columns // across) * across
     fit = rows or _fitting_rows(question, memory, down, wide, mesh)
-    rows = max(down, min(fit, samples) // down * down)
-    return Layout(seeds, samples, question.directions, rows, columns)
+    whole = max(down, min(fit, samples) // down * down)
+    return Layout(seeds, samples, question.directions, whole, columns)
 
 
 def _fitting_rows(question, memory, down, columns, mesh) -> int:
@@ -240,7 +243,7 @@ def _fitting_rows(question, memory, down, columns, mesh) -> int:
     return min(max(int((memory - (small - few * each)) / each), 1), MOST)
 
 
-def _bytes(compiled: Any, mesh: Mesh) -> float:
+def _bytes(compiled: Any, mesh: Mesh) -> int:
     """What a program takes beside its arguments, on all devices together."""
     found = compiled.memory_analysis()
     return (found.temp_size_in_bytes + found.output_size_in_bytes) * mesh.size
