@@ -43,6 +43,22 @@ def table(result: dict) -> str:
     return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
 
 
+def reached(results: dict[str, dict]) -> str:
+    """What a perfect prediction would reach, and what ours does."""
+    lines = [
+        "| change | pairs | pooled Pearson | of the effect itself | share |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        if result.get("reach"):
+            found = result["counterfactual_data"]["pooled_pearson"]
+            share = found["value"] / result["reach"]
+            pairs = result["settings"]["repeats"]
+            cells = f"{cell(found)} | {result['reach']:.2f} | {share:.0%}"
+            lines.append(f"| `{name}` | {pairs} | {cells} |")
+    return "\n".join(lines)
+
+
 def by_steps(results: dict[str, dict]) -> str:
     """Pooled Pearson of the finite prediction after so many steps of fine-tuning."""
     lines = ["| change | method | 1 step | 10 | 100 | all |", "|---|---|---|---|---|---|"]
@@ -71,7 +87,8 @@ def by_reliability(results: dict[str, dict]) -> str:
 def main() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     print(by_reliability(results), "\n")
-    print(by_steps(results))
+    print(by_steps(results), "\n")
+    print(reached(results))
     for name, result in results.items():
         sizes = result["mean_norm"]
         print(f"\n### {result['change']} (`configs/{name}.toml`)\n")

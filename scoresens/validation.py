@@ -77,6 +77,18 @@ class RealChange(NamedTuple):
         each = self.changed - self.control
         return each[0], np.mean(each[1:], 0)
 
+    @property
+    def reach(self) -> float:
+        """Pearson's correlation with `displacement` that the effect itself would have, what all
+        pairs share: `sqrt(R r / (1 + (R - 1) r))`, r the mean correlation of two pairs (Spearman
+        and Brown 1910). NaN for one pair, or pairs that do not agree."""
+        count, *_ = self.control.shape
+        if count < 2:
+            return float("nan")
+        table = np.corrcoef((self.changed - self.control).reshape(count, -1))
+        r = float(table[np.triu_indices(count, 1)].mean())
+        return (count * r / (1 + (count - 1) * r)) ** 0.5 if r > 0 else float("nan")
+
 
 def predict_change(
     model: Denoiser,

@@ -14,6 +14,7 @@ from scoresens.models import ModelSettings, build
 from scoresens.training import TrainSettings
 from scoresens.validation import (
     EDGES,
+    RealChange,
     calibration,
     compare,
     predict_change,
@@ -224,3 +225,16 @@ def test_predictions_are_displacements_of_the_named_samples(dataset):
     small = make_change(dataset, data, ChangeSettings("add", ("b",), mass=1e-3))
     tiny = predict_change(model, data, small, 1e-3, noise, solve)["counterfactual_data"] / 1e-3
     np.testing.assert_allclose(found["first_order_data"] / 0.3, tiny, rtol=0.02, atol=0.01)
+
+
+def test_what_the_effect_itself_would_reach():
+    """Measured on an effect that is known: two pairs agree at 1/2, four pairs' mean at
+    sqrt(4 / 5)."""
+    rng = np.random.default_rng(0)
+    effect, *noise = rng.normal(size=(9, 400, 50))
+    control, own = np.stack(noise[:4]), np.stack(noise[4:8])
+    real = RealChange(control, control + effect + own)
+    reached = np.corrcoef(effect.ravel(), real.displacement.ravel())[0, 1]
+    assert reached == pytest.approx(0.8**0.5, abs=0.01)
+    assert real.reach == pytest.approx(reached, abs=0.01)
+    assert np.isnan(RealChange(control[:1], control[:1] + effect).reach)

@@ -11,6 +11,7 @@ from scoresens.cli.common import (
     about_agreement,
     about_measures,
     agreement,
+    as_json,
     set_up_change,
     titled,
     trace_of,
@@ -89,9 +90,12 @@ def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
     trust = reliability(finite, change.moved, float(setup.data.bandwidth))
     worth = calibration(trust, finite, real.displacement, resamples=run.resamples, seed=run.seed)
     told |= {"moved": change.moved, "reliability": about_calibration(worth)}
+    told |= as_json({"reach": real.reach})
     told["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
     write(out, told, run, stages)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
+    if np.isfinite(real.reach):
+        parts += [f"the effect that all pairs share would reach a Pearson of {real.reach:.2f}"]
     parts += ["counterfactual_data, by its reliability", _by_reliability(worth)]
     if run.after:
         parts += ["pooled Pearson, by the number of steps of fine-tuning", _by_steps(found)]
