@@ -1,0 +1,130 @@
+"""Attribution of 16 samples to 1,000,000 points of 784 numbers that stay in their file.
+
+What counts: seconds (compiled before, on 4,096 of the points), over those of as many operations in
+a large matrix product on the same cores; and memory, the process's own (anonymous) at its highest,
+and with the pages of the file that happen to be in memory. The points are Fashion-MNIST's images
+with noise; the network is small and random, for only the tables grow with the points.
+
+    operations of the tables: 2 M S N d (3 + P), with M samples, S = 2 steps stages, P = 1
+
+Writes results/million.json. The file of points (3.1 GB) is made in --folder and removed.
+"""
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import scoresens as ss
+from scoresens import datasets
+from scoresens.functionals import inner_product
+from scoresens.models import ModelSettings, build
+
+RESULTS = Path(__file__).parent / "results" / "million.json"
+SAMPLES, STEPS, SHAPE = 16, 40, (28, 28, 1)
+PROCESS = ss.EDM()
+
+
+def points_in_file(path: Path, count: int) -> np.ndarray:
+    """A memory map of so many images with noise, written block by block."""
+    images = datasets.load("fashion-mnist").images
+    kept = np.lib.format.open_memmap(path, "w+", np.float32, (count, *SHAPE))
+    rng = np.random.default_rng(0)
+    for start in range(0, count, 10_000):
+        chosen = images[rng.integers(len(images), size=min(10_000, count - start))]
+        kept[start : start + len(chosen)] = chosen + 0.1 * rng.normal(size=chosen.shape)
+    kept.flush()
+    del kept
+    return np.load(path, mmap_mode="r")
+
+
+class Peak:
+    """The highest memory of the process while it is open, in GB, looked at ten times a second."""
+
+    def __enter__(self):
+        self.own = self.all = 0.0
+        self.open = True
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.open = False
+        self.thread.join()
+
+    def _look(self):
+        while self.open:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            told = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
+            self.own = max(self.own, int(told["RssAnon"]) / 1e6)
+            self.all = max(self.all, sum(map(int, told.values())) / 1e6)
+            time.sleep(0.1)
+
+
+def matrix_rate() -> float:
+    """Operations a second of jnp.dot of 1280 x 784 by 784 x 2048, the median of 20."""
+    a, b = jnp.ones((1280, 784)), jnp.ones((784, 2048))
+    product = jax.jit(jnp.dot)
+    product(a, b).block_until_ready()
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        product(a, b).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * 1280 * 784 * 2048 / float(np.median(seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, default=Path())
+    given = parser.parse_args()
+    file = given.folder / "million.npy"
+    try:
+        found = measured(points_in_file(file, given.count))
+    finally:
+        file.unlink(missing_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def measured(points: np.ndarray) -> dict:
+    model = build(ModelSettings("mlp", 64, 1), SHAPE, 0.5, key=jax.random.key(0))
+    score = ss.from_denoiser(PROCESS, model)
+    noise = PROCESS.sample_prior(jax.random.key(1), (SAMPLES, *SHAPE))
+    ask = inner_product(jnp.ones(SHAPE))
+
+    def attributed(points):
+        data = ss.Points.on_host(points, bandwidth=4.0)
+        solve = ss.Solve(steps=STEPS)
+        return ss.attribute(PROCESS, score, data, ask, noise, base=data, top=10, solve=solve)
+
+    attributed(points[:4096])
+    before = matrix_rate()
+    with Peak() as peak:
+        start, worked = time.perf_counter(), time.process_time()
+        found = attributed(points)
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
+    rate = (before + matrix_rate()) / 2
+    operations = 2 * SAMPLES * 2 * STEPS * len(points) * points[0].size * 4
+    return {
+        "points": len(points),
+        "samples": SAMPLES,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(worked, 1),
+        "gflop_per_second": round(operations / seconds / 1e9, 1),
+        "matrix_product_gflop_per_second": round(rate / 1e9, 1),
+        "rate_over_matrix_product": round(operations / seconds / rate, 3),
+        "peak_own_memory_gb": round(peak.own, 2),
+        "peak_with_pages_of_the_file_gb": round(peak.all, 2),
+        "finite": bool(np.isfinite(found.top_values).all()),
+    }
+
+
+if __name__ == "__main__":
+    main()
