@@ -24,7 +24,7 @@ from scoresens.measures import GaussianMixture
 from scoresens.models import ModelSettings, build, save
 from scoresens.models.potential import PotentialMLP, read_potential, write_potential
 from scoresens.regularized import RegularizedSettings
-from scoresens.scores import exact_score
+from scoresens.scores import exact_score, from_denoiser
 from scoresens.traces import Exact
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -283,16 +283,12 @@ def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
 
 
 def test_an_exact_denoiser_leaves_nothing_over():
-    """The denoiser of a mixture of Gaussians is x + tau^2 score; its score obeys all equations."""
+    """The score of a mixture of Gaussians obeys all equations."""
     means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])
     law = GaussianMixture(jnp.array([0.3, 0.7]), means, jnp.array([0.5, 0.2]))
-    score = exact_score(PROCESS, law)
-
-    def denoiser(t, x):
-        return x + t**2 * score(t, x)
-
     x = jax.random.normal(jax.random.key(0), (5, 2))
-    found = at_level(denoiser, x, 0.7, Exact(), key=jax.random.key(1))
+    score, key = exact_score(PROCESS, law), jax.random.key(1)
+    found = at_level(PROCESS, score, x, 0.7, Exact(), key=key)
     assert (found.residual < 1e-18 * found.rate).all()
     assert found.twist.shape == (2, 5) and (found.twist < 1e-18 * found.whole).all()
 
@@ -300,7 +296,8 @@ def test_an_exact_denoiser_leaves_nothing_over():
 def test_shares_are_those_of_dense_jacobians():
     """A linear denoiser W x: its Jacobian is W, and that of its score (W - I) / tau^2."""
     matrix = jnp.array([[0.5, 0.3], [-0.1, 0.2]])
-    found = at_level(lambda t, x: matrix @ x, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
+    score = from_denoiser(PROCESS, lambda t, x: matrix @ x)
+    found = at_level(PROCESS, score, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
     whole = np.array([np.sum((matrix - jnp.eye(2)) ** 2), np.sum(matrix**2)])
     twisted = 2 * (0.4 / 2) ** 2  # |A|_F^2, A the antisymmetric part of either
     np.testing.assert_allclose(found.twist / found.whole, np.outer(twisted / whole, np.ones(3)))

@@ -273,9 +273,13 @@ def test_load_refuses_what_is_no_checkpoint(tmp_path):
         load(tmp_path / "a")
     save(tmp_path / "a", awake("mlp"), {})
     content = (tmp_path / "a").read_bytes()
-    for damaged in (content[:-5], content[:20], b"", b"\x80\x04pickle"):
+    for damaged in (content[:-5], content[:20], b""):
         (tmp_path / "a").write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged or no safetensors file"):
+            load(tmp_path / "a")
+    for pickled in (b"\x80\x04pickle", b"PK\x03\x04torch.save"):
+        (tmp_path / "a").write_bytes(pickled)
+        with pytest.raises(ValueError, match="is a pickle, which runs its author's code"):
             load(tmp_path / "a")
     save_file({"weight": np.zeros(2)}, tmp_path / "a")
     with pytest.raises(ValueError, match="not written by scoresens"):

@@ -17,7 +17,7 @@ import xarray
 from command_line import scoresens, settings_file
 
 import scoresens as ss
-from scoresens import sweeps
+from scoresens import cli, sweeps
 from scoresens.functionals import inner_product
 from scoresens.stores import Layout, Store
 
@@ -250,7 +250,7 @@ def opened(folder):
     return xarray.open_zarr(folder / "store.zarr", consolidated=False).load()
 
 
-def test_the_command_and_its_store(tmp_path):
+def test_the_command_and_its_store(tmp_path, capsys):
     config = settings_file(tmp_path, SETTINGS)
     ran = scoresens("sweep", config, out=tmp_path / "out")
     assert ran.code == 0, ran.told
@@ -260,14 +260,16 @@ def test_the_command_and_its_store(tmp_path):
     assert np.isfinite(found.top_values).all() and int(found.top_indices.min()) >= 0
     lines = [json.loads(line) for line in (ran.out / "log-0.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["start"] + 6 * ["block"]
-    shown = scoresens("status", ran.out, out=tmp_path / "none")
-    assert shown.code == 0 and "6 of 6" in shown.printed
+    assert ran.result["blocks"] == ran.result["done"] == 6
+    assert cli.main(["status", str(ran.out)]) == 0
+    assert "6 of 6" in capsys.readouterr().out
     again = scoresens("sweep", config, out=ran.out)
     assert again.code == 0 and opened(ran.out).equals(found)
     other = settings_file(tmp_path, SETTINGS.replace("steps = 3", "steps = 4"))
     refused = scoresens("sweep", other, out=ran.out)
     assert refused.code == 2 and "holds a sweep with other steps" in refused.told
-    assert scoresens("status", tmp_path / "none", out=tmp_path / "none").code == 1
+    assert cli.main(["status", str(tmp_path / "none")]) == 1
+    assert "there is no sweep in" in capsys.readouterr().err
 
 
 def test_a_sensitivity_names_its_directions(tmp_path):

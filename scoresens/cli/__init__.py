@@ -1,9 +1,9 @@
 """The command `scoresens`: settings in, a folder with numbers and pictures out.
 
 Every command reads its settings from a TOML file into a frozen dataclass (`demo` from its options),
-writes `DIR/result.json` and what else it found beside it, says on standard error what it is doing
-and for how long, and prints a table on standard output. Exit codes: 0 done, 1 the run failed, 2
-usage or settings, 130 interrupted.
+writes `DIR/result.json` and what else it found beside it (but `status`, which only reads), says on
+standard error what it is doing and for how long, and prints a table on standard output. Exit codes:
+0 done, 1 the run failed, 2 usage or settings, 75 a sweep told to stop, 130 interrupted.
 """
 
 import argparse
@@ -64,6 +64,7 @@ What would a diffusion model's samples be, had its training data been others?
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
   scoresens validate configs/digits-finetune.toml       are the predictions right?
   scoresens sweep configs/sweep.toml                    thousands of samples, hours, devices
+  scoresens status DIR                                  how far a sweep is
   scoresens gap configs/gap.toml                        do a network's two samplers agree?
   scoresens residual configs/residual.toml              is a network the score of any law?
   scoresens sample configs/sample.toml                  draw samples, with log-densities
@@ -317,9 +318,9 @@ about 0.05, a million above 0.03.""",
         SweepRun,
         "many samples, many directions or data points, on many devices",
         """\
-The same questions of many samples: which images each is owed to ("attribution"), or how it changes
-along many directions ("sensitivity"), for one seed after another. The work is cut into blocks that
-fit the memory; each is on disk as soon as it is made, so that a run that was killed goes on where
+Which images is each of thousands of samples owed to ("attribution"), or how does it change along
+many directions ("sensitivity"), for one seed after another? The work is cut into blocks that fit
+the memory; each is on disk as soon as it is made, so that a run that was killed goes on where
 it was. SIGTERM ends the block at hand and leaves with code 75: run the same command again.
 
 Settings: question, samples, seeds, memory (GiB for a block), or rows and columns (of a block), mesh
@@ -335,6 +336,7 @@ one's), --processes N and --process I.""",
             "blocks": "a mark for each block that is whole, with a checksum",
             "study.json": "what the numbers are of",
             "log-*.jsonl": "a line a block, a file a process",
+            "result.json": "how many blocks, how large, and the seconds of one",
         },
     ),
     "status": Command(
@@ -399,7 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run, where = _settings(given)
         command = COMMANDS[given.command]
         if not command.writes:
-            print(f"\n{command.run(run, given.out, where)}\n")
+            print(f"\n{command.run(run, OUT, where)}\n")
             return 0
         with blaming("--out"):
             given.out.mkdir(parents=True, exist_ok=True)
@@ -481,7 +483,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=command.brief,
             description=command.about,
-            epilog=f"example:\n  {command.example}\n\nwrites to DIR:\n{files}",
+            epilog=f"example:\n  {command.example}" + (files and f"\n\nwrites to DIR:\n{files}"),
             formatter_class=shape,
         )
         if command.settings is DemoRun:
@@ -500,9 +502,10 @@ def _parser() -> argparse.ArgumentParser:
         if command.settings is SweepRun:
             _add_process_options(added)
         default = OUT / name
-        added.add_argument(
-            "--out", metavar="DIR", type=Path, default=default, help=f"by default {default}"
-        )
+        if command.writes:
+            added.add_argument(
+                "--out", metavar="DIR", type=Path, default=default, help=f"by default {default}"
+            )
         added.set_defaults(settings=command.settings)
     return parser
 
@@ -520,8 +523,10 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("kind", choices=("diffusers", "edm", "torch"), help="where it comes from")
-    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or module:function")
+    parser.add_argument("kind", choices=("diffusers", "edm", "torch"), help="the kind of source")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="the source: a folder, a file, or module:function"
+    )
     for flag, kind, metavar, what in (
         ("--size", int, "N", "pixels a side, where a pipeline does not say"),
         ("--label", int, "N", "the class to condition on"),

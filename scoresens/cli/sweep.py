@@ -17,7 +17,15 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from scoresens import sweeps
-from scoresens.cli.common import TRACES, Model, checkpoint, process_of, score_of, shape_of
+from scoresens.cli.common import (
+    TRACES,
+    Model,
+    checkpoint,
+    process_of,
+    score_of,
+    shape_of,
+    write,
+)
 from scoresens.cli.functionals import make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import StatusRun, SweepRun
@@ -82,6 +90,10 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
             stopping=lambda: bool(stop),
         )
     told = status(out)
+    if rank == 0:
+        found = progress(out)
+        about = {name: found[name] for name in ("done", "blocks")} | found["layout"]._asdict()
+        write(out, about | {"seconds_a_block": found["seconds"] / found["done"]}, run, stages)
     if ran.left:
         raise Unfinished(f"{told}\n\nstopped with {ran.left} blocks left: run it again to go on")
     return told

@@ -53,6 +53,10 @@ def load(path: str | Path) -> tuple[Denoiser, dict]:
             shapes than its architecture has, or values that are not finite.
     """
     header, tensors = read_file(Path(path))
+    if "foreign" in header:
+        raise ValueError(f"{path} is a converted model: read it with scoresens.importers.load")
+    if "architecture" not in header:
+        raise ValueError(f"{path} was not written by scoresens: its header names no architecture")
     skeleton = _skeleton(path, header)
     expected = dict(_named_leaves(skeleton))
     if missing := sorted(expected.keys() - tensors.keys()):
