@@ -20,7 +20,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rows import measure, options, read, table
+from timing import in_turns
 
 import scoresens as ss
 from scoresens import datasets
@@ -160,19 +160,6 @@ def kernels(setting: Setting, samples: int) -> dict:
     times = in_turns(programs, setting.turns)
     shares = {name: _spread(times[name] / times["jvp"]) for name in programs if name != "jvp"}
     return {"samples": samples, **shares, "ms_per_stage": _milliseconds(times, setting.stages)}
-
-
-def in_turns(programs: dict[str, Callable], turns: int) -> dict[str, np.ndarray]:
-    """Seconds `[turns]` of each program; compiled before, run in turn."""
-    for program in programs.values():
-        jax.block_until_ready(program())
-    seconds = {name: [] for name in programs}
-    for _ in range(turns):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def _network_alone(setting, noise, *, tangent):

@@ -20,11 +20,11 @@ import time
 
 import diffusers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from rows import measure, options, read, table
+from timing import in_turns, matrix_rate
 
 from scoresens import importers
 from scoresens.importers._torch import calling
@@ -112,8 +112,8 @@ def costs(batch: int) -> dict:
         ]
         for name in ("exported", "native")
     }
-    times = in_turns(programs)
-    rate = matrix_rate()
+    times = in_turns(programs, TURNS)
+    rate = matrix_rate(2048, 2048, 2048, turns=5)
     flops = programs_flops(forward, native, x)
     row: dict = {"batch": batch, "errors": errors, "compile_seconds": _rounded(seconds)}
     row["ms"] = {name: round(float(np.median(t)) * 1e3, 1) for name, t in times.items()}
@@ -123,30 +123,6 @@ def costs(batch: int) -> dict:
         row[f"native_{kind}_over_torch"] = _spread(times[f"native {kind}"] / times[f"torch {kind}"])
     row["forward_over_floor"] = round(float(np.median(times["exported forward"])) * rate / flops, 2)
     return row
-
-
-def in_turns(programs) -> dict[str, np.ndarray]:
-    """Seconds of each program by turn."""
-    times = {name: [] for name in programs}
-    for _ in range(TURNS):
-        for name, run in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            times[name].append(time.perf_counter() - start)
-    return {name: np.array(seconds) for name, seconds in times.items()}
-
-
-def matrix_rate() -> float:
-    """Floating-point operations a second of a large matrix product in JAX."""
-    a = jnp.ones((2048, 2048))
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / float(np.median(times))
 
 
 def programs_flops(function, network, x) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import matrix_rate
 
 import scoresens as ss
 from scoresens import datasets
@@ -64,19 +65,6 @@ class Peak:
             self.own = max(self.own, int(told["RssAnon"]) / 1e6)
             self.all = max(self.all, sum(map(int, told.values())) / 1e6)
             time.sleep(0.1)
-
-
-def matrix_rate() -> float:
-    """Operations a second of jnp.dot of 1280 x 784 by 784 x 2048, the median of 20."""
-    a, b = jnp.ones((1280, 784)), jnp.ones((784, 2048))
-    product = jax.jit(jnp.dot)
-    product(a, b).block_until_ready()
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        product(a, b).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1280 * 784 * 2048 / float(np.median(seconds))
 
 
 def main() -> None:

@@ -245,13 +245,14 @@ def gain_rate(trace: Scalar, tau: Scalar, size: int) -> Scalar:
     return (trace - size) / tau + size * tau / (jnp.square(tau) + BREADTH**2)
 
 
-def fold(key: PRNGKeyArray | Key[Array, " M"], count: int) -> Array:
-    """One key a sample, by its index; a row of keys, one a sample, is taken as it is."""
+def fold(key: PRNGKeyArray | Key[Array, " M"], count: int, *, first: int = 0) -> Array:
+    """One key a sample, by its number, from `first` on; a row of keys, one a sample, is taken as it
+    is."""
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1:
         if len(key) != count:
             raise ValueError(f"{len(key)} keys were given for {count} samples")
         return key
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 
 def finish(solve: Solve, x: Array, log_density: Array | None, stats: Stats) -> Path:

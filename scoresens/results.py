@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scoresens._files import replacing
+from scoresens._files import write_text
 
 PACKAGES = ("scoresens", "jax", "jaxlib", "flax", "diffrax", "numpy")
 
@@ -43,8 +43,7 @@ def write_result(
     text = json.dumps(_plain({**result, **record}, ""), indent=2, allow_nan=False)
     path = Path(folder) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return path
 
 

@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from scoresens._files import replacing
-
-BLOCKED = ("seed", "sample", "direction")  # the dimensions that blocks divide
+from scoresens._files import write_text
 
 
 class Block(NamedTuple):
@@ -94,8 +92,8 @@ class Store:
         file = folder / "study.json"
         if not file.exists():
             self._create(coordinates)
-            with replacing(file) as beside:  # last: without it, the arrays are made again
-                beside.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+            # last: without it, the arrays are made again
+            write_text(file, json.dumps(asked, indent=2) + "\n")
         _same(folder, json.loads(file.read_text(encoding="utf-8")), asked)
         self.arrays: Any = zarr.open_group(folder / "store.zarr", mode="r+")
 
@@ -125,8 +123,7 @@ class Store:
         for name, part in parts.items():
             self.arrays[name][self._place(name, block)] = part
         sums = {name: _checksum(part) for name, part in parts.items()}
-        with replacing(self.marks / f"{block.name}.json") as beside:
-            beside.write_text(json.dumps({"sha256": sums, **about}) + "\n", encoding="utf-8")
+        write_text(self.marks / f"{block.name}.json", json.dumps({"sha256": sums, **about}) + "\n")
 
     def _of(self, block: Block) -> list[str]:
         """The fields that a block writes."""

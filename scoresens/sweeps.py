@@ -25,6 +25,7 @@ from scoresens.attribution import attribute
 from scoresens.drives import Smoothed
 from scoresens.functionals import Functional
 from scoresens.measures import Measure, Points
+from scoresens.paths import fold
 from scoresens.perturbations import Perturbation
 from scoresens.processes import Process
 from scoresens.scores import Score
@@ -61,14 +62,22 @@ class Question(NamedTuple):
     """What is asked of every sample: made by `sensitivities` and `attributions`.
 
     Attributes:
-        fields: the dtype, and the dimensions with their sizes after the samples, of each result.
+        process: whose prior the noise is drawn from.
+        shape: of one sample.
+        mesh: whose devices a block is computed on.
+        draws: whether a trace estimator draws probes, a key a sample.
         directions: how many there are.
+        fields: the dtype, and the dimensions with their sizes after the samples, of each result.
         ask: `(which directions [K], noise [M, *shape], keys [M] or None) -> arrays` by field.
         program: the compiled part of `ask` for M samples and K directions, to be measured; or None.
     """
 
-    fields: Mapping[str, tuple[str, tuple[tuple[str, int], ...]]]
+    process: Process
+    shape: tuple[int, ...]
+    mesh: Mesh
+    draws: bool
     directions: int
+    fields: Mapping[str, tuple[str, tuple[tuple[str, int], ...]]]
     ask: Callable[[np.ndarray, Array, Array | None], Mapping[str, Array]]
     program: Callable[[int, int], Any] | None
 
@@ -91,7 +100,7 @@ def sensitivities(
         mesh: of `mesh_of`.
     """
     mesh, shape, total = mesh or mesh_of(), perturbation.shape, len(perturbation)
-    across = mesh.shape["directions"]
+    across, draws = mesh.shape["directions"], _draws(base, trace)
 
     def one(perturbation, rest, noise, keys):
         process, score, base, prior = rest
@@ -118,14 +127,12 @@ def sensitivities(
         return {"x": x, "tangent": tangent[:, : len(which)]}
 
     def program(rows, columns):
-        noise = jax.ShapeDtypeStruct((rows, *shape), jnp.result_type(float))
-        keys = jax.eval_shape(lambda: _keys(jax.random.key(0), 0, rows))
         chosen = perturbation[np.arange(columns)]
-        return compiled.lower(chosen, rest, noise, keys if trace.needs_key else None).compile()
+        return compiled.lower(chosen, rest, *_abstract(shape, rows, draws)).compile()
 
     sizes, dtype = _axes(shape)
     fields = {"x": (dtype, sizes), "tangent": (dtype, (("direction", total), *sizes))}
-    return Question(fields, total, ask, program)
+    return Question(process, shape, mesh, draws, total, fields, ask, program)
 
 
 def attributions(
@@ -153,7 +160,7 @@ def attributions(
         ValueError: for a functional that is no scalar, or a mesh with several devices along the
             directions.
     """
-    mesh, shape = mesh or mesh_of(), data.shape
+    mesh, shape, draws = mesh or mesh_of(), data.shape, _draws(base, trace)
     if mesh.shape["directions"] != 1:
         raise ValueError("attributions divide samples alone: give a mesh of [devices, 1]")
     if jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape:
@@ -180,18 +187,29 @@ def attributions(
     compiled = one if is_on_host(data) else jax.jit(run)
 
     def program(rows, columns):
-        noise = jax.ShapeDtypeStruct((rows, *shape), jnp.result_type(float))
-        keys = jax.eval_shape(lambda: _keys(jax.random.key(0), 0, rows))
-        return jax.jit(run).lower(rest, noise, keys if trace.needs_key else None).compile()
+        return jax.jit(run).lower(rest, *_abstract(shape, rows, draws)).compile()
 
     ranks = (("data", len(data)),) if top is None else (("rank", top),)
     sizes, dtype = _axes(shape)
     fields: dict[str, Any] = {"x": (dtype, sizes), "value": (dtype, ())}
     fields |= {n: ("int32" if n.endswith("indices") else dtype, ranks) for n in names}
-    return Question(
-        fields, 1, lambda which, noise, keys: compiled(rest, noise, keys),
-        None if is_on_host(data) else program,
-    )  # fmt: skip
+
+    def ask(which, noise, keys):
+        return compiled(rest, noise, keys)
+
+    measured = None if is_on_host(data) else program
+    return Question(process, shape, mesh, draws, 1, fields, ask, measured)
+
+
+def _draws(base: Base, trace: TraceEstimator) -> bool:
+    """Whether probes are drawn: against a measure, no trace is taken."""
+    return not isinstance(base, Measure) and trace.needs_key
+
+
+def _abstract(shape, rows, draws):
+    """Noise and keys of so many samples, without their numbers."""
+    noise = jax.ShapeDtypeStruct((rows, *shape), jnp.result_type(float))
+    return noise, jax.eval_shape(lambda: fold(jax.random.key(0), rows)) if draws else None
 
 
 # ------------------------------------------------------------------ blocks
@@ -203,7 +221,6 @@ def layout_of(
     seeds: int,
     samples: int,
     memory: float,
-    mesh: Mesh | None = None,
     rows: int | None = None,
     columns: int | None = None,
 ) -> Layout:
@@ -213,7 +230,6 @@ def layout_of(
         question: of `sensitivities` or `attributions`.
         seeds, samples: how many.
         memory: bytes for one block on all of the process's devices together.
-        mesh: the question's.
         rows, columns: of a block, if they are not to be chosen.
 
     Returns:
@@ -224,29 +240,30 @@ def layout_of(
         Compiles the question for few rows and for twice as many, and reads from the compiler what a
         further row takes; 2,048 rows at most. A question that streams its data is given 16 rows.
     """
-    mesh = mesh or mesh_of()
-    down, across = (mesh.shape[axis] for axis in AXES)
+    down, across = (question.mesh.shape[axis] for axis in AXES)
     columns = min(question.directions, columns or question.directions)
     wide = -(-columns // across) * across
-    fit = rows or _fitting_rows(question, memory, down, wide, mesh)
+    fit = rows or _fitting_rows(question, memory, wide)
     whole = max(down, min(fit, samples) // down * down)
     return Layout(seeds, samples, question.directions, whole, columns)
 
 
-def _fitting_rows(question, memory, down, columns, mesh) -> int:
+def _fitting_rows(question, memory, columns) -> int:
     """How many samples a block of so many columns may have."""
     if question.program is None:
         return STREAMED
-    few = 4 * down
-    small, large = (_bytes(question.program(n, columns), mesh) for n in (few, 2 * few))
+    few = 4 * question.mesh.shape["samples"]
+    small, large = (bytes_of(question, n, columns) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
     return min(max(int((memory - (small - few * each)) / each), 1), MOST)
 
 
-def _bytes(compiled: Any, mesh: Mesh) -> int:
-    """What a program takes beside its arguments, on all devices together."""
-    found = compiled.memory_analysis()
-    return (found.temp_size_in_bytes + found.output_size_in_bytes) * mesh.size
+def bytes_of(question: Question, rows: int, columns: int) -> int:
+    """What a block of a question that is compiled whole takes beside its arguments, on all devices
+    together."""
+    assert question.program is not None
+    found = question.program(rows, columns).memory_analysis()
+    return (found.temp_size_in_bytes + found.output_size_in_bytes) * question.mesh.size
 
 
 def fields_of(question: Question, layout: Layout) -> dict[str, Field]:
@@ -270,13 +287,9 @@ class Ran(NamedTuple):
 
 def run(
     question: Question,
-    process: Process,
-    shape: tuple[int, ...],
     keys: Sequence[Array],
     store: Store,
     *,
-    mesh: Mesh | None = None,
-    needs_keys: bool = False,
     share: tuple[int, int] = (0, 1),
     shown: Callable[[list[Block]], Iterable[Block]] = iter,
     stopping: Callable[[], bool] = lambda: False,
@@ -285,22 +298,18 @@ def run(
 
     Args:
         question: of `sensitivities` or `attributions`.
-        process: whose prior the noise is drawn from.
-        shape: of one sample.
         keys: a random key for each seed.
         store: where the blocks go; those that are whole there are passed over.
-        mesh: the question's.
-        needs_keys: whether the question's trace estimator draws probes.
         share: (which, of how many) processes; each takes every n-th block.
         shown: what shows progress over the blocks.
         stopping: asked after every block; if true, the others are left.
     """
-    mesh, start = mesh or mesh_of(), time.monotonic()
+    start, made = time.monotonic(), 0
     own = store.layout.blocks()[share[0] :: share[1]]
-    lacking, made = [block for block in own if not store.whole(block)], 0
+    lacking = [block for block in own if not store.whole(block)]
     for block in shown(lacking):
         began = time.monotonic()
-        found = _block(question, process, shape, keys[block.seed], block, store.layout, needs_keys)
+        found = _block(question, keys[block.seed], block, store.layout)
         store.write(block, found, seconds=round(time.monotonic() - began, 3), process=share[0])
         made += 1
         if stopping():
@@ -308,26 +317,23 @@ def run(
     return Ran(made, len(lacking) - made, time.monotonic() - start)
 
 
-def _block(question, process, shape, key, block, layout, needs_keys):
+def _block(question, key, block, layout):
     """The numbers of one block. It is computed at the full number of rows and columns, the last of
     a row or column too, so that there is one program."""
-    size = block.sample.stop - block.sample.start
-    begin = block.sample.start
+    begin, rows = block.sample.start, layout.rows
     for_noise, for_probes = jax.random.split(key)
-    noise = process.sample_prior(for_noise, (layout.rows, *shape), first=begin)
-    keys = _keys(for_probes, begin, layout.rows) if needs_keys else None
+    noise = question.process.sample_prior(for_noise, (rows, *question.shape), first=begin)
+    keys = fold(for_probes, rows, first=begin) if question.draws else None
     which = np.minimum(block.direction.start + np.arange(layout.columns), question.directions - 1)
+    kept = {"direction": block.direction.stop - block.direction.start}
+    kept["sample"] = block.sample.stop - begin
+
+    def cut(name, part):
+        dims = ("sample", *(dim for dim, _ in question.fields[name][1]))
+        return np.asarray(part[tuple(slice(kept.get(dim)) for dim in dims)])
+
     found = question.ask(which, noise, keys)
-    width = block.direction.stop - block.direction.start
-    return {
-        name: np.asarray(part[:size, :width] if name == "tangent" else part[:size])
-        for name, part in found.items()
-    }
-
-
-def _keys(key, first, count):
-    """The keys of samples `first` and on."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+    return {name: cut(name, part) for name, part in found.items()}
 
 
 def _axes(shape):

@@ -22,6 +22,31 @@ def compiled_programs_end_with_their_module():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, where it is installed; else the test is skipped."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def diffusers(torch):
+    return pytest.importorskip("diffusers")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--only-torch", action="store_true", help="only tests that want PyTorch")
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --only-torch, what runs without PyTorch as well is left out."""
+    if config.getoption("--only-torch"):
+        items[:] = [
+            item
+            for item in items
+            if "torch" in getattr(item, "fixturenames", ()) or hasattr(item.module, "torch")
+        ]
+
+
 @pytest.fixture
 def unchecked_annotations():
     """People run without beartype: the library's own checks must speak."""

@@ -128,8 +128,7 @@ def denoiser():
 """
 
 
-def test_a_torch_module_named_by_its_function(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
+def test_a_torch_module_named_by_its_function(torch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_module_of_the_test.py").write_text(MODULE)
     save_file({"scale": np.array([0.25, 1.0], np.float32)}, tmp_path / "w.safetensors")

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from awake import awakened
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -23,13 +24,7 @@ def awake(kind, sigma_data=0.7, dtype=np.float32, seed=0):
     skeleton = jax.eval_shape(
         lambda: build(SMALL[kind], SHAPES[kind], sigma_data, key=jax.random.key(0))
     )
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(drawn(rng, leaf.shape), dtype), skeleton)
-
-
-def drawn(rng, shape):
-    """Kernels of the usual scale; scales and biases about 0.3."""
-    return rng.normal(size=shape) * (0.3 if len(shape) == 1 else math.prod(shape[:-1]) ** -0.5)
+    return awakened(skeleton, dtype, seed)
 
 
 def sample(kind, dtype=np.float32, seed=2):

@@ -59,11 +59,6 @@ class Loss:
 NAMES = ("torch_utils", "torch_utils.misc", "torch_utils.persistence", "dnnlib", "dnnlib.util")
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 class EasyDict(dict):
     """As EDM has it."""
 

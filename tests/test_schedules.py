@@ -20,16 +20,8 @@ CONFIGS = {
 PREDICTED = {"epsilon": "noise", "sample": "denoiser", "v_prediction": "v"}
 
 
-@pytest.fixture
-def diffusers():
-    pytest.importorskip("torch")
-    return pytest.importorskip("diffusers")
-
-
 @pytest.mark.parametrize("name", CONFIGS)
-def test_noised_data_are_the_scheduler_s(diffusers, name):
-    import torch
-
+def test_noised_data_are_the_scheduler_s(torch, diffusers, name):
     theirs = diffusers.DDPMScheduler.from_config(CONFIGS[name])
     process = schedule(CONFIGS[name]).process
     x, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)

@@ -51,9 +51,9 @@ def question(kind, data, score, mesh, base=None, top=None):
     return sweeps.attributions(PROCESS, score, data, functional, top=top, **options)
 
 
-def swept(folder, asked, mesh, layout, **options):
+def swept(folder, asked, layout, **options):
     store = Store(folder, sweeps.fields_of(asked, layout), layout, {}, {"of": "a test"})
-    ran = sweeps.run(asked, PROCESS, (3,), KEYS, store, mesh=mesh, **options)
+    ran = sweeps.run(asked, KEYS, store, **options)
     return ran, {name: np.asarray(store.arrays[name]) for name in store.fields}
 
 
@@ -75,7 +75,7 @@ def mesh_named(name):
 def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name):
     mesh = mesh_named(name)
     asked = question("sensitivity", data, score, mesh)
-    _, found = swept(tmp_path, asked, mesh, Layout(2, SAMPLES, 5, 8, 2))
+    _, found = swept(tmp_path, asked, Layout(2, SAMPLES, 5, 8, 2))
     for seed, key in enumerate(KEYS):
         noise = PROCESS.sample_prior(jax.random.split(key)[0], (SAMPLES, 3))
         whole = ss.sample_sensitivity(
@@ -90,7 +90,7 @@ def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score,
 def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name, top):
     mesh = mesh_named(name)
     asked = question("attribution", data, score, mesh, top=top)
-    _, found = swept(tmp_path, asked, mesh, Layout(2, SAMPLES, 1, 8, 1))
+    _, found = swept(tmp_path, asked, Layout(2, SAMPLES, 1, 8, 1))
     noise = PROCESS.sample_prior(jax.random.split(KEYS[1])[0], (SAMPLES, 3))
     whole = ss.attribute(
         PROCESS, score, data, inner_product(jnp.ones(3)), noise, base=data, top=top, solve=SOLVE
@@ -105,8 +105,7 @@ def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
     asked = question("sensitivity", data, score, mesh, base=ss.Smoothed(0.4))
     many, few = Layout(1, SAMPLES, 5, 3, 5), Layout(1, SAMPLES, 5, SAMPLES, 2)
     (_, a), (_, b) = (
-        swept(tmp_path / name, asked, mesh, layout, needs_keys=True)
-        for name, layout in (("many", many), ("few", few))
+        swept(tmp_path / name, asked, layout) for name, layout in (("many", many), ("few", few))
     )
     same(a, b, 1e-9)
 
@@ -114,9 +113,9 @@ def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
 def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, data, score):
     mesh, layout = mesh_named("samples"), Layout(2, SAMPLES, 5, 8, 2)
     asked = question("sensitivity", data, score, mesh)
-    _, whole = swept(tmp_path / "whole", asked, mesh, layout)
+    _, whole = swept(tmp_path / "whole", asked, layout)
     for share in ((1, 2), (0, 2)):  # two processes, one after the other
-        ran, found = swept(tmp_path / "shared", asked, mesh, layout, share=share)
+        ran, found = swept(tmp_path / "shared", asked, layout, share=share)
         assert ran.blocks == 6
     same(found, whole)
 
@@ -124,10 +123,10 @@ def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, 
 def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
     mesh, layout = mesh_named("one device"), Layout(2, SAMPLES, 5, 4, 3)
     asked = question("sensitivity", data, score, mesh)
-    _, whole = swept(tmp_path / "whole", asked, mesh, layout)
+    _, whole = swept(tmp_path / "whole", asked, layout)
     made = []
     for _ in range(20):
-        ran, found = swept(tmp_path / "cut", asked, mesh, layout, stopping=lambda: True)
+        ran, found = swept(tmp_path / "cut", asked, layout, stopping=lambda: True)
         made.append(ran.blocks)
         if not ran.left:
             break
@@ -154,10 +153,10 @@ def damage(store, how):
 def test_damaged_blocks_are_found_and_made_again(tmp_path, data, score, how):
     mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
     asked = question("sensitivity", data, score, mesh)
-    _, whole = swept(tmp_path, asked, mesh, layout)
+    _, whole = swept(tmp_path, asked, layout)
     store = Store(tmp_path, sweeps.fields_of(asked, layout), layout, {}, {"of": "a test"})
     damage(store, how)
-    ran, found = swept(tmp_path, asked, mesh, layout)
+    ran, found = swept(tmp_path, asked, layout)
     assert ran.blocks == 1
     same(found, whole)
 
@@ -165,7 +164,7 @@ def test_damaged_blocks_are_found_and_made_again(tmp_path, data, score, how):
 def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
     mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
     asked = question("sensitivity", data, score, mesh)
-    _, whole = swept(tmp_path / "whole", asked, mesh, layout)
+    _, whole = swept(tmp_path / "whole", asked, layout)
     write, written = Store.write, []
 
     def until_full(self, block, found, **about):
@@ -177,8 +176,8 @@ def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", until_full)
         with pytest.raises(OSError, match="No space left"):
-            swept(tmp_path / "full", asked, mesh, layout)
-    ran, found = swept(tmp_path / "full", asked, mesh, layout)
+            swept(tmp_path / "full", asked, layout)
+    ran, found = swept(tmp_path / "full", asked, layout)
     assert ran.blocks == len(layout.blocks()) - 2
     same(found, whole)
 
@@ -198,10 +197,10 @@ def test_blocks_fit_the_memory(data, score):
     mesh = mesh_named("one device")
     asked = question("sensitivity", data, score, mesh)
     assert asked.program is not None
-    taken = {n: sweeps._bytes(asked.program(n, 5), mesh) for n in (64, 128)}
-    layout = sweeps.layout_of(asked, seeds=1, samples=10**6, memory=float(taken[128]), mesh=mesh)
+    taken = {n: sweeps.bytes_of(asked, n, 5) for n in (64, 128)}
+    layout = sweeps.layout_of(asked, seeds=1, samples=10**6, memory=float(taken[128]))
     assert 100 <= layout.rows <= 140
-    assert sweeps.layout_of(asked, seeds=1, samples=9, memory=1e12, mesh=mesh).rows == 9
+    assert sweeps.layout_of(asked, seeds=1, samples=9, memory=1e12).rows == 9
 
 
 @pytest.mark.parametrize(

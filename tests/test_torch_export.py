@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
+from awake import awakened  # noqa: E402
 from torch_families import FAMILIES  # noqa: E402
 
 import scoresens as ss  # noqa: E402
@@ -239,8 +240,7 @@ def test_our_networks_come_back_from_torch(kind, shape):
     skeleton = jax.eval_shape(
         lambda: build(ModelSettings(kind, 4, 1), shape, 0.5, key=jax.random.key(0))
     )
-    rng = np.random.default_rng(0)
-    model = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape)), skeleton)
+    model, rng = awakened(skeleton, np.float64), np.random.default_rng(0)
 
     def call(module, x, tau):
         return module(tau, x.movedim(1, -1)).movedim(-1, 1)

@@ -1,12 +1,12 @@
 """A model in torch says what it says in JAX."""
 
-import math
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from awake import awakened
 from flax import nnx
 
 import scoresens as ss
@@ -29,22 +29,11 @@ PRECISIONS = pytest.mark.parametrize(
 KINDS = pytest.mark.parametrize("case", ["mlp", "unet"])
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 def awake(case, dtype=np.float64):
     """A model with every parameter random, for at the start its output is zero."""
     settings, shape = CASES[case]
     skeleton = jax.eval_shape(lambda: build(settings, shape, 0.7, key=jax.random.key(0)))
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf):
-        scale = 0.3 if len(leaf.shape) == 1 else math.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(scale * rng.normal(size=leaf.shape), dtype)
-
-    return jax.tree.map(drawn, skeleton)
+    return awakened(skeleton, dtype)
 
 
 def asked(case, dtype=np.float64):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from awake import awakened
 from flax import nnx
 
 from scoresens.importers.unet2d import UNet2D, checkpoint_of, unet2d, unsupported
@@ -68,11 +69,6 @@ DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (n
 
 
 @pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
 def model_class(torch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers imports what others deprecate
@@ -104,13 +100,7 @@ def ours_of(model):
 def ours(config, dtype=np.float64):
     """Our network, every parameter random; it needs no torch."""
     skeleton = jax.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-
-    def drawn(leaf):
-        scale = 0.3 if len(leaf.shape) == 1 else math.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(scale * rng.normal(size=leaf.shape), dtype)
-
-    return jax.tree.map(drawn, skeleton)
+    return awakened(skeleton, dtype)
 
 
 def asked(config, dtype=np.float64):

@@ -22,11 +22,8 @@ from scoresens.cli.common import (
     black_box,
     checkpoint,
     norms_by_mass,
-    process_of,
     quantiles,
-    score_of,
     set_up_change,
-    shape_of,
     titled,
     write,
     write_arrays,
@@ -102,8 +99,8 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
     with blaming(f"{where}: checkpoint"):
         model, about = checkpoint(run.checkpoint)
     key, other = jax.random.split(jax.random.key(run.seed))
-    process, score, solve = process_of(model), score_of(model), Solve(steps=run.steps)
-    noise = process.sample_prior(key, (run.count, *shape_of(model)))
+    process, score, solve = model.process, model.score, Solve(steps=run.steps)
+    noise = process.sample_prior(key, (run.count, *model.shape))
     with stages("sample", f"compiling and integrating {run.count} paths"):
         draw = sample_sde if run.sampler == "sde" else sample_ode
         trace = None if run.log_density is None else TRACES[run.log_density]

@@ -1,6 +1,6 @@
 """What the commands share: where they start from, and how they say and write what they found."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,19 +20,20 @@ from scoresens.cli.settings import (
     HalvesRun,
     RetrainRun,
     SensitivityRun,
+    SweepRun,
     ValidateRun,
 )
 from scoresens.config import ConfigError
-from scoresens.datasets import Dataset, prepare
+from scoresens.datasets import Dataset, DataSettings, prepare
 from scoresens.drives import Smoothed
 from scoresens.importers import Foreign
 from scoresens.measures import Points, default_bandwidth
 from scoresens.models import Denoiser, load, pretrained
-from scoresens.models.checkpoints import read_file
+from scoresens.models.checkpoints import read_header
 from scoresens.processes import EDM, Process
 from scoresens.report import NAMES
 from scoresens.results import write_result
-from scoresens.scores import Score, from_denoiser
+from scoresens.scores import Score
 from scoresens.traces import Exact, Hutchinson
 from scoresens.validation import Interval, compare
 
@@ -60,12 +61,12 @@ class Setup(NamedTuple):
     @property
     def process(self) -> Process:
         """The process of the model."""
-        return process_of(self.model)
+        return self.model.process
 
     @property
     def score(self) -> Score:
         """The model's score."""
-        return score_of(self.model)
+        return self.model.score
 
     @property
     def named(self) -> Named:
@@ -76,27 +77,39 @@ class Setup(NamedTuple):
 def set_up(run: ChangeRun | AttributeRun, where: str, stages: Stages) -> Setup:
     """Data, model and noise, or an error that names the setting to mend."""
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
-        with blaming(f"{where}: data"):
-            dataset = prepare(run.data)
-        with blaming(f"{where}: checkpoint"):
-            model, about = checkpoint(run.checkpoint)
-        if dataset.images.shape[1:] != shape_of(model):
-            raise ConfigError(
-                f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
-                f"{run.checkpoint} takes {shape_of(model)}: choose the data that it was "
-                f"trained on ({about.get('data')}), or their size"
-            )
-        with blaming(f"{where}: bandwidth"):
-            images, own = jnp.asarray(dataset.images), run.bandwidth
-            data = Points(images, bandwidth=default_bandwidth(images) if own is None else own)
-        process = process_of(model)
-        noise = process.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+        dataset, model, about = data_and_model(run, where, prepare)
+        data = points_of(run, where, dataset)
+        noise = model.process.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
     trained_on = about.get("data"), about.get("count")
     if isinstance(model, Foreign):
         tell(f"note: {run.checkpoint} was converted: nothing tells what it was trained on")
     elif trained_on != (dataset.name, len(dataset.images)):
         tell(f"note: {run.checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
     return Setup(dataset, data, model, noise)
+
+
+def data_and_model(
+    run: ChangeRun | AttributeRun | SweepRun, where: str, read: Callable[[DataSettings], Dataset]
+) -> tuple[Dataset, Model, dict]:
+    """The data, the model and what is told of it, or an error that names the setting to mend."""
+    with blaming(f"{where}: data"):
+        dataset = read(run.data)
+    with blaming(f"{where}: checkpoint"):
+        model, about = checkpoint(run.checkpoint)
+    if dataset.images.shape[1:] != model.shape:
+        raise ConfigError(
+            f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
+            f"{run.checkpoint} takes {model.shape}: choose the data that it was "
+            f"trained on ({about.get('data')}), or their size"
+        )
+    return dataset, model, about
+
+
+def points_of(run: ChangeRun | AttributeRun | SweepRun, where: str, dataset: Dataset) -> Points:
+    """The data as points of the bandwidth asked for, or of the default one."""
+    with blaming(f"{where}: bandwidth"):
+        images, own = jnp.asarray(dataset.images), run.bandwidth
+        return Points(images, bandwidth=default_bandwidth(images) if own is None else own)
 
 
 def set_up_change(run: ChangeRun, where: str, stages: Stages) -> tuple[Setup, Change]:
@@ -109,11 +122,19 @@ def set_up_change(run: ChangeRun, where: str, stages: Stages) -> tuple[Setup, Ch
 def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Setup) -> dict:
     """Against whose law a verb is to work, as its options: the data's, or the model's own, smoothed
     as much."""
+    options = options_of_base(run, setup.data)
+    if run.base == "model":
+        options["key"] = jax.random.fold_in(jax.random.key(run.seed), 1)
+    return options
+
+
+def options_of_base(
+    run: SensitivityRun | CounterfactualRun | AttributeRun | SweepRun, data: Points
+) -> dict[str, Any]:
+    """`black_box`, without the key."""
     if run.base == "data":
-        return {"base": setup.data}
-    key = jax.random.fold_in(jax.random.key(run.seed), 1)
-    own = Smoothed(setup.data.bandwidth)
-    return {"base": own, "trace": TRACES[run.trace], "prior": setup.data, "key": key}
+        return {"base": data}
+    return {"base": Smoothed(data.bandwidth), "trace": TRACES[run.trace], "prior": data}
 
 
 def trace_of(run: ValidateRun | RetrainRun | HalvesRun) -> Exact | Hutchinson:
@@ -125,23 +146,8 @@ def checkpoint(name: str) -> tuple[Model, dict]:
     """A bundled checkpoint by its name, or the one in a file: trained here, or converted."""
     if name in BUNDLED:
         return pretrained(name)
-    converted = "foreign" in read_file(Path(name))[0]
+    converted = "foreign" in read_header(Path(name))
     return importers.load(name) if converted else load(name)
-
-
-def process_of(model: Model) -> Process:
-    """The forward process of a checkpoint."""
-    return model.process if isinstance(model, Foreign) else PROCESS
-
-
-def score_of(model: Model) -> Score:
-    """The score of a checkpoint."""
-    return model.score if isinstance(model, Foreign) else from_denoiser(PROCESS, model)
-
-
-def shape_of(model: Model) -> tuple[int, ...]:
-    """The shape of a checkpoint's samples."""
-    return model.shape if isinstance(model, Foreign) else model.network.shape
 
 
 def trainable(model: Model, where: str) -> Denoiser:

@@ -57,13 +57,8 @@ def run_convert(run: ConvertRun, out: Path, where: str) -> str:
 
 
 def _from_diffusers(run: ConvertRun, where: str) -> Foreign:
-    given = []
-    if run.label is not None:
-        given.append(np.asarray(run.label))
-    if run.conditioning is not None:
-        given.append(_array(run.conditioning, where))
     return importers.from_diffusers(
-        run.source, conditioning=given, size=run.size, native=not run.exported
+        run.source, conditioning=_given(run, where), size=run.size, native=not run.exported
     )
 
 
@@ -75,10 +70,7 @@ def _from_torch(run: ConvertRun, where: str) -> Foreign:
     with blaming(f"{where}: schedule"):
         schedule = _schedule(run)
     module = _module(run, where)
-    given = [] if run.conditioning is None else [_array(run.conditioning, where)]
-    if run.label is not None:
-        given.insert(0, np.asarray(run.label))
-    return importers.from_torch(module, schedule, run.shape, conditioning=given)
+    return importers.from_torch(module, schedule, run.shape, conditioning=_given(run, where))
 
 
 MAKERS = {"diffusers": _from_diffusers, "edm": _from_edm, "torch": _from_torch}
@@ -116,13 +108,17 @@ def _load(module: Any, path: Path) -> None:
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    tensors = {name: torch.from_numpy(x) for name, x in read_tensors(path)[1].items()}
+    tensors = {name: torch.from_numpy(x) for name, x in read_tensors(path).items()}
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the module: {error}") from error
 
 
-def _array(path: Path, where: str) -> np.ndarray:
-    with blaming(f"{where}: conditioning"):
-        return np.load(path, allow_pickle=False)
+def _given(run: ConvertRun, where: str) -> list[np.ndarray]:
+    """What the network is conditioned on: a label, then what a file holds."""
+    given = [] if run.label is None else [np.asarray(run.label)]
+    if run.conditioning is not None:
+        with blaming(f"{where}: conditioning"):
+            given.append(np.load(run.conditioning, allow_pickle=False))
+    return given

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from scoresens._files import replacing
+from scoresens._files import write_text
 from scoresens.cli.common import write_arrays
 from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun, ValidateRun
 from scoresens.config import ConfigError
@@ -32,8 +32,7 @@ def same_study(
     file, whole = out / "study.json", asdict(run)
     asked = json.loads(json.dumps({name: whole[name] for name in names} | also, default=str))
     if not file.exists():
-        with replacing(file) as beside:
-            beside.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(asked, indent=2) + "\n")
         return
     kept = json.loads(file.read_text(encoding="utf-8"))
     if changed := [name for name in asked if kept.get(name) != asked[name]]:

@@ -7,33 +7,29 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from scoresens import sweeps
 from scoresens.cli.common import (
-    TRACES,
     Model,
-    checkpoint,
-    process_of,
-    score_of,
-    shape_of,
+    data_and_model,
+    options_of_base,
+    points_of,
     write,
 )
 from scoresens.cli.functionals import make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import StatusRun, SweepRun
 from scoresens.cli.studies import fingerprint
-from scoresens.config import ConfigError
-from scoresens.datasets import Dataset, prepare
-from scoresens.drives import Smoothed
-from scoresens.measures import Points, default_bandwidth
+from scoresens.datasets import Dataset, DataSettings, prepare
+from scoresens.measures import Points
 from scoresens.perturbations import Perturbation, reweight
 from scoresens.report import table
 from scoresens.solve import Solve
@@ -69,22 +65,18 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
     asked = _asked(run, where, mesh, stages)
     rank, count = jax.process_index(), jax.process_count()
     with stages("layout", "how large a block may be"):
-        layout = _layout(run, asked, out, mesh)
+        layout = _layout(run, asked, out)
     with blaming(f"{where}"):
         if rank == 0:
             store = _store(run, asked, out, layout)
         if count > 1:
             multihost_utils.sync_global_devices("the store is there")
             store = _store(run, asked, out, layout)
-    with _until_told_to_stop() as stop, _Log(out / f"log-{rank}.jsonl") as log:
+    with _until_told_to_stop() as stop, (out / f"log-{rank}.jsonl").open("a") as log:
         ran = sweeps.run(
             asked.question,
-            process_of(asked.model),
-            shape_of(asked.model),
             [jax.random.key(seed) for seed in run.seeds],
             store,
-            mesh=mesh,
-            needs_keys=run.base == "model" and TRACES[run.trace].needs_key,
             share=(rank, count),
             shown=lambda blocks: _shown(blocks, layout, rank, log),
             stopping=lambda: bool(stop),
@@ -125,22 +117,14 @@ def status(folder: Path) -> str:
 
 def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
-        with blaming(f"{where}: checkpoint"):
-            model, _ = checkpoint(run.checkpoint)
-        with blaming(f"{where}: data"):
-            dataset = _streamed(run) if run.stream else prepare(run.data)
-        if dataset.images.shape[1:] != shape_of(model):
-            raise ConfigError(
-                f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
-                f"{run.checkpoint} takes {shape_of(model)}"
-            )
-        with blaming(f"{where}: bandwidth"):
-            data = _points(run, dataset)
-    process, score, solve = process_of(model), score_of(model), Solve(steps=run.steps)
-    options: dict[str, Any] = {"base": data, "mesh": mesh, "solve": solve}
-    if run.base == "model":
-        own = Smoothed(data.bandwidth)
-        options |= {"base": own, "trace": TRACES[run.trace], "prior": data}
+        if run.stream:
+            dataset, model, _ = data_and_model(run, where, mapped)
+            data = _streamed(run, where, dataset)
+        else:
+            dataset, model, _ = data_and_model(run, where, prepare)
+            data = points_of(run, where, dataset)
+    process, score, solve = model.process, model.score, Solve(steps=run.steps)
+    options = options_of_base(run, data) | {"mesh": mesh, "solve": solve}
     if run.question == "attribution":
         with blaming(f"{where}: functional"):
             functional = make_question(
@@ -154,23 +138,21 @@ def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
     return Asked(model, dataset, data, question, names)
 
 
-def _streamed(run: SweepRun) -> Dataset:
-    """The data as a memory map."""
-    images = np.load(run.data.path or run.data.name, mmap_mode="r", allow_pickle=False)
+def mapped(settings: DataSettings) -> Dataset:
+    """The data as a memory map, of one class."""
+    images = np.load(settings.path or settings.name, mmap_mode="r", allow_pickle=False)
     if images.dtype.kind != "f":
-        raise ValueError(f"stream takes a .npy file of floats, scaled as the model has them, "
-                         f"got {images.dtype}")  # fmt: skip
-    if run.bandwidth is None:
-        raise ValueError("stream needs bandwidth: the default one compares all points")
-    return Dataset(run.data.name, images, np.zeros(len(images), int), ("all",))
+        raise ValueError(
+            f"stream takes a .npy file of floats, scaled as the model has them, got {images.dtype}"
+        )
+    return Dataset(settings.name, images, np.zeros(len(images), int), ("all",))
 
 
-def _points(run: SweepRun, dataset: Dataset) -> Points:
-    if run.stream:
-        return Points.on_host(dataset.images, bandwidth=run.bandwidth or 0.0)
-    images = jnp.asarray(dataset.images)
-    bandwidth = default_bandwidth(images) if run.bandwidth is None else run.bandwidth
-    return Points(images, bandwidth=bandwidth)
+def _streamed(run: SweepRun, where: str, dataset: Dataset) -> Points:
+    with blaming(f"{where}: bandwidth"):
+        if run.bandwidth is None:
+            raise ValueError("stream needs bandwidth: the default one compares all points")
+        return Points.on_host(dataset.images, bandwidth=run.bandwidth)
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:
@@ -193,14 +175,14 @@ def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturba
 # ------------------------------------------------------------------ layout and store
 
 
-def _layout(run: SweepRun, asked: Asked, out: Path, mesh: Any) -> Layout:
+def _layout(run: SweepRun, asked: Asked, out: Path) -> Layout:
     """That of the store, if there is one, else one that fits the memory."""
     study = out / "study.json"
     if study.is_file() and run.rows is None and run.columns is None and run.memory is None:
         return progress(out)["layout"]
     memory = _free_memory() / 2 if run.memory is None else run.memory * GIB
     return sweeps.layout_of(
-        asked.question, seeds=len(run.seeds), samples=run.samples, memory=memory, mesh=mesh,
+        asked.question, seeds=len(run.seeds), samples=run.samples, memory=memory,
         rows=run.rows, columns=run.columns,
     )  # fmt: skip
 
@@ -249,31 +231,20 @@ def _file_mark(images: np.ndarray) -> str:
 # ------------------------------------------------------------------ while it runs
 
 
-class _Log:
-    """A file of one JSON text a line, each written at once."""
-
-    def __init__(self, path: Path):
-        self.file = path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def write(self, **line: Any) -> None:
-        self.file.write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
-        self.file.flush()
+def _log(file: TextIO, **line: Any) -> None:
+    """Write one JSON text on a line, at once."""
+    print(json.dumps({"time": round(time.time(), 3), **line}), file=file, flush=True)
 
 
-def _shown(blocks: list[Block], layout: Layout, rank: int, log: _Log) -> Iterator[Block]:
+def _shown(blocks: list[Block], layout: Layout, rank: int, log: TextIO) -> Iterator[Block]:
     """The blocks, with a bar on the first process and a line in the log after each."""
-    log.write(event="start", blocks=len(blocks), process=rank, rows=layout.rows)
+    _log(log, event="start", blocks=len(blocks), process=rank, rows=layout.rows)
     with tqdm(blocks, desc="blocks", unit="block", disable=rank > 0, file=sys.stderr) as bar:
         for block in bar:
             yield block
-            log.write(event="block", name=block.name, memory=_memory_in_use())
-            bar.set_postfix(memory=f"{_memory_in_use() / GIB:.2f} GiB")
+            memory = _memory_in_use()
+            _log(log, event="block", name=block.name, memory=memory)
+            bar.set_postfix(memory=f"{memory / GIB:.2f} GiB")
 
 
 def _memory_in_use() -> int:
@@ -284,13 +255,12 @@ def _memory_in_use() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class _until_told_to_stop:
+@contextmanager
+def _until_told_to_stop() -> Iterator[list[int]]:
     """Within it, SIGTERM fills the list that it yields, and does nothing else."""
-
-    def __enter__(self) -> list[int]:
-        told: list[int] = []
-        self.before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-        return told
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

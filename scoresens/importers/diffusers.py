@@ -21,12 +21,13 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from scoresens.importers._torch import calling, needed_torch
-from scoresens.importers.foreign import Exported, Foreign, Native
+from scoresens.importers.foreign import Foreign, Native
 from scoresens.importers.latent import Autoencoder
+from scoresens.importers.modules import from_torch
 from scoresens.importers.schedules import schedule
 from scoresens.importers.torch_export import torch_export
 from scoresens.importers.unet2d import unet2d, unsupported
-from scoresens.models.checkpoints import read_tensors
+from scoresens.models.checkpoints import opened, read_tensors
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call the network
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -75,15 +76,11 @@ def from_diffusers(
     network, how = _network_of(folder), schedule(_scheduler_of(folder))
     shape, channels = _shape(network, size)
     given = tuple(jnp.asarray(c) for c in conditioning) or _default_conditioning(network)
-    why_not = (
-        "it is another network" if network.kind != "UNet2DModel" else unsupported(network.config)
-    )
-    if native and why_not is None:
-        tensors = weights(network.folder)
-        built = Native(unet2d(network.config, tensors), json.dumps(network.config), channels)
-    else:
-        built = _exported(network, shape, channels, given)
-    return Foreign(how, built, shape, given)
+    if native and network.kind == "UNet2DModel" and unsupported(network.config) is None:
+        built = unet2d(network.config, weights(network.folder))
+        return Foreign(how, Native(built, json.dumps(network.config), channels), shape, given)
+    rule = _called_with_labels if network.kind == "DiTTransformer2DModel" else _called
+    return from_torch(_module(network), how, shape, conditioning=given, call=rule)
 
 
 def autoencoder_from_diffusers(where: str | Path, *, size: int) -> Autoencoder:
@@ -136,11 +133,19 @@ def found(where: str | Path) -> Path:
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
     """The tensors of a part, from one file or several."""
+    tensors: dict[str, np.ndarray] = {}
+    for file in weight_files(folder):
+        tensors |= read_tensors(file)
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a part; anything else is refused."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        files = sorted(set(_json(index)["weight_map"].values()))
+        files = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
     elif (folder / WEIGHTS).is_file():
-        files = [WEIGHTS]
+        files = [folder / WEIGHTS]
     else:
         pickles = [file.name for file in folder.glob("*.bin")]
         told = f", only the pickle {pickles[0]}, which is not read" if pickles else ""
@@ -148,10 +153,10 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
             f"{folder} has no {WEIGHTS}{told}: save the pipeline again with diffusers' "
             "save_pretrained, which writes one"
         )
-    tensors: dict[str, np.ndarray] = {}
     for file in files:
-        tensors |= read_tensors(folder / file)[1]
-    return tensors
+        with opened(file):  # which says what is wrong with it
+            pass
+    return files
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -226,18 +231,12 @@ def _labelled(config: Mapping[str, Any]) -> bool:
     return config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
 
 
-def _exported(network: Part, shape: tuple[int, ...], channels: int, given: tuple) -> Exported:
-    torch = needed_torch("exporting this network")
-    x = torch.zeros(1, shape[-1], *shape[:-1])
-    time = torch.zeros(1)
-    others = [torch.from_numpy(np.array(c)[None]) for c in given]
-    rule = (
-        (lambda m, x, t, *c: m(x, timestep=t, class_labels=c[0]).sample)
-        if network.kind == "DiTTransformer2DModel"
-        else (lambda m, x, t, *c: m(x, t, *c).sample)
-    )
-    program = torch_export(calling(_module(network), rule), (x, time, *others))
-    return Exported(program, channels_last=True, channels=channels)
+def _called(module: Any, x: Any, time: Any, *conditioning: Any) -> Any:
+    return module(x, time, *conditioning).sample
+
+
+def _called_with_labels(module: Any, x: Any, time: Any, labels: Any) -> Any:
+    return module(x, timestep=time, class_labels=labels).sample
 
 
 def _module(part: Part) -> Any:
@@ -250,7 +249,7 @@ def _module(part: Part) -> Any:
             f"exporting a {part.kind} needs diffusers, which is not installed: "
             "pip install 'scoresens[diffusers]'"
         ) from error
-    weights(part.folder)  # says what is wrong with the files before diffusers does
+    weight_files(part.folder)  # says what is wrong with them before diffusers does
     try:
         module, told = getattr(theirs, part.kind).from_pretrained(
             part.folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,

@@ -19,7 +19,7 @@ from scoresens._pytrees import register_dataclass
 from scoresens.importers.program import Program
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.unet2d import UNet2D
-from scoresens.models.preconditioning import TAU_FLOOR
+from scoresens.models.preconditioning import noise_condition, preconditioned
 from scoresens.processes import Process, Scalar
 from scoresens.scores import Score, from_denoiser, from_noise, from_v, from_velocity
 
@@ -145,10 +145,10 @@ def _network(schedule, network, conditioning, t, x):
 
 def _preconditioned(schedule, network, conditioning, t, x):
     """EDM's D = c_skip x + c_out F(c_noise, c_in x)."""
-    tau, sigma_data = jnp.asarray(schedule.process.noise_level(t), x.dtype), schedule.sigma_data
-    total = jnp.square(tau) + sigma_data**2
-    inner = network(_clock(schedule, t), x * jax.lax.rsqrt(total), *conditioning)
-    return sigma_data**2 / total * x + tau * sigma_data * jax.lax.rsqrt(total) * inner
+    tau, seen = schedule.process.noise_level(t), _clock(schedule, t)
+    return preconditioned(
+        lambda x: network(seen, x, *conditioning), schedule.sigma_data, jnp.asarray(tau, x.dtype), x
+    )
 
 
 def _clock(schedule: Schedule, t: Scalar) -> Any:
@@ -162,5 +162,5 @@ def _clock(schedule: Schedule, t: Scalar) -> Any:
     else:
         seen = process.noise_level(t)
         if schedule.clock == "log_level":
-            seen = jnp.log(jnp.maximum(seen, TAU_FLOOR)) / 4
+            seen = noise_condition(jnp.asarray(seen))
     return schedule.scale * jnp.asarray(seen)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from scoresens.importers._torch import needed_torch
 from scoresens.models import Denoiser, PotentialMLP, ResidualMLP, ScoreMLP, UNet
 from scoresens.models.potential import SHARPNESS
 from scoresens.models.preconditioning import FREQUENCIES, TAU_FLOOR
@@ -54,7 +55,7 @@ def to_torch(model: Model) -> "torch.nn.Module":
         The parameters are copied: training one model leaves the other. The module's class is made
         on the spot, so that ``pickle`` cannot write it; keep its ``state_dict``.
     """
-    _check_torch()
+    needed_torch("to_torch")
     if isinstance(model, PotentialMLP):
         return _layers(model, lambda outputs: outputs[..., 0])
     if isinstance(model, ScoreMLP):
@@ -112,7 +113,7 @@ def _layers_rule(m, shape: tuple[int, ...], t: Tensor, x: Tensor) -> Tensor:
 
 
 def _softplus(h: Tensor) -> Tensor:
-    functional = _check_torch().nn.functional
+    functional = needed_torch("to_torch").nn.functional
     return functional.softplus(h, beta=SHARPNESS, threshold=STEEPEST)
 
 
@@ -233,33 +234,33 @@ def _embedding_rule(m, c_noise: Tensor) -> Tensor:
 
 
 def _linear(layer: nnx.Linear) -> "torch.nn.Module":
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
     kernel = np.asarray(layer.kernel[...])
     return _filled(nn.Linear(*kernel.shape), weight=kernel.T, bias=_given(layer.bias))
 
 
 def _conv(layer: nnx.Conv) -> "torch.nn.Module":
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
     kernel = np.asarray(layer.kernel[...])  # [height, width, before, after]
     made = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], padding="same")
     return _filled(made, weight=kernel.transpose(3, 2, 0, 1), bias=_given(layer.bias))
 
 
 def _layer_norm(layer: nnx.LayerNorm) -> "torch.nn.Module":
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
     made = nn.LayerNorm(len(_given(layer.scale)), eps=layer.epsilon)
     return _filled(made, weight=_given(layer.scale), bias=_given(layer.bias))
 
 
 def _group_norm(layer: nnx.GroupNorm) -> "torch.nn.Module":
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
     made = nn.GroupNorm(layer.num_groups, len(_given(layer.scale)), eps=layer.epsilon)
     return _filled(made, weight=_given(layer.scale), bias=_given(layer.bias))
 
 
 def _filled(layer: Any, **parameters: np.ndarray) -> "torch.nn.Module":
     """The layer with other values, and in their dtype."""
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
     for name, value in parameters.items():
         setattr(layer, name, nn.Parameter(_tensor(value)))
     return layer
@@ -271,7 +272,7 @@ def _given(parameter: nnx.Param | None) -> np.ndarray:
 
 
 def _tensor(values: Any) -> Tensor:
-    return _check_torch().from_numpy(np.array(values, order="C"))
+    return needed_torch("to_torch").from_numpy(np.array(values, order="C"))
 
 
 def _silu(h: Tensor) -> Tensor:
@@ -279,18 +280,18 @@ def _silu(h: Tensor) -> Tensor:
 
 
 def _joined(first: Tensor, second: Tensor, *, axis: int) -> Tensor:
-    return _check_torch().cat([first, second], axis)
+    return needed_torch("to_torch").cat([first, second], axis)
 
 
 def _each(make: Callable[[Any], "torch.nn.Module"], blocks: Iterable[Any]) -> "torch.nn.Module":
-    return _check_torch().nn.ModuleList([make(block) for block in blocks])
+    return needed_torch("to_torch").nn.ModuleList([make(block) for block in blocks])
 
 
 def _module(
     rule: Callable[..., Any], buffers: dict[str, Tensor] | None = None, **parts: Any
 ) -> "torch.nn.Module":
     """A module of the given parts, whose output is ``rule(module, *inputs)``."""
-    nn = _check_torch().nn
+    nn = needed_torch("to_torch").nn
 
     class Module(nn.Module):
         def forward(self, *inputs):
@@ -302,14 +303,3 @@ def _module(
     for name, values in (buffers or {}).items():
         made.register_buffer(name, values)
     return made
-
-
-def _check_torch() -> Any:
-    """Returns torch, which only those who ask for a module of it need."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "to_torch needs PyTorch, which is not installed: pip install 'scoresens[torch]'"
-        ) from error
-    return torch

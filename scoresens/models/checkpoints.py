@@ -6,7 +6,8 @@ and whatever the writer wished to remember (``metadata``).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -120,21 +121,33 @@ def read_file(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, is no safetensors file, or was written by others.
     """
+    return read_header(path), read_tensors(path)
+
+
+def read_header(path: Path) -> dict:
+    """Returns the header alone of a file that `read_file` reads. Raises as it does."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train one, or correct the path")
-    text, tensors = read_tensors(path)
+    with opened(path) as file:
+        text = (file.metadata() or {}).get(HEADER)
     try:
         header = json.loads(text or "null")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("metadata"), dict):
         raise ValueError(f"{path} was not written by scoresens: its header names no architecture")
-    return header, tensors
+    return header
 
 
-def read_tensors(path: Path) -> tuple[str | None, dict[str, np.ndarray]]:
-    """Returns what anyone's safetensors file holds for this library, if anything, and its
-    tensors. Raises as `read_file`."""
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of anyone's safetensors file. Raises a ValueError as `read_file`."""
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Yields a safetensors file that is open; a ValueError says what is wrong with others."""
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
@@ -144,8 +157,7 @@ def read_tensors(path: Path) -> tuple[str | None, dict[str, np.ndarray]]:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return (file.metadata() or {}).get(HEADER), tensors
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 

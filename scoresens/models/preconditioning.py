@@ -14,12 +14,16 @@ with ``s = sigma_data`` the standard deviation of the data. Then ``D = x`` at ``
 References: Karras et al. 2022, arXiv 2206.00364, Table 1.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from scoresens.processes import EDM, Process
+from scoresens.scores import Score, from_denoiser
 
 TAU_FLOOR = 1e-8  # c_noise stays finite, so that D(x, 0) = x
 FREQUENCIES = 32
@@ -83,12 +87,42 @@ class Denoiser(nnx.Module):
                 "map over a batch with jax.vmap(denoiser, (None, 0))"
             )
         tau = jnp.asarray(tau, x.dtype)
-        total = tau**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / total
-        c_out = tau * self.sigma_data * jax.lax.rsqrt(total)
-        c_in = jax.lax.rsqrt(total)
-        c_noise = jnp.log(jnp.maximum(tau, TAU_FLOOR)) / 4
-        return c_skip * x + c_out * self.network(c_noise, c_in * x)
+        c_noise = noise_condition(tau)
+        return preconditioned(lambda x: self.network(c_noise, x), self.sigma_data, tau, x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return self.network.shape
+
+    @property
+    def process(self) -> Process:
+        """The process whose frame is the canonical one."""
+        return EDM()
+
+    @property
+    def score(self) -> Score:
+        """`score(tau, x)` of that process, for one sample."""
+        return from_denoiser(self.process, self)
+
+
+def preconditioned(
+    network: Callable[[Float[Array, "*shape"]], Array],
+    sigma_data: float,
+    tau: Float[Array, ""],
+    x: Float[Array, "*shape"],
+) -> Array:
+    """``c_skip x + c_out F(c_in x)`` of a network F that knows the noise level already."""
+    total = tau**2 + sigma_data**2
+    c_skip = sigma_data**2 / total
+    c_out = tau * sigma_data * jax.lax.rsqrt(total)
+    c_in = jax.lax.rsqrt(total)
+    return c_skip * x + c_out * network(c_in * x)
+
+
+def noise_condition(tau: Float[Array, ""]) -> Float[Array, ""]:
+    """``c_noise = log(tau) / 4``, finite at 0."""
+    return jnp.log(jnp.maximum(tau, TAU_FLOOR)) / 4
 
 
 class NoiseEmbedding(nnx.Module):

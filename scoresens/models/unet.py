@@ -54,13 +54,13 @@ class UNet(nnx.Module):
         h = self.read(x)
         seen = []
         for level, block in enumerate(self.down):
-            h = block(_halve(h) if level else h, e)
+            h = block(halved(h) if level else h, e)
             seen.append(h)
         h = self.middle(h, e)
         for level in reversed(range(self.depth)):
             h = self.up[level](jnp.concatenate([h, seen[level]], axis=-1), e)
-            h = _double(h) if level else h
-        return self.write(nnx.silu(_normed(self.norm, h)))
+            h = doubled(h) if level else h
+        return self.write(nnx.silu(normed(self.norm, h)))
 
 
 class Block(nnx.Module):
@@ -76,8 +76,8 @@ class Block(nnx.Module):
 
     def __call__(self, h: Float[Array, "H W before"], e: Float[Array, "embedding"]) -> Array:
         scale, shift = jnp.split(self.modulation(e), 2)
-        r = self.conv1(nnx.silu(_normed(self.norm1, h)))
-        r = (1 + scale) * _normed(self.norm2, r) + shift
+        r = self.conv1(nnx.silu(normed(self.norm1, h)))
+        r = (1 + scale) * normed(self.norm2, r) + shift
         return (h if self.match is None else self.match(h)) + self.conv2(nnx.silu(r))
 
 
@@ -90,16 +90,16 @@ def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     return nnx.GroupNorm(channels, num_groups=GROUPS, use_fast_variance=False, rngs=rngs)
 
 
-def _normed(norm: nnx.GroupNorm, h: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
+def normed(norm: nnx.GroupNorm, h: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
     return norm(h[None])[0]  # GroupNorm takes its first axis for the batch
 
 
-def _halve(h: Float[Array, "H W C"]) -> Array:
+def halved(h: Float[Array, "H W C"]) -> Array:
     rows, columns, channels = h.shape
     return h.reshape(rows // 2, 2, columns // 2, 2, channels).mean((1, 3))
 
 
-def _double(h: Float[Array, "H W C"]) -> Array:
+def doubled(h: Float[Array, "H W C"]) -> Array:
     return h.repeat(2, axis=0).repeat(2, axis=1)
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from scoresens.importers.unet2d.settings import ACTIVATIONS, Map, Settings
+from scoresens.models.unet import doubled, halved, normed
 
 
 class Positional(nnx.Module):
@@ -192,7 +193,7 @@ class Resampling(nnx.Module):
             self.conv = nnx.Conv(size, size, (3, 3), 2, padding=[(padding, 1)] * 2, rngs=rngs)
 
     def __call__(self, h: Float[Array, "H W C"], e: Float[Array, "embedding"]) -> Array:
-        return self.conv(_doubled(h) if self.doubles else h)
+        return self.conv(doubled(h) if self.doubles else h)
 
 
 def class_embedding(
@@ -215,7 +216,7 @@ def _resampler(
 ) -> "Residual | Resampling":
     how = s.downsample_type if down else s.upsample_type  # which plain blocks do not heed
     if kind.startswith("Resnet") or (kind.startswith("Attn") and how == "resnet"):
-        return Residual(s, size, size, resample=_halved if down else _doubled, rngs=rngs)
+        return Residual(s, size, size, resample=halved if down else doubled, rngs=rngs)
     return Resampling(size, s.downsample_padding if down else None, rngs=rngs)
 
 
@@ -226,16 +227,3 @@ def convolution(before: int, after: int, *, rngs: nnx.Rngs) -> nnx.Conv:
 def normalisation(size: int, groups: int, s: Settings, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     eps = float(s.norm_eps)
     return nnx.GroupNorm(size, groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
-
-
-def normed(norm: nnx.GroupNorm, h: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
-    return norm(h[None])[0]  # GroupNorm takes its first axis for the batch
-
-
-def _halved(h: Float[Array, "H W C"]) -> Array:
-    rows, columns, channels = h.shape
-    return h.reshape(rows // 2, 2, columns // 2, 2, channels).mean((1, 3))
-
-
-def _doubled(h: Float[Array, "H W C"]) -> Array:
-    return h.repeat(2, axis=0).repeat(2, axis=1)

@@ -21,9 +21,9 @@ from scoresens.importers.unet2d.blocks import (
     class_embedding,
     convolution,
     normalisation,
-    normed,
 )
 from scoresens.importers.unet2d.settings import Settings, given_of, unsupported
+from scoresens.models.unet import normed
 
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.(?:weight|bias)$)")
