@@ -32,6 +32,7 @@ from scoresens.learned import Known
 from scoresens.measures import Measure, Points
 from scoresens.processes import Process
 from scoresens.scores import Guided, Score, as_pytree, canonical_denoiser
+from scoresens.shards import Shard, all_rows, own_rows
 from scoresens.solve import (
     Solve,
     Stats,
@@ -167,7 +168,9 @@ class _View(NamedTuple):
 
 
 def _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve):
-    trail = _down_and_up(law, functional, *batch, trace, solve)
+    rows = own_rows(batch, data)
+    trail = _down_and_up(law, functional, *rows, trace, solve)
+    trail = trail if rows is batch else _of_all_devices(trail, data.axis)
     group = len(tableau(solve).b) if profile else None
     found = influences(data, trail.states, levers(base, trail), top=top, group=group)
     if found.profile is not None:
@@ -175,6 +178,13 @@ def _attribute_batch(law, data, base, functional, batch, trace, top, profile, so
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
     stats = stats_of((trail.x, trail.value, found), steps, solved)
     return trail.states.tau[:: len(tableau(solve).b)], (trail.x, trail.value, found, stats)
+
+
+def _of_all_devices(trail, axis):
+    """The trails of all the devices that divide the data among them."""
+    x, value = all_rows((trail.x, trail.value), axis, 0)
+    places, *along = all_rows((trail.states.x, *trail[3:]), axis, 1)
+    return Trail(x, value, trail.states._replace(x=places), *along)
 
 
 # One kernel; points on the host come block by block instead, between compiled pieces.
@@ -328,8 +338,9 @@ def _check_functional(functional, x):
 
 def check_top(top, data):
     """Refuses a `top` that is not between 1 and N."""
-    if top is not None and not (isinstance(top, int) and 1 <= top <= len(data)):
-        raise ValueError(f"top must be a whole number from 1 to {len(data)}, got {top!r}")
+    count = data.count if isinstance(data, Shard) else len(data)
+    if top is not None and not (isinstance(top, int) and 1 <= top <= count):
+        raise ValueError(f"top must be a whole number from 1 to {count}, got {top!r}")
 
 
 def batches(arrays, size):

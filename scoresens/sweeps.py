@@ -3,11 +3,13 @@
 A sweep asks one question of many samples. It is cut into blocks (`stores.Layout`) that know nothing
 of one another: each is one compiled program on the process's own devices,
 
-    shard_map over a mesh ("samples", "directions"):  each device its rows and its directions
+    shard_map over a mesh ("samples", "directions"):  each device its rows and its directions,
+                                                      or its rows and its data points
 
-with no communication inside. Several processes, on one host or on many, take the blocks in turn.
-What is random belongs to the number of the sample, `fold_in(key of the seed, number)`, so that no
-number hangs on the blocks, the devices or the processes; only roundings do.
+with no communication inside, but for data points: once, between the paths and the tables of points
+(`shards`). Several processes, on one host or on many, take the blocks in turn. What is random
+belongs to the number of the sample, `fold_in(key of the seed, number)`, so that no number hangs on
+the blocks, the devices or the processes; only roundings do.
 """
 
 import time
@@ -30,6 +32,8 @@ from scoresens.perturbations import Perturbation
 from scoresens.processes import Process
 from scoresens.scores import Score
 from scoresens.sensitivity import sample_sensitivity
+from scoresens.shards import divided
+from scoresens.shards import specs as specs_of
 from scoresens.solve import Solve
 from scoresens.stores import Block, Field, Layout, Store
 from scoresens.tables import is_on_host
@@ -65,6 +69,7 @@ class Question(NamedTuple):
         process: whose prior the noise is drawn from.
         shape: of one sample.
         mesh: whose devices a block is computed on.
+        multiple: blocks have a multiple of so many rows.
         draws: whether a trace estimator draws probes, a key a sample.
         directions: how many there are.
         fields: the dtype, and the dimensions with their sizes after the samples, of each result.
@@ -75,6 +80,7 @@ class Question(NamedTuple):
     process: Process
     shape: tuple[int, ...]
     mesh: Mesh
+    multiple: int
     draws: bool
     directions: int
     fields: Mapping[str, tuple[str, tuple[tuple[str, int], ...]]]
@@ -132,7 +138,8 @@ def sensitivities(
 
     sizes, dtype = _axes(shape)
     fields = {"x": (dtype, sizes), "tangent": (dtype, (("direction", total), *sizes))}
-    return Question(process, shape, mesh, draws, total, fields, ask, program)
+    down = mesh.shape["samples"]
+    return Question(process, shape, mesh, down, draws, total, fields, ask, program)
 
 
 def attributions(
@@ -154,37 +161,45 @@ def attributions(
     Args:
         process, score, data, functional, base, trace, prior, top, solve: as in `attribute`. Data on
             the host (`Points.on_host`) are read block by block, and one device works.
-        mesh: of `mesh_of`; its devices take samples.
+        mesh: of `mesh_of`; devices along its second axis divide the data among them.
 
     Raises:
-        ValueError: for a functional that is no scalar, or a mesh with several devices along the
-            directions.
+        ValueError: for a functional that is no scalar, or data on the host with several devices.
     """
     mesh, shape, draws = mesh or mesh_of(), data.shape, _draws(base, trace)
-    if mesh.shape["directions"] != 1:
-        raise ValueError("attributions divide samples alone: give a mesh of [devices, 1]")
+    if is_on_host(data) and mesh.size > 1:
+        raise ValueError(f"data on the host are read by one device, the mesh has {mesh.size}")
     if jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape:
         raise ValueError("attributions are of a scalar functional: sweep one component at a time")
     ranked = ("top_values", "top_indices", "bottom_values", "bottom_indices")
     names = ("scores",) if top is None else ranked
+    shared = data if mesh.shape["directions"] == 1 else divided(data, mesh, "directions")
+    of_data = base is data  # then also of each device's shard
+    rest = (process, score, shared, functional, None if of_data else base, prior)
 
     def one(rest, noise, keys):
         process, score, data, functional, base, prior = rest
         found = attribute(
-            process, score, data, functional, noise,
-            base=base, trace=trace, prior=prior, key=keys, top=top, solve=solve,
+            process, score, data, functional, noise, base="data" if of_data else base,
+            trace=trace, prior=prior, key=keys, top=top, solve=solve,
         )  # fmt: skip
         return {name: getattr(found, name) for name in ("x", "value", *names)}
 
     def run(rest, noise, keys):
+        specs = (P(), P(), specs_of(shared), P(), P(), P())
+        out = {name: P("samples") for name in ("x", "value", *names)}
+        out |= {"scores": P("samples", "directions")} if top is None else {}
         shard = jax.shard_map(
-            one, mesh=mesh, in_specs=(P(), P("samples"), P("samples")), out_specs=P("samples"),
+            one, mesh=mesh, in_specs=(specs, P("samples"), P("samples")), out_specs=out,
             check_vma=False,
         )  # fmt: skip
         return shard(rest, noise, keys)
 
-    rest = (process, score, data, functional, base, prior)
     compiled = one if is_on_host(data) else jax.jit(run)
+
+    def ask(which, noise, keys):
+        found = compiled(rest, noise, keys)
+        return found if top else found | {"scores": found["scores"][:, : len(data)]}
 
     def program(rows, columns):
         return jax.jit(run).lower(rest, *_abstract(shape, rows, draws)).compile()
@@ -193,12 +208,8 @@ def attributions(
     sizes, dtype = _axes(shape)
     fields: dict[str, Any] = {"x": (dtype, sizes), "value": (dtype, ())}
     fields |= {n: ("int32" if n.endswith("indices") else dtype, ranks) for n in names}
-
-    def ask(which, noise, keys):
-        return compiled(rest, noise, keys)
-
     measured = None if is_on_host(data) else program
-    return Question(process, shape, mesh, draws, 1, fields, ask, measured)
+    return Question(process, shape, mesh, mesh.size, draws, 1, fields, ask, measured)
 
 
 def _draws(base: Base, trace: TraceEstimator) -> bool:
@@ -234,13 +245,13 @@ def layout_of(
 
     Returns:
         The layout. Directions are kept together as far as they fit; rows are a multiple of the
-        devices along the samples.
+        devices that divide them.
 
     Notes:
         Compiles the question for few rows and for twice as many, and reads from the compiler what a
         further row takes; 2,048 rows at most. A question that streams its data is given 16 rows.
     """
-    down, across = (question.mesh.shape[axis] for axis in AXES)
+    down, across = question.multiple, question.mesh.shape["directions"]
     columns = min(question.directions, columns or question.directions)
     wide = -(-columns // across) * across
     fit = rows or _fitting_rows(question, memory, wide)
@@ -252,7 +263,7 @@ def _fitting_rows(question, memory, columns) -> int:
     """How many samples a block of so many columns may have."""
     if question.program is None:
         return STREAMED
-    few = 4 * question.mesh.shape["samples"]
+    few = 4 * question.multiple
     small, large = (bytes_of(question, n, columns) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
     return min(max(int((memory - (small - few * each)) / each), 1), MOST)

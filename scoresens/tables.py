@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from scoresens.measures import LOG_2PI, NEAREST, Measure, Points, Posterior
 from scoresens.processes import Scalar
+from scoresens.shards import Shard, combined, ranked
 
 BLOCK = 2048  # points at a time
 ROWS = 512  # rows of a table, states x samples x functionals, at a time
@@ -81,7 +82,8 @@ def posteriors(base: Measure, states: States) -> Posterior:
     plan, centre = _plan(base, states.x.shape[:2], 1), _centre(base, states.x.dtype)
     given, start = _posterior_begun(plan, centre, states)
     found = _fold(_add_posterior, plan, base, centre, given, start)
-    return _posterior_done(base.bandwidth, centre, states, found)
+    found = _posterior_done(base.bandwidth, centre, states, found)
+    return combined(found, base.axis) if isinstance(base, Shard) else found
 
 
 def influences(
@@ -93,15 +95,19 @@ def influences(
     group: int | None = None,
 ) -> Influences:
     """What weight on each data point does to each functional: the sum over states, dense or the
-    `top` largest and smallest; with `group`, a profile over groups of that many states."""
+    `top` largest and smallest; with `group`, a profile over groups of that many states. Of a
+    `Shard`, dense scores are of the device's own points, all else is of all."""
     plan = _plan(points, levers.nats.shape, levers.omega.shape[2], top, group)
     centre = _centre(points, states.x.dtype)
     given = _influences_begun(plan, points.bandwidth, centre, states, levers)
     start = _no_influences(plan, len(points), levers.omega)
     found = _fold(_add_influences, plan, points, centre, given, start)
+    if found.profile is not None and isinstance(points, Shard):
+        found = found._replace(profile=jax.lax.psum(found.profile, points.axis))
     if top is None:
         return found
-    return found._replace(bottom=(-found.bottom[0], found.bottom[1]))
+    largest, (least, where) = ranked(found.top, points), ranked(found.bottom, points)
+    return found._replace(top=largest, bottom=(-least, where))
 
 
 # ------------------------------------------------------------------ before and after the blocks
@@ -150,17 +156,20 @@ def _no_influences(plan, count, omega):
 
 
 class _Block(NamedTuple):
-    """B consecutive points. The last block begins early, over points that were seen before."""
+    """B consecutive points. The last block begins early, over points that were seen before; the
+    last points may be copies (`Shard`)."""
 
     points: Float[Array, "B d"]  # from the centre
     weights: Float[Array, " B"]
     start: Int[Array, ""] | int
     first: Int[Array, ""] | int  # the first new point
+    end: Int[Array, ""] | int  # the first copy
     bandwidth: Scalar
 
     @property
     def fresh(self):
-        return self.start + jnp.arange(len(self.points)) >= self.first
+        places = self.start + jnp.arange(len(self.points))
+        return (places >= self.first) & (places < self.end)
 
     @property
     def features(self):
@@ -259,7 +268,7 @@ def _fold(add, plan, points, centre, given, carry):
         start = min(first, len(points) - size)
         rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
         own = jnp.asarray(weights[start : start + size], centre.dtype)
-        block = _Block(rows - centre, own, start, first, points.bandwidth)
+        block = _Block(rows - centre, own, start, first, len(points), points.bandwidth)
         jax.block_until_ready(carry)  # read while the last block is added, never further ahead
         carry = _add_one(add, plan, given, carry, block)
     return carry
@@ -274,12 +283,13 @@ def _add_one(add, plan, given, carry, block):
 def _fold_on_device(add, plan, points, centre, given, carry):
     size = plan.block
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
+    end = points.own if isinstance(points, Shard) else len(points)
 
     def step(carry, first):
         start = jnp.minimum(first, len(points) - size)
         rows = jax.lax.dynamic_slice_in_dim(flat, start, size) - centre
         own = jax.lax.dynamic_slice_in_dim(weights, start, size)
-        return add(plan, given, carry, _Block(rows, own, start, first, points.bandwidth)), None
+        return add(plan, given, carry, _Block(rows, own, start, first, end, points.bandwidth)), None
 
     return jax.lax.scan(step, carry, jnp.arange(0, len(points), size))[0]
 
