@@ -1,8 +1,8 @@
 """Images with labels, scaled to [-1, 1], channels last.
 
 The digits come with the package. Fashion-MNIST and MNIST are read from IDX files where the
-operating system or the reader put them; other data from ``.npy`` and ``.npz`` files. Nothing is
-downloaded and nothing is unpickled.
+operating system or the reader put them; other data from ``.npy`` and ``.npz`` files, and from
+folders of images. Nothing is downloaded and nothing is unpickled.
 """
 
 import gzip
@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from scoresens.streams import ImageFiles, scaled
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_CLASSES = (
@@ -70,13 +72,14 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 
     ``"digits"``: 1,797 digits ``[8, 8, 1]`` of 17 grey levels, with the package.
     ``"fashion-mnist"``, ``"mnist"``: 60,000 training images ``[28, 28, 1]`` from IDX files, plain
-    or gzipped. Any other name is the path of a ``.npy`` or ``.npz`` file.
+    or gzipped. Any other name is the path of a ``.npy`` or ``.npz`` file, or of a folder of images.
 
     Args:
         name: one of the names above.
-        path: the folder with the IDX files, or the ``.npy`` or ``.npz`` file. A ``.npz`` holds
-            ``images`` and perhaps ``labels``, a ``.npy`` only images. Bytes are scaled from 0..255
-            to [-1, 1], floats are taken as they are; ``[N, H, W]`` becomes ``[N, H, W, 1]``.
+        path: the folder with the IDX files, the ``.npy`` or ``.npz`` file, or the folder. A
+            ``.npz`` holds ``images`` and perhaps ``labels``, a ``.npy`` only images; the
+            sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1], floats
+            are taken as they are; ``[N, H, W]`` becomes ``[N, H, W, 1]``.
 
     Returns:
         A `Dataset`; without labels, all images are of one class ``"all"``.
@@ -100,7 +103,8 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
         if path is None:
             raise FileNotFoundError(f"mnist needs a path to its IDX files: {remedy}")
         return _read_idx_folder(name, _folder(path, remedy), DIGIT_CLASSES)
-    return _read_arrays(name, Path(path or name))
+    file = Path(path or name)
+    return _read_folder(file) if file.is_dir() else _read_arrays(name, file)
 
 
 def prepare(settings: DataSettings) -> Dataset:
@@ -232,7 +236,7 @@ def _read_idx_folder(name: str, folder: Path, class_names: tuple[str, ...]) -> D
         )
     if labels.size and labels.max() >= len(class_names):
         raise ValueError(f"{folder}: expected labels below {len(class_names)}, came {labels.max()}")
-    return Dataset(name, _scaled(images)[..., None], labels.astype(np.int64), class_names)
+    return Dataset(name, scaled(images)[..., None], labels.astype(np.int64), class_names)
 
 
 def _plain_or_gz(path: Path) -> Path:
@@ -251,16 +255,21 @@ def _bytes(path: Path) -> bytes:
         raise ValueError(f"{path} is truncated or damaged: {error}: get it again") from error
 
 
+def _read_folder(folder: Path) -> Dataset:
+    files = ImageFiles(folder)
+    return Dataset(folder.name, scaled(files[:]), *files.classes())
+
+
 def _read_arrays(name: str, path: Path) -> Dataset:
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(
             f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, "
-            "or give the path of a .npy or .npz file"
+            "or give the path of a .npy or .npz file or of a folder of images"
         )
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: correct the path")
     images, labels = _arrays(path)
-    images = _scaled(images) if images.dtype == np.uint8 else images.astype(np.float32)
+    images = scaled(images) if images.dtype == np.uint8 else images.astype(np.float32)
     images = images[..., None] if images.ndim == 3 else images
     if labels is None:
         return Dataset(path.stem, images, np.zeros(len(images), np.int64), ("all",))
@@ -293,10 +302,6 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 f"came {labels.dtype} of shape {labels.shape}"
             )
     return images, labels
-
-
-def _scaled(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / np.float32(127.5) - 1
 
 
 def _halves(total: int) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.processes import Process, Scalar
+from scoresens.streams import Stream
 
 BLOCK = 4096  # points in one block: the (M, BLOCK) table is the working memory
 NEAREST = 8  # exact distances in each block
@@ -140,17 +141,21 @@ class Points(Measure):
     @classmethod
     def on_host(
         cls,
-        points: Float[np.ndarray, "N *shape"],
+        points: Float[np.ndarray, "N *shape"] | Stream,
         weights: Float[np.ndarray, " N"] | None = None,
         bandwidth: Scalar = 0.0,
     ) -> "Points":
-        """The same of an array that stays where it is, in the host's memory or in a file (a memory
-        map): `attribute` reads it in blocks. Other verbs move the whole of it to the device.
+        """The same of an array that stays where it is, in the host's memory or in files (a memory
+        map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
+        on the device.
         """
-        if not isinstance(points, np.ndarray):
-            raise ValueError(f"on_host takes a numpy array or a memory map, got {type(points)}")
-        for start in range(0, len(points), BLOCK):
-            _checks.samples("points", points[start : start + BLOCK])
+        if not isinstance(points, np.ndarray | Stream):
+            raise ValueError(
+                f"on_host takes a numpy array, a memory map or a Stream, got {type(points)}"
+            )
+        if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
+            for start in range(0, len(points), BLOCK):
+                _checks.samples("points", points[start : start + BLOCK])
         checked = cls(points[:1], None, bandwidth)
         if weights is not None:
             weights = np.asarray(weights)

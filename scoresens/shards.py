@@ -103,9 +103,10 @@ def combined(part: Posterior, axis: str) -> Posterior:
 def own_rows(rows: Any, data: Points) -> Any:
     """Of arrays `[M, ...]` that all devices have, those that this device works on: all, unless the
     data are a shard and its devices divide M."""
-    count = len(jax.tree.leaves(rows)[0])
-    devices = jax.lax.axis_size(data.axis) if isinstance(data, Shard) else 1
-    if devices == 1 or count % devices:
+    if not isinstance(data, Shard):
+        return rows
+    count, devices = len(jax.tree.leaves(rows)[0]), jax.lax.axis_size(data.axis)
+    if count % devices:
         return rows
     size, first = count // devices, jax.lax.axis_index(data.axis) * (count // devices)
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), rows)

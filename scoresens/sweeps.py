@@ -161,12 +161,14 @@ def attributions(
     Args:
         process, score, data, functional, base, trace, prior, top, solve: as in `attribute`. Data on
             the host (`Points.on_host`) are read block by block, and one device works.
-        mesh: of `mesh_of`; devices along its second axis divide the data among them.
+        mesh: of `mesh_of`, by default one device for data on the host; devices along its second
+            axis divide the data among them.
 
     Raises:
         ValueError: for a functional that is no scalar, or data on the host with several devices.
     """
-    mesh, shape, draws = mesh or mesh_of(), data.shape, _draws(base, trace)
+    mesh = mesh or mesh_of((1, 1) if is_on_host(data) else None)
+    shape, draws = data.shape, _draws(base, trace)
     if is_on_host(data) and mesh.size > 1:
         raise ValueError(f"data on the host are read by one device, the mesh has {mesh.size}")
     if jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape:

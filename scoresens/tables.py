@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from scoresens.measures import LOG_2PI, NEAREST, Measure, Points, Posterior
 from scoresens.processes import Scalar
 from scoresens.shards import Shard, combined, ranked
+from scoresens.streams import Stream
 
 BLOCK = 2048  # points at a time
 ROWS = 512  # rows of a table, states x samples x functionals, at a time
@@ -72,7 +73,7 @@ class Plan(NamedTuple):
 
 def is_on_host(points: Points) -> bool:
     """Whether the points stay on the host, and are read from there block by block."""
-    return isinstance(points.points, np.ndarray)
+    return isinstance(points.points, np.ndarray | Stream)
 
 
 def posteriors(base: Measure, states: States) -> Posterior:

@@ -403,7 +403,7 @@ def test_base_of_attribution():
 
 
 def test_points_on_the_host_that_are_not():
-    refuses("on_host takes a numpy array or a memory map", ss.Points.on_host, POINTS)
+    refuses("on_host takes a numpy array, a memory map or a Stream", ss.Points.on_host, POINTS)
     refuses("points holds int64", ss.Points.on_host, np.ones((3, 2), int))
     bad = np.where(np.arange(10_000)[:, None] == 9_000, np.nan, np.ones((1, 2)))
     refuses("points has 2 entries that are NaN", ss.Points.on_host, bad)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+import zarr
 from command_line import scoresens, settings_file
 
 import scoresens as ss
@@ -289,16 +290,17 @@ def test_a_sensitivity_names_its_directions(tmp_path):
 
 
 def test_data_in_a_file_are_streamed(tmp_path):
-    images = np.random.default_rng(0).normal(size=(50, 8, 8, 1)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, size=(50, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
-    file = f'name = "{tmp_path / "images.npy"}"'
-    text = SETTINGS.replace('name = "digits"\ncount = 100', file)
-    whole = scoresens("sweep", settings_file(tmp_path, "bandwidth = 0.5\n" + text),
-                      out=tmp_path / "whole")  # fmt: skip
-    streamed = scoresens(
-        "sweep", settings_file(tmp_path, "bandwidth = 0.5\nstream = true\n" + text),
-        out=tmp_path / "streamed",
-    )  # fmt: skip
+    zarr.create_array(tmp_path / "images.zarr", data=images, chunks=(16, 8, 8))
+
+    def ran(name, file, more=""):
+        text = SETTINGS.replace('name = "digits"\ncount = 100', f'name = "{tmp_path / file}"')
+        config = settings_file(tmp_path, "bandwidth = 0.5\n" + more + text)
+        return scoresens("sweep", config, out=tmp_path / name)
+
+    whole = ran("whole", "images.npy")
+    streamed = ran("streamed", "images.zarr", "stream = true\n")
     assert whole.code == streamed.code == 0, streamed.told
     a, b = opened(whole.out), opened(streamed.out)
     np.testing.assert_array_equal(a.top_indices, b.top_indices)

@@ -18,6 +18,7 @@ from scoresens.measures import Points
 from scoresens.processes import Process
 from scoresens.scores import Score
 from scoresens.solve import Solve
+from scoresens.streams import mean
 
 OWN = -1  # the class that each sample is of
 RAISING = "raising", "lowering"  # of a number that is neither good nor bad
@@ -98,7 +99,7 @@ def _make_itself(settings, dataset):
         "Measured: how much the sample is itself, its distance from the mean of the data in its "
         "own direction, in grey values."
     )
-    functional = Partial(_itself, jnp.asarray(dataset.images.mean(0)))
+    functional = Partial(_itself, jnp.asarray(mean(dataset.images)))
     return Question(functional, "how much a sample is itself", says)
 
 
@@ -131,7 +132,7 @@ def _make_closeness(settings, dataset):
     if not 0 <= image < len(dataset.images):
         raise ValueError(f"image {image} lies outside the data's {len(dataset.images)} images")
     says = f"Measured: minus the distance to training image {image}, in grey values."
-    functional = Partial(_closeness, jnp.asarray(dataset.images[image]))
+    functional = Partial(_closeness, jnp.asarray(dataset.images[image : image + 1][0]))
     return Question(functional, f"how close a sample is to image {image}", says)
 
 

@@ -378,14 +378,16 @@ class SweepRun:
         question: "attribution" (of every image, or the top ones), or "sensitivity" (along the
             directions).
         data: the training data.
-        stream: read the data from their .npy file in blocks, for data larger than memory.
+        stream: read the data in blocks from a .npy file, a Zarr array or a folder of images, for
+            data larger than memory.
         functional, top: of attributions; without top, the scores of all images are kept.
         directions: of sensitivities.
         samples: how many a seed.
         seeds: of the noise, one after another.
         memory: GiB for one block; left out, half of what is free.
         rows, columns: samples and directions a block, instead.
-        mesh: devices along samples and directions; left out, all along samples.
+        mesh: devices along samples, and along directions or data points; left out, all along
+            samples.
         checkpoint, steps, base, trace, bandwidth: as for `sensitivity`.
     """
 
@@ -419,6 +421,10 @@ class SweepRun:
             raise ValueError(f"mesh is [along samples, along directions], got {list(self.mesh)}")
         if self.stream and self.question != "attribution":
             raise ValueError("stream goes with question = 'attribution'")
+        if self.stream and (self.data.classes or self.data.count or self.data.size):
+            raise ValueError("stream reads the data as they are: leave out classes, count and size")
+        if self.stream and self.functional.kind not in ("itself", "closeness", "pixel"):
+            raise ValueError("stream goes with functional kind itself, closeness or pixel")
 
 
 @dataclass(frozen=True, kw_only=True)

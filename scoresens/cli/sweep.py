@@ -34,6 +34,7 @@ from scoresens.perturbations import Perturbation, reweight
 from scoresens.report import table
 from scoresens.solve import Solve
 from scoresens.stores import Block, Layout, Store, progress
+from scoresens.streams import mark, stream
 
 UNFINISHED = 75  # the exit code of a sweep that was asked to stop and can go on (EX_TEMPFAIL)
 GIB = 2**30
@@ -61,7 +62,7 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
     """
     stages = Stages()
     with blaming(f"{where}: mesh"):
-        mesh = sweeps.mesh_of((run.mesh[0], run.mesh[1]) if run.mesh else None)
+        mesh = sweeps.mesh_of((run.mesh[0], run.mesh[1])) if run.mesh else None
     asked = _asked(run, where, mesh, stages)
     rank, count = jax.process_index(), jax.process_count()
     with stages("layout", "how large a block may be"):
@@ -118,7 +119,7 @@ def status(folder: Path) -> str:
 def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
         if run.stream:
-            dataset, model, _ = data_and_model(run, where, mapped)
+            dataset, model, _ = data_and_model(run, where, unread)
             data = _streamed(run, where, dataset)
         else:
             dataset, model, _ = data_and_model(run, where, prepare)
@@ -138,14 +139,10 @@ def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
     return Asked(model, dataset, data, question, names)
 
 
-def mapped(settings: DataSettings) -> Dataset:
-    """The data as a memory map, of one class."""
-    images = np.load(settings.path or settings.name, mmap_mode="r", allow_pickle=False)
-    if images.dtype.kind != "f":
-        raise ValueError(
-            f"stream takes a .npy file of floats, scaled as the model has them, got {images.dtype}"
-        )
-    return Dataset(settings.name, images, np.zeros(len(images), int), ("all",))
+def unread(settings: DataSettings) -> Dataset:
+    """The data where they are, of one class."""
+    images = stream(Path(settings.path or settings.name))
+    return Dataset(settings.name, images, np.zeros(len(images), int), ("all",))  # type: ignore
 
 
 def _streamed(run: SweepRun, where: str, dataset: Dataset) -> Points:
@@ -209,7 +206,9 @@ def _study(run: SweepRun, asked: Asked) -> dict[str, Any]:
     return {
         "question": run.question,
         "model": fingerprint(asked.model),
-        "data": fingerprint(asked.data) if not run.stream else _file_mark(asked.dataset.images),
+        "data": fingerprint(asked.data)
+        if not run.stream
+        else mark(Path(run.data.path or run.data.name)),
         "functional": run.functional if run.question == "attribution" else None,
         "top": run.top,
         "directions": asked.names,
@@ -220,12 +219,6 @@ def _study(run: SweepRun, asked: Asked) -> dict[str, Any]:
         "trace": run.trace if run.base == "model" else None,
         "bandwidth": float(asked.data.bandwidth),
     }
-
-
-def _file_mark(images: np.ndarray) -> str:
-    """What tells a large file from another without reading it."""
-    file = Path(str(getattr(images, "filename", "")))
-    return f"{images.shape} {images.dtype} {file.stat().st_mtime_ns}"
 
 
 # ------------------------------------------------------------------ while it runs

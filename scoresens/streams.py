@@ -1,0 +1,188 @@
+"""Images that stay in their files, and are read by rows when they are asked for.
+
+    FILE.npy       an array [N, *shape], mapped into memory
+    FOLDER.zarr    a Zarr array [N, *shape], or a group with one named images
+    FOLDER         image files of one size, in the order of their names; its sub-folders are classes
+
+Floats are taken as they are, bytes are scaled from 0..255 to [-1, 1], and [N, H, W] becomes
+[N, H, W, 1]. Zarr and image files want the extra `sweeps`.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+BLOCK = 4096
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """An array `[N, *shape]` that slices of rows are read from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, and that of one row."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Of the numbers."""
+        ...
+
+    def __getitem__(self, rows: slice) -> Any:
+        """Some of the rows, in memory or to be read into it."""
+        ...
+
+
+class Stream:
+    """Images `[N, *shape]`, float32, as the model has them; `stream[start:stop]` reads.
+
+    Args:
+        rows: a memory map, an array of Zarr, or `ImageFiles`; floats or bytes.
+
+    Raises:
+        ValueError: if it holds anything else, or nothing.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, rows: Rows):
+        kind = np.dtype(rows.dtype)
+        if len(rows.shape) < 2 or not rows.shape[0] or not (kind.kind == "f" or kind == np.uint8):
+            raise ValueError(
+                f"expected images [N, *shape], floats or bytes, came {kind} of shape {rows.shape}"
+            )
+        self.rows, self.bytes = rows, kind == np.uint8
+        self.shape = (*rows.shape, 1) if len(rows.shape) == 3 else tuple(rows.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Float[np.ndarray, "B *shape"]:
+        found = np.asarray(self.rows[rows])
+        found = scaled(found) if self.bytes else found.astype(np.float32, copy=False)
+        return found.reshape(-1, *self.shape[1:])
+
+
+class ImageFiles:
+    """The image files of a folder and of its sub-folders, as bytes `[N, H, W, C]`.
+
+    The first file says how large they are, and whether they are grey (C = 1) or coloured (C = 3).
+
+    Raises:
+        ValueError: if there is none, or one that cannot be read or is of another size.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, folder: Path):
+        found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        self.files = sorted(file for file in found if file.is_file())
+        if not self.files:
+            raise ValueError(f"{folder} has no image files: {', '.join(SUFFIXES)}")
+        self.folder = folder
+        self.colours = "L" if _opened(self.files[0]).mode in ("1", "L", "LA") else "RGB"
+        self.shape = (len(self.files), *self._read(self.files[0]).shape)
+
+    def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "B H W C"]:
+        files = self.files[rows]
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(self._read, files))
+        for file, image in zip(files, images, strict=True):
+            if image.shape != self.shape[1:]:
+                raise ValueError(
+                    f"{file} is {image.shape[1]} x {image.shape[0]} pixels, where {self.files[0]} "
+                    f"is {self.shape[2]} x {self.shape[1]}: make all of one size"
+                )
+        return np.stack(images) if images else np.zeros((0, *self.shape[1:]), self.dtype)
+
+    def classes(self) -> tuple[Int[np.ndarray, " N"], tuple[str, ...]]:
+        """The class of each image, and the names: of the sub-folders, or `all`."""
+        own = [file.relative_to(self.folder).parts[0] for file in self.files]
+        names = tuple(sorted({name for name in own if (self.folder / name).is_dir()}))
+        if not names or any((self.folder / name).is_file() for name in own):
+            return np.zeros(len(own), np.int64), ("all",)
+        return np.array([names.index(name) for name in own]), names
+
+    def _read(self, file: Path) -> np.ndarray:
+        pixels = np.asarray(_opened(file).convert(self.colours))
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def stream(path: Path) -> Stream:
+    """The images at a path: a .npy file, a Zarr array, or a folder of image files.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if what is there is none of these.
+        ImportError: without the extra `sweeps`, for the last two.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}: correct the path")
+    if path.is_dir():
+        return Stream(_zarr(path) if is_zarr(path) else ImageFiles(path))
+    try:
+        return Stream(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError, OSError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no .npy file, Zarr array or folder of images: {error}"
+        ) from error
+
+
+def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
+    """The mean image, read in blocks."""
+    total = np.zeros(images.shape[1:])
+    for start in range(0, len(images), BLOCK):
+        total += images[start : start + BLOCK].sum(0, dtype=np.float64)
+    return (total / len(images)).astype(images.dtype)
+
+
+def mark(path: Path) -> str:
+    """What tells files from others without reading them: how many, how large, when written."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    told = [file.stat() for file in files]
+    size, last = sum(each.st_size for each in told), max(each.st_mtime_ns for each in told)
+    return f"{len(files)} files, {size} bytes, {last}"
+
+
+def scaled(images: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Bytes as numbers in [-1, 1]."""
+    return images.astype(np.float32) / np.float32(127.5) - 1
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is an array or group of Zarr, of format 2 or 3."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
+def _zarr(path: Path) -> Any:
+    zarr = _needed("zarr")
+    found = zarr.open(path, mode="r")
+    if not isinstance(found, zarr.Group):
+        return found
+    if "images" not in found:
+        raise ValueError(f"{path} has no array named images, but {sorted(found.array_keys())}")
+    return found["images"]
+
+
+def _opened(file: Path) -> Any:
+    images = _needed("PIL.Image")
+    try:
+        image = images.open(file)
+        image.load()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    return image
+
+
+def _needed(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'scoresens[sweeps]'") from error
