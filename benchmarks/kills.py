@@ -36,7 +36,7 @@ count = 200
 
 
 def start(folder: Path, config: Path) -> subprocess.Popen:
-    program = "import sys; from scoresens.cli import main; sys.exit(main())"
+    program = "import sys; from scoresens.cli import command; sys.exit(command())"
     arguments = [sys.executable, "-c", program, "sweep", str(config), "--out", str(folder)]
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

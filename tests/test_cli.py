@@ -1,8 +1,11 @@
 """The command line from end to end on tiny runs: files, keys, tables, exit codes, and its words."""
 
 import math
+import os
 import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -607,6 +610,23 @@ def test_help_names_every_command(capsys):
     for command in cli.COMMANDS:
         assert f"scoresens {command}" in text
     assert "Exit codes" in text
+
+
+@pytest.mark.parametrize("own, kept", [(None, True), ("elsewhere", False)])
+def test_compiled_programs_are_kept(tmp_path, own, kept):
+    """In a process of its own, for it sets what all of JAX shares."""
+    program = (
+        "import sys, jax; from scoresens.cli import command; sys.argv = ['scoresens', '--version'];"
+        "command(); jax.jit(lambda x: x + 1)(1.0); print(jax.config.jax_compilation_cache_dir)"
+    )
+    named = {} if own is None else {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / own)}
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | named
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    where = tmp_path / "scoresens" if own is None else tmp_path / own
+    assert ran.stdout.splitlines()[-1] == str(where)
+    assert (tmp_path / "scoresens").is_dir() == kept
 
 
 def test_version_is_printed(capsys):

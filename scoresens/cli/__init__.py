@@ -7,6 +7,7 @@ standard error what it is doing and for how long, and prints a table on standard
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -53,11 +54,18 @@ What would a diffusion model's samples be, had its training data been others?
 AFTER = """\
 Each command writes result.json (numbers, settings, versions, seconds) and its pictures to
 scoresens-out/COMMAND, or to --out DIR; files of the same name are replaced. Progress goes to
-standard error, the table to standard output.
+standard error, the table to standard output. Compiled programs are kept in ~/.cache/scoresens, a
+GiB at most; JAX_COMPILATION_CACHE_DIR names another folder.
 
 Exit codes: 0 done; 1 the run failed; 2 usage or settings; 75 a sweep that was told to stop, and can
 go on; 130 interrupted.
 `scoresens COMMAND --help` explains a command and its settings."""
+
+
+def command() -> int:
+    """The entry point: `main`, with what is compiled kept from one run to the next."""
+    _keep_compiled()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,6 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted: nothing of this run is half-written", 130)
     return 0
+
+
+def _keep_compiled() -> None:
+    """Keep compiled programs in the user's cache, at most a GiB of them, unless the user has said
+    where (JAX_COMPILATION_CACHE_DIR) or that it shall not be (JAX_ENABLE_COMPILATION_CACHE)."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresens"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or none to write in: compile each time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _settings(given: argparse.Namespace) -> tuple[Any, str]:
