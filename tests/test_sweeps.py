@@ -308,8 +308,8 @@ def test_data_in_a_file_are_streamed(tmp_path):
 
 
 def command(config, out, *more):
-    return [sys.executable, "-c", "import sys; from scoresens.cli import command; sys.exit(command())",
-            "sweep", str(config), "--out", str(out), *more]  # fmt: skip
+    program = "import sys; from scoresens.cli import command; sys.exit(command())"
+    return [sys.executable, "-c", program, "sweep", str(config), "--out", str(out), *more]
 
 
 def started(*arguments):
