@@ -37,11 +37,16 @@ def finite(name: str, value: Any) -> None:
     if not is_concrete(value):
         return
     with jax.ensure_compile_time_eval():
-        bad = int(jnp.sum(~jnp.isfinite(jnp.asarray(value))))
+        bad = int(_count_bad(value))
     if bad:
         raise ValueError(
             f"{name} has {bad} entries that are NaN or infinite; remove or repair them first"
         )
+
+
+@jax.jit
+def _count_bad(value):
+    return jnp.sum(~jnp.isfinite(jnp.asarray(value)))
 
 
 def positive(name: str, value: Any) -> None:

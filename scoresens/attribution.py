@@ -346,6 +346,9 @@ def check_top(top, data):
 def batches(arrays, size):
     """The arrays `size` rows at a time."""
     count = len(arrays[0])
+    if count <= size:
+        yield arrays
+        return
     for start in range(0, count, size):
         yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)
 

@@ -252,6 +252,11 @@ def fold(key: PRNGKeyArray | Key[Array, " M"], count: int, *, first: int = 0) ->
         if len(key) != count:
             raise ValueError(f"{len(key)} keys were given for {count} samples")
         return key
+    return _folded(key, first, count)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _folded(key, first, count):
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 

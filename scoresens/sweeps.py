@@ -171,8 +171,12 @@ def attributions(
     shape, draws = data.shape, _draws(base, trace)
     if is_on_host(data) and mesh.size > 1:
         raise ValueError(f"data on the host are read by one device, the mesh has {mesh.size}")
-    if jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape:
-        raise ValueError("attributions are of a scalar functional: sweep one component at a time")
+    out = jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape
+    if out:
+        raise ValueError(
+            f"attributions are of a scalar functional, this one returns shape {out} for a sample "
+            f"of shape {shape}: sweep one component at a time"
+        )
     ranked = ("top_values", "top_indices", "bottom_values", "bottom_indices")
     names = ("scores",) if top is None else ranked
     shared = data if mesh.shape["directions"] == 1 else divided(data, mesh, "directions")
@@ -249,26 +253,43 @@ def layout_of(
         The layout. Directions are kept together as far as they fit; rows are a multiple of the
         devices that divide them.
 
+    Raises:
+        ValueError: if not even the smallest block fits.
+
     Notes:
         Compiles the question for few rows and for twice as many, and reads from the compiler what a
         further row takes; 2,048 rows at most. A question that streams its data is given 16 rows.
     """
-    down, across = question.multiple, question.mesh.shape["directions"]
-    columns = min(question.directions, columns or question.directions)
-    wide = -(-columns // across) * across
-    fit = rows or _fitting_rows(question, memory, wide)
-    whole = max(down, min(fit, samples) // down * down)
-    return Layout(seeds, samples, question.directions, whole, columns)
+    least, across = question.multiple, question.mesh.shape["directions"]
+    wide = min(question.directions, columns or question.directions)
+    fit, wide = (rows, wide) if rows else _fitting(question, memory, wide, across)
+    whole = max(least, min(fit, samples) // least * least)
+    return Layout(seeds, samples, question.directions, whole, wide)
 
 
-def _fitting_rows(question, memory, columns) -> int:
-    """How many samples a block of so many columns may have."""
+def _fitting(question, memory, columns, across) -> tuple[int, int]:
+    """How many samples a block of so many columns may have, and how many columns are left if not
+    even the least of them fits."""
     if question.program is None:
-        return STREAMED
+        return STREAMED, columns
+
+    def taken(rows, columns):
+        return bytes_of(question, rows, -(-columns // across) * across)
+
     few = 4 * question.multiple
-    small, large = (bytes_of(question, n, columns) for n in (few, 2 * few))
+    small, large = (taken(n, columns) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
-    return min(max(int((memory - (small - few * each)) / each), 1), MOST)
+    rows = int((memory - (small - few * each)) / each)
+    if rows >= few:  # else that line says little
+        return min(rows, MOST), columns
+    while (small := taken(question.multiple, columns)) > memory:
+        if columns <= across:
+            raise ValueError(
+                f"a block of {question.multiple} samples takes {small / 2**30:.2g} GiB, and "
+                f"{memory / 2**30:.2g} are to be used: give more memory, or fewer devices"
+            )
+        columns = -(-columns // 2)
+    return question.multiple, columns
 
 
 def bytes_of(question: Question, rows: int, columns: int) -> int:

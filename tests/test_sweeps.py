@@ -208,6 +208,16 @@ def test_blocks_fit_the_memory(data, score):
     assert sweeps.layout_of(asked, seeds=1, samples=9, memory=1e12).rows == 9
 
 
+def test_little_memory_takes_few_directions(data, score):
+    asked = question("sensitivity", data, score, mesh_named("one device"))
+    one = sweeps.bytes_of(asked, 1, 2)
+    assert one < sweeps.bytes_of(asked, 1, 3)
+    layout = sweeps.layout_of(asked, seeds=1, samples=9, memory=float(one))
+    assert (layout.rows, layout.columns) == (1, 2)
+    with pytest.raises(ValueError, match=r"a block of 1 samples takes .* give more memory"):
+        sweeps.layout_of(asked, seeds=1, samples=9, memory=10.0)
+
+
 @pytest.mark.parametrize(
     "make, says",
     [
