@@ -54,6 +54,11 @@ def pulled(model, tau, x, along):
 
 
 @jax.jit
+def pushed(model, tau, x, along):
+    return jax.jvp(lambda x: jax.vmap(model)(tau, x), (x,), (along,))[1]
+
+
+@jax.jit
 def gradient_of_squares(model, tau, x):
     return jax.grad(lambda model: jnp.sum(jax.vmap(model)(tau, x) ** 2))(model)
 
@@ -72,6 +77,17 @@ def test_outputs_are_equal(torch, case, dtype, tolerance):
     found = to_torch(model)(*map(torch.from_numpy, (tau, x))).detach().numpy()
     assert found.dtype == dtype
     close(found, np.asarray(call(model, tau, x)), tolerance)
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own use of it
+def test_torch_pushes_tangents_as_jax_does(torch, case):
+    model, (tau, x) = awake(case), asked(case)
+    along = np.random.default_rng(2).normal(size=x.shape)
+    exported, level = to_torch(model), torch.from_numpy(tau)
+    inputs = torch.from_numpy(x), torch.from_numpy(along)
+    found = torch.func.jvp(lambda x: exported(level, x), inputs[:1], inputs[1:])[1]
+    close(found.detach().numpy(), np.asarray(pushed(model, tau, x, along)), 1e-9)
 
 
 @KINDS

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _keep_compiled() -> None:
     """Keep compiled programs in the user's cache, at most a GiB of them, unless the user has said
     where (JAX_COMPILATION_CACHE_DIR) or that it shall not be (JAX_ENABLE_COMPILATION_CACHE)."""
-    if jax.config.read("jax_compilation_cache_dir") is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scoresens"

@@ -185,7 +185,7 @@ def _unet_rule(m, c_noise: Tensor, x: Tensor) -> Tensor:
     for level in reversed(range(len(seen))):
         h = m.up[level](_joined(h, seen[level], axis=1), e)
         h = _double(h) if level else h
-    return m.write(_silu(m.norm(h))).movedim(1, -1).reshape(x.shape)
+    return m.write(_silu(m.norm(h.contiguous()))).movedim(1, -1).reshape(x.shape)
 
 
 def _unet_block(block) -> "torch.nn.Module":
@@ -202,8 +202,9 @@ def _unet_block(block) -> "torch.nn.Module":
 
 def _unet_block_rule(m, h: Tensor, e: Tensor) -> Tensor:
     scale, shift = m.modulation(e)[..., None, None].chunk(2, 1)
-    r = m.conv1(_silu(m.norm1(h)))
-    r = (1 + scale) * m.norm2(r) + shift
+    # torch's forward derivative of a group norm refuses images with channels last in memory
+    r = m.conv1(_silu(m.norm1(h.contiguous())))
+    r = (1 + scale) * m.norm2(r.contiguous()) + shift
     if m.match is not None:
         h = m.match(h.movedim(1, -1)).movedim(-1, 1)
     return h + m.conv2(_silu(r))
