@@ -38,7 +38,8 @@ count = 200
 def start(folder: Path, config: Path) -> subprocess.Popen:
     program = "import sys; from scoresens.cli import command; sys.exit(command())"
     arguments = [sys.executable, "-c", program, "sweep", str(config), "--out", str(folder)]
-    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with folder.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log)
 
 
 def marks(folder: Path) -> dict[str, int]:
@@ -68,13 +69,16 @@ def main() -> None:
             while len(marks(cut)) == len(before) and running.poll() is None:
                 time.sleep(0.005)  # imports and compilation, where there is nothing to lose
             time.sleep(draw.uniform(0, 0.6))
-            os.kill(running.pid, signal.SIGKILL) if running.poll() is None else None
+            if running.poll():
+                raise SystemExit(f"it failed:\n{cut.with_suffix('.log').read_text()[-2000:]}")
+            os.kill(running.pid, signal.SIGKILL)
             running.wait()
             after = marks(cut)
             twice += sum(after[name] != at for name, at in before.items())
             killed.append(len(after) - len(before))
         before = marks(cut)
-        code = start(cut, config).wait()
+        if start(cut, config).wait():
+            raise SystemExit(f"it failed:\n{cut.with_suffix('.log').read_text()[-2000:]}")
         twice += sum(marks(cut)[name] != at for name, at in before.items())
         a, b = opened(whole), opened(cut)
         differing = int(sum(np.sum(a[n].values != b[n].values) for n in a.data_vars))
@@ -82,7 +86,6 @@ def main() -> None:
             "kills": given.kills,
             "blocks": len(marks(whole)),
             "blocks_between_kills": killed,
-            "exit_code_at_last": code,
             "made_twice": twice,
             "numbers_that_differ": differing,
             "identical": bool(a.identical(b)),

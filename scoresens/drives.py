@@ -31,6 +31,7 @@ from scoresens.measures import Measure, check_base
 from scoresens.paths import gain_rate, noise_end, prior_log_density_at, yardstick
 from scoresens.perturbations import Perturbation, check_perturbation
 from scoresens.processes import Process, Scalar
+from scoresens.products import inner
 from scoresens.scores import Guided, Pair, Score, as_pytree, canonical_denoiser
 from scoresens.traces import TraceEstimator
 
@@ -214,7 +215,7 @@ def rates(
         if own is None:
             return None
         level, pull = level_of(blur, tau), own.denoised - x
-        across = jnp.vdot(pull, jnp.square(tau / level) * pull + (x - denoised))
+        across = inner(pull, jnp.square(tau / level) * pull + (x - denoised))
         grown = gain_rate(own.trace, level, x.size) * tau / level
         return grown + across / (tau * jnp.square(level))
 

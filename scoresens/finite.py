@@ -30,6 +30,7 @@ from scoresens.learned import Known, Learned
 from scoresens.measures import Measure, Points, Posterior
 from scoresens.perturbations import Perturbation
 from scoresens.processes import Scalar
+from scoresens.products import contracted
 
 POLE = 0.1  # of the density at a place, a change takes at most all but this share
 
@@ -173,7 +174,7 @@ def _merged(parts):
     logs = jnp.stack([part.log_density for part in parts])
     weights = jax.nn.softmax(logs, axis=0)
     means = jnp.stack([part.mean for part in parts])
-    return Posterior(jax.nn.logsumexp(logs, axis=0), jnp.einsum("jk,jk...->k...", weights, means))
+    return Posterior(jax.nn.logsumexp(logs, axis=0), contracted("jk,jk...->k...", weights, means))
 
 
 def _kept(data, edits, left, mass):

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.processes import Process, Scalar
+from scoresens.products import contracted, inner, product
 from scoresens.streams import Stream
 
 BLOCK = 4096  # points in one block: the (M, BLOCK) table is the working memory
@@ -187,7 +188,7 @@ class Points(Measure):
             logits = logits + block.read(log_weights, outside=-jnp.inf)
             new_top = jnp.maximum(top, jnp.max(logits))
             kept, terms = jnp.exp(top - new_top), jnp.exp(logits - new_top)
-            return new_top, kept * mass + jnp.sum(terms), kept * mean + terms @ flat
+            return new_top, kept * mass + jnp.sum(terms), kept * mean + product(terms, flat)
 
         start = (jnp.finfo(x.dtype).min, 0.0, jnp.zeros(x.size))
         start = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), start)
@@ -199,7 +200,7 @@ class Points(Measure):
             mass, mean = carry
             flat, logits = self._log_kernels(tau, x, block)
             terms = block.read(coefficients) * jnp.exp(logits - log_reference)
-            return mass + jnp.sum(terms, -1), mean + terms @ flat
+            return mass + jnp.sum(terms, -1), mean + product(terms, flat)
 
         rows = coefficients.shape[0]
         start = (jnp.zeros(rows, x.dtype), jnp.zeros((rows, x.size), x.dtype))
@@ -224,10 +225,10 @@ class Points(Measure):
         flat = block.read_rows(self.points.reshape(len(self), -1))
         x = x.reshape(-1)
         centre = jnp.mean(self.points, 0).reshape(-1)
-        inner = jnp.dot(flat, x - centre, precision=jax.lax.Precision.HIGHEST)
+        along = product(flat, x - centre)
         norms = jnp.sum(jnp.square(flat - centre), -1)
         squares = norms + jnp.sum(jnp.square(x - centre))
-        squares = squares - 2 * (inner - jnp.vdot(centre, x - centre))
+        squares = squares - 2 * (along - inner(centre, x - centre))
         spread = jnp.square(tau) + jnp.square(self.bandwidth)
 
         def exact_where_near(squares):
@@ -288,13 +289,13 @@ class GaussianMixture(Measure):
     def posterior(self, tau, x):
         log_kernels, means = self._components(tau, x)
         logits = log_kernels + _safe_log(self.normalized_weights)
-        mean = jnp.tensordot(jax.nn.softmax(logits), means, 1)
+        mean = contracted("j,j...->...", jax.nn.softmax(logits), means)
         return Posterior(jax.nn.logsumexp(logits), mean)
 
     def weighted_sums(self, tau, x, log_reference, coefficients):
         log_kernels, means = self._components(tau, x)
         terms = coefficients * jnp.exp(log_kernels - log_reference)
-        return jnp.sum(terms, -1), jnp.tensordot(terms, means, 1)
+        return jnp.sum(terms, -1), contracted("kj,j...->k...", terms, means)
 
     def with_weights(self, weights):
         return self._with(weights, self.means, self.variances, self.axes)
@@ -303,12 +304,12 @@ class GaussianMixture(Measure):
         """log N(x; m_j, S_j + tau^2 I), `[n]`, and E[x_0 | x, j], `[n, *shape]`."""
         offset = (x - self.means).reshape(len(self.means), -1)
         if self.axes is not None:
-            offset = jnp.einsum("nij,ni->nj", self.axes, offset)
+            offset = contracted("nij,ni->nj", self.axes, offset)
         total = self.variances + jnp.square(tau)
         log_kernels = -0.5 * jnp.sum(jnp.square(offset) / total + jnp.log(total) + LOG_2PI, -1)
         pull = offset * self.variances / total
         if self.axes is not None:
-            pull = jnp.einsum("nij,nj->ni", self.axes, pull)
+            pull = contracted("nij,nj->ni", self.axes, pull)
         return log_kernels, self.means + pull.reshape(self.means.shape)
 
     @classmethod

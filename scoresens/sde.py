@@ -43,6 +43,7 @@ from scoresens.learned import Known, level_of, smoothed_mean
 from scoresens.measures import Measure
 from scoresens.paths import Path, checked_start, finish, fold, lowest_level, noise_end
 from scoresens.processes import Process, Scalar
+from scoresens.products import inner
 from scoresens.scores import Score
 from scoresens.solve import Solve, grid, over_samples, stats_of, walk
 from scoresens.traces import TraceEstimator
@@ -232,4 +233,4 @@ def _gained(node, here):
     shift, elapsed = here.seen.denoised - c, here.w - node.w
     along = here.z - node.z - elapsed * (c + 0.5 * shift - 0.5 * (here.drift - node.drift))
     spread = (node.seen.trace + here.seen.trace) * jnp.log(here.w / node.w)
-    return gained + 0.5 * jnp.vdot(shift, along) - 0.25 * spread
+    return gained + 0.5 * inner(shift, along) - 0.25 * spread

@@ -28,13 +28,12 @@ from jaxtyping import Array, Float, Int
 
 from scoresens.measures import LOG_2PI, NEAREST, Measure, Points, Posterior
 from scoresens.processes import Scalar
+from scoresens.products import contracted, product
 from scoresens.shards import Shard, combined, ranked
 from scoresens.streams import Stream
 
 BLOCK = 2048  # points at a time
 ROWS = 512  # rows of a table, states x samples x functionals, at a time
-
-_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class States(NamedTuple):
@@ -134,7 +133,7 @@ def _posterior_done(bandwidth, centre, states, found):
 def _influences_begun(plan, bandwidth, centre, states, levers):
     x, denoised = states.x - centre, levers.denoised - centre
     own, noise = _shares(bandwidth, states.tau)
-    offset = _product("smpd,smd->smp", levers.omega, own * x - denoised)
+    offset = contracted("smpd,smd->smp", levers.omega, own * x - denoised)
     omega = noise[..., None] * levers.omega
     return _chunked(plan, (states._replace(x=x), levers.nats, omega, offset))
 
@@ -187,7 +186,7 @@ def _add_posterior(plan, given, carry, block):
         logits = _log_kernels(block, features, states, 0.0) + log_weights
         new_top = jnp.maximum(top, jnp.max(logits, -1))
         kept, terms = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])
-        gained = _product("smb,bd->smd", terms, block.points)
+        gained = contracted("smb,bd->smd", terms, block.points)
         return new_top, kept * mass + jnp.sum(terms, -1), kept[..., None] * mean + gained
 
     return jax.lax.map(add, (given, carry))
@@ -199,12 +198,12 @@ def _add_influences(plan, given, carry, block):
     def add(found, given):
         states, nats, omega, offset = given
         rows = jnp.stack([jnp.zeros_like(offset), offset], -1)
-        along = _product("smpf,bf->smpb", jnp.concatenate([omega, rows], -1), features)
+        along = contracted("smpf,bf->smpb", jnp.concatenate([omega, rows], -1), features)
         each = jnp.exp(_log_kernels(block, features, states, nats))[:, :, None] * along
         if plan.group is None:
             return found + _total(each), None
         steps = jax.vmap(_total)(each.reshape(-1, plan.group, *each.shape[1:]))
-        seen = jnp.abs(steps) @ jnp.where(block.fresh, block.weights, 0)
+        seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
         return found + _total(steps), seen
 
     samples, functionals = given[-1].shape[-2:]
@@ -230,7 +229,7 @@ def _log_kernels(block, features, states, reference):
     weight = jnp.broadcast_to(0.5 / spread[:, None], x.shape[:2])
     rows = jnp.stack([-weight, constant - weight * jnp.sum(jnp.square(x), -1)], -1)
     rows = jnp.concatenate([x / spread[:, None, None], rows], -1)
-    table = _product("smf,bf->smb", rows, features)
+    table = contracted("smf,bf->smb", rows, features)
 
     def exact_where_near(table):
         nearest = jax.lax.top_k(table, min(NEAREST, len(features)))[1]
@@ -245,7 +244,7 @@ def _log_kernels(block, features, states, reference):
 def _total(table):
     """The sum over the leading axis, as a product: a reduction over any axis but the last is far
     slower on a CPU (XLA)."""
-    return _product("s,s...->...", jnp.ones(len(table), table.dtype), table)
+    return contracted("s,s...->...", jnp.ones(len(table), table.dtype), table)
 
 
 def _ranked(count, best, found, block):

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens._pytrees import register_dataclass
+from scoresens.products import inner, product
 
 Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
 
@@ -96,7 +97,7 @@ class Hutchinson(TraceEstimator):
 
     def apply(self, push, probes, riders):
         images = push(jnp.concatenate([probes, riders]))
-        trace = jnp.vdot(probes, images[: self.probes]) / self.probes
+        trace = inner(probes, images[: self.probes]) / self.probes
         return trace, images[self.probes :]
 
 
@@ -136,7 +137,7 @@ class HutchPlusPlus(TraceEstimator):
         images = push(jnp.concatenate([sketch, riders]))
         basis = _orthonormal(images[:count].reshape(count, -1))
         flat = rest.reshape(count, -1)
-        flat = flat - (flat @ basis.T) @ basis
+        flat = flat - product(product(flat, basis.T), basis)
         both = jnp.concatenate([basis, flat])
         products = jnp.sum(both * push(both.reshape(-1, *sketch.shape[1:])).reshape(both.shape), 1)
         return jnp.sum(products[:count]) + jnp.mean(products[count:]), images[count:]
@@ -146,8 +147,8 @@ def _orthonormal(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
     """Gram-Schmidt, each row twice; a row within the span of those before it becomes 0."""
     basis = jnp.zeros_like(rows)
     for i, row in enumerate(rows):
-        left = row - (basis @ row) @ basis
-        left = left - (basis @ left) @ basis
+        left = row - product(product(basis, row), basis)
+        left = left - product(product(basis, left), basis)
         size, whole = jnp.linalg.norm(left), jnp.linalg.norm(row)
         independent = size > 1e2 * jnp.finfo(rows.dtype).eps * whole
         basis = basis.at[i].set(jnp.where(independent, left / jnp.where(independent, size, 1), 0))
