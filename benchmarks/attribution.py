@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rows import measure, options, read, table
+from timing import by_both_clocks
 
 import scoresens as ss
 from scoresens import datasets, functionals
@@ -51,7 +51,7 @@ def digits() -> dict:
     noise, towards = _noise(SAMPLES, images), functionals.inner_product(images[0])
     who = functools.partial(ss.attribute, PROCESS, score, _data(images), towards, noise)
     bare = functools.partial(ss.attribute, PROCESS, score, ss.Points(images), towards, noise)
-    times = in_turns(
+    times = by_both_clocks(
         {
             "likelihood": _likelihood(score, noise),
             "base=data": who,
@@ -74,7 +74,7 @@ def large() -> dict:
     score, noise = ss.from_canonical(PROCESS, network), _noise(SAMPLES, images)
     towards = functionals.inner_product(images[0])
     who = functools.partial(ss.attribute, PROCESS, score, _data(images), towards, noise)
-    times = in_turns({"likelihood": _likelihood(score, noise), "base=data": who}, 3)
+    times = by_both_clocks({"likelihood": _likelihood(score, noise), "base=data": who}, 3)
     return _over(times, "likelihood") | {"points": len(images)}
 
 
@@ -92,7 +92,7 @@ def rate(bandwidth: float | None) -> dict:
     def products():
         return [product(left, right) for _ in range(repeats)]
 
-    times = in_turns(
+    times = by_both_clocks(
         {
             "product": products,
             "posteriors": lambda: posteriors(data, states),
@@ -133,7 +133,7 @@ def forward() -> dict:
     for count in (64, 256):
         change = ss.add(images[:count])
         programs[str(count)] = functools.partial(push, change, noise, base=data)
-    times = in_turns(programs, 5)
+    times = by_both_clocks(programs, 5)
     made = {
         f"speed-up, {k} tangents at a time": _spread(
             len(images) / int(k) * times[k] / times["adjoint"]
@@ -163,7 +163,7 @@ def scaling(letter: str) -> dict:
         noise = _noise(size["M"], images)
         return functools.partial(ss.attribute, PROCESS, score, data, towards, noise)
 
-    times = in_turns({str(count): program(count) for count in counts}, 15)
+    times = by_both_clocks({str(count): program(count) for count in counts}, 15)
     made: dict = {}
     for clock, name in enumerate(("wall", "processor")):
         middle = np.array([np.median(times[str(count)][:, clock]) for count in counts]) * 1e3
@@ -266,20 +266,6 @@ def _anonymous():
 
 
 # ------------------------------------------------------------------ inputs and outputs
-
-
-def in_turns(programs: dict[str, Callable], turns: int) -> dict[str, np.ndarray]:
-    """Seconds `[turns, 2]` of each program, the wall's and the processor's; compiled before, run
-    in turn."""
-    for program in programs.values():
-        jax.block_until_ready(program())
-    seconds: dict[str, list] = {name: [] for name in programs}
-    for _ in range(turns):
-        for name, program in programs.items():
-            start = np.array([time.perf_counter(), time.process_time()])
-            jax.block_until_ready(program())
-            seconds[name].append(np.array([time.perf_counter(), time.process_time()]) - start)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def _likelihood(score, noise):
