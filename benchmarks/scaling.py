@@ -318,11 +318,15 @@ def layouts() -> dict:
 
 
 def layouts_of(question: sweeps.Question) -> dict:
-    """Rows, columns, MB, and the share of the budget, by budget."""
+    """Rows, columns, MB, and the share of the budget, by budget; or why there is no block."""
     compiled = functools.cache(question.program)  # the two sizes that every choice looks at, once
     question, made = question._replace(program=compiled), {}
     for budget in BUDGETS:
-        found = sweeps.layout_of(question, seeds=1, samples=4096, memory=budget * 1e6)
+        try:
+            found = sweeps.layout_of(question, seeds=1, samples=4096, memory=budget * 1e6)
+        except ValueError as refusal:
+            made[str(budget)] = {"refused": str(refusal)}
+            continue
         taken = megabytes(question, found.rows, found.columns)
         share = round(taken / budget, 3)
         made[str(budget)] = {"rows": found.rows, "columns": found.columns, "MB": taken,
@@ -479,8 +483,12 @@ def layout_lines(done) -> Lines:
     for devices in ("1 device", "8 devices"):
         for kind, budgets in done.get(f"layouts, {devices}", {}).items():
             for budget, found in budgets.items() if isinstance(budgets, dict) else ():
-                yield [f"{kind}, {devices}, {budget}", f"{found['rows']} x {found['columns']}",
-                       str(found["MB"]), f"{found['share']:.2f}"]  # fmt: skip
+                name = f"{kind}, {devices}, {budget}"
+                if "refused" in found:
+                    yield [name, "refused", "", ""]
+                    continue
+                yield [name, f"{found['rows']} x {found['columns']}", str(found["MB"]),
+                       f"{found['share']:.2f}"]  # fmt: skip
 
 
 def spread(values, digits=1):
