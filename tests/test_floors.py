@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
-    {"_checks", "_files", "_pytrees"},
+    {"_checks", "_files", "_pytrees", "products", "streams"},
     {"processes", "traces", "estimates"},
     {"measures", "solve"},
-    {"scores"},
+    {"scores", "shards"},
     {"learned"},
     {"perturbations", "paths"},
     {"finite", "drives", "tables"},
@@ -36,6 +36,7 @@ SOLVER = "solve"  # the only file that imports diffrax
 HEAVY = {
     "matplotlib",
     "ot",
+    "PIL",
     "torch",
     "sklearn",
     "safetensors",
