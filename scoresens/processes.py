@@ -15,6 +15,7 @@ A process states `log_alpha`, `variance` and the inverse `time(tau)`; the rest f
 """
 
 import abc
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -98,9 +99,7 @@ class Process(abc.ABC):
         Sample i depends on `key` and i alone, so that the first samples of a larger batch are the
         smaller batch; `first` is the number of the first sample asked for.
         """
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(shape[0]))
-        draw = jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.result_type(float)))
-        return self.prior_std * draw(keys)
+        return self.prior_std * _normal(key, first, tuple(shape), jnp.result_type(float))
 
     def prior_log_density(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """Log-density of the prior N(0, prior_std^2 I) at one sample, in nats."""
@@ -113,6 +112,14 @@ class Process(abc.ABC):
     def from_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """x = alpha(t) x^: the inverse of `to_canonical`."""
         return self.alpha(t) * x
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _normal(key, first, shape, dtype):
+    def draw(i):
+        return jax.random.normal(jax.random.fold_in(key, i), shape[1:], dtype)
+
+    return jax.vmap(draw)(first + jnp.arange(shape[0]))
 
 
 def _positive_fields(process: Process, *names: str) -> None:
