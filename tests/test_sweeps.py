@@ -289,6 +289,16 @@ def test_the_command_and_its_store(tmp_path, capsys):
     assert "there is no sweep in" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(*args, **about):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    ran = scoresens("sweep", settings_file(tmp_path, SETTINGS), out=tmp_path / "out")
+    assert ran.code == 1
+    assert f"No space left on device (in {tmp_path / 'out'}): blocks that are whole" in ran.told
+
+
 def test_a_sensitivity_names_its_directions(tmp_path):
     text = SETTINGS.replace('"attribution"', '"sensitivity"').replace("top = 3", "columns = 5")
     ran = scoresens("sweep", settings_file(tmp_path, text + "[directions]\nimages = 2\n"),

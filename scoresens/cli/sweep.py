@@ -73,7 +73,7 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
         if count > 1:
             multihost_utils.sync_global_devices("the store is there")
             store = _store(run, asked, out, layout)
-    with _until_told_to_stop() as stop, (out / f"log-{rank}.jsonl").open("a") as log:
+    with _written(out), _until_told_to_stop() as stop, _log_file(out, rank) as log:
         ran = sweeps.run(
             asked.question,
             [jax.random.key(seed) for seed in run.seeds],
@@ -222,6 +222,21 @@ def _study(run: SweepRun, asked: Asked) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------ while it runs
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """What cannot be written, a full disk for example, says where and what is left."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{error} (in {out}): blocks that are whole are kept; mend that, then run it again"
+        ) from error
+
+
+def _log_file(out: Path, rank: int) -> TextIO:
+    return (out / f"log-{rank}.jsonl").open("a")
 
 
 def _log(file: TextIO, **line: Any) -> None:
