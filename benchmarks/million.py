@@ -120,7 +120,7 @@ def measured(points: Stream, steps: int) -> dict:
     return {
         "points": len(points),
         "samples": SAMPLES,
-        "seconds": round(seconds, 1),
+        "attribution_seconds": round(seconds, 1),
         "processor_seconds": round(worked, 1),
         "gflop_per_second": round(operations / seconds / 1e9, 1),
         "matrix_product_gflop_per_second": round(rate / 1e9, 1),
