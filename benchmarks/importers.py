@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from networks import CIFAR
 from rows import measure, options, read, table
 from timing import in_turns, matrix_rate
 
@@ -31,13 +32,6 @@ from scoresens.importers._torch import calling
 from scoresens.importers.foreign import Exported
 from scoresens.importers.unet2d import unet2d
 
-CONFIG = {
-    "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
-    "block_out_channels": (128, 256, 256, 256), "attention_head_dim": None,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
-}  # fmt: skip
 TURNS = 7
 STEP = 500.0
 
@@ -45,7 +39,7 @@ STEP = 500.0
 def networks():
     """The network of torch, and the two of JAX with the same parameters."""
     torch.manual_seed(0)
-    theirs = diffusers.UNet2DModel(**CONFIG).eval()
+    theirs = diffusers.UNet2DModel(**CIFAR).eval()
     tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
     example = torch.zeros(1, 3, 32, 32), torch.zeros(1)
     seconds = time.perf_counter()

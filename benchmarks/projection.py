@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend.core import jaxprs_in_params
+from networks import CIFAR
 from rows import measure, options, read, table
 from scaling import (
     COLUMNS,
@@ -46,15 +47,6 @@ import scoresens as ss
 from scoresens import sweeps
 from scoresens.importers.unet2d import UNet2D
 from scoresens.models import Denoiser, UNet
-
-CIFAR = {  # that of ddpm-cifar10-32
-    "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
-    "block_out_channels": (128, 256, 256, 256), "attention_head_dim": None,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
-}  # fmt: skip
-
 
 # ------------------------------------------------------------------ counted numbers
 

@@ -7,7 +7,7 @@ with L_i the log-density of device i's part of the law, and D_i that part's deno
 
 so that devices exchange one number and one image for each x, never points. Sums over points
 exchange their totals. `attribute` divides the paths over the same axis besides, and exchanges
-where they have been (`shared_rows`): nothing is exchanged while a path is followed.
+where they have been (`own_rows`, `all_rows`): nothing is exchanged while a path is followed.
 """
 
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ Floats are taken as they are, bytes are scaled from 0..255 to [-1, 1], and [N, H
 [N, H, W, 1]. Zarr and image files want the extra `sweeps`.
 """
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -124,7 +125,7 @@ def stream(path: Path) -> Stream:
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}: correct the path")
     if path.is_dir():
-        return Stream(_zarr(path) if is_zarr(path) else ImageFiles(path))
+        return Stream(_zarr(path) if _is_zarr(path) else ImageFiles(path))
     try:
         return Stream(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, EOFError, OSError, AttributeError) as error:
@@ -154,7 +155,7 @@ def scaled(images: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     return images.astype(np.float32) / np.float32(127.5) - 1
 
 
-def is_zarr(path: Path) -> bool:
+def _is_zarr(path: Path) -> bool:
     """Whether a folder is an array or group of Zarr, of format 2 or 3."""
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
@@ -180,8 +181,6 @@ def _opened(file: Path) -> Any:
 
 
 def _needed(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:

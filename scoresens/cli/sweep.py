@@ -73,7 +73,8 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
         if count > 1:
             multihost_utils.sync_global_devices("the store is there")
             store = _store(run, asked, out, layout)
-    with _written(out), _until_told_to_stop() as stop, _log_file(out, rank) as log:
+    file = out / f"log-{rank}.jsonl"
+    with _written(out), _until_told_to_stop() as stop, file.open("a") as log:
         ran = sweeps.run(
             asked.question,
             [jax.random.key(seed) for seed in run.seeds],
@@ -233,10 +234,6 @@ def _written(out: Path) -> Iterator[None]:
         raise OSError(
             f"{error} (in {out}): blocks that are whole are kept; mend that, then run it again"
         ) from error
-
-
-def _log_file(out: Path, rank: int) -> TextIO:
-    return (out / f"log-{rank}.jsonl").open("a")
 
 
 def _log(file: TextIO, **line: Any) -> None:
