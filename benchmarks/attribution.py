@@ -30,9 +30,10 @@ from rows import measure, options, read, table
 from timing import by_both_clocks
 
 import scoresens as ss
-from scoresens import datasets, functionals
+from scoresens import datasets
 from scoresens.models import ModelSettings, build, pretrained
-from scoresens.tables import Levers, States, influences, posteriors
+from scoresens.sensitivity import functionals
+from scoresens.sensitivity.tables import Levers, States, influences, posteriors
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)

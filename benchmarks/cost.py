@@ -33,8 +33,8 @@ from timing import in_turns
 
 import scoresens as ss
 from scoresens import datasets
+from scoresens.laws.scores import Score, canonical_denoiser
 from scoresens.models import Denoiser, UNet, pretrained
-from scoresens.scores import Score, canonical_denoiser
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)

@@ -26,12 +26,12 @@ from flax import nnx
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens.fokker_planck import potential_residual_at, score_residual_at
-from scoresens.gap_study import PROCESS, euler_times
-from scoresens.induced import rising_times, sample_euler
-from scoresens.lookup import sample_both, sample_flow
+from scoresens.flow.tabulated import sample_both, sample_flow
+from scoresens.fokker_planck.induced import rising_times, sample_euler
+from scoresens.fokker_planck.residuals import potential_residual_at, score_residual_at
+from scoresens.laws.scores import from_potential
 from scoresens.models.potential import PotentialMLP, read_potential
-from scoresens.scores import from_potential
+from scoresens.studies.gap import PROCESS, euler_times
 
 SIZES = {2: (4096, 80), 64: (128, 256), 784: (16, 256)}  # dimension: samples, width
 TURNS = 9

@@ -24,8 +24,8 @@ from timing import in_turns
 
 import scoresens as ss
 from scoresens import datasets
-from scoresens.functionals import inner_product
 from scoresens.models import pretrained
+from scoresens.sensitivity.functionals import inner_product
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)

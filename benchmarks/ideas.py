@@ -30,12 +30,12 @@ import numpy as np
 from rows import measure, read, table
 
 import scoresens as ss
+from scoresens.cli.config import read as settings
 from scoresens.cli.halves import stored
 from scoresens.cli.settings import HalvesRun
-from scoresens.config import read as settings
-from scoresens.datamodeling import Judge, components
-from scoresens.measures import default_bandwidth
-from scoresens.retraining import PROCESS
+from scoresens.laws.measures import default_bandwidth
+from scoresens.studies.halves import Judge, components
+from scoresens.studies.retraining import PROCESS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits-halves.toml"
 Correction = Callable[..., jax.Array]  # (denoise, points, tau, x, weights, *settings)

@@ -24,9 +24,9 @@ from timing import matrix_rate
 
 import scoresens as ss
 from scoresens import datasets
-from scoresens.functionals import inner_product
+from scoresens.datasets.streams import Stream, stream
 from scoresens.models import ModelSettings, build
-from scoresens.streams import Stream, stream
+from scoresens.sensitivity.functionals import inner_product
 
 SAMPLES, SHAPE = 16, (28, 28, 1)
 PROCESS = ss.EDM()

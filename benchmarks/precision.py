@@ -24,9 +24,10 @@ import numpy as np
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens import attribution, datasets, tables
-from scoresens.functionals import inner_product
+from scoresens import datasets
 from scoresens.models import pretrained
+from scoresens.sensitivity import attribution, tables
+from scoresens.sensitivity.functionals import inner_product
 
 PROCESS = ss.VP()
 SAMPLES = 8

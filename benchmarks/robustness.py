@@ -29,7 +29,7 @@ from jax.tree_util import Partial
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens.perturbations import Perturbation
+from scoresens.laws.perturbations import Perturbation
 
 PROCESS = ss.VP()
 SIZE, MODES, SAMPLES = 16, 6, 128

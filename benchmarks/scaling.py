@@ -39,9 +39,10 @@ from rows import measure, options, read, table
 from timing import by_both_clocks
 
 import scoresens as ss
-from scoresens import datasets, functionals, sweeps
+from scoresens import datasets, sweeps
 from scoresens.models import pretrained
-from scoresens.tables import Levers, States, influences, posteriors
+from scoresens.sensitivity import functionals
+from scoresens.sensitivity.tables import Levers, States, influences, posteriors
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)

@@ -8,33 +8,42 @@ itself. `fokker_planck_residual` and `gap_certificate` say how far a model is fr
 it claims to follow.
 """
 
-from scoresens import functionals
-from scoresens.attribution import Attribution, attribute
-from scoresens.collocation import Collocation, along_forward, along_reverse, in_box
-from scoresens.counterfactual import Counterfactual, counterfactual
-from scoresens.drives import Smoothed
-from scoresens.estimates import Estimate
-from scoresens.fokker_planck import (
-    NonConservative,
-    fokker_planck_residual,
-    non_conservative_part,
-    score_residual,
+from scoresens.flow import (
+    Exact,
+    Hutchinson,
+    HutchPlusPlus,
+    Ito,
+    Path,
+    Smoothed,
+    Solve,
+    Stats,
+    TraceEstimator,
+    encode,
+    log_density_along,
+    sample_ode,
+    sample_sde,
 )
-from scoresens.gap import Certificate, Gap, gap_certificate, ode_sde_gap
-from scoresens.induced import (
+from scoresens.fokker_planck import (
+    Certificate,
+    Collocation,
+    Gap,
     InducedDensity,
+    NonConservative,
     Paths,
+    along_forward,
+    along_reverse,
+    fokker_planck_residual,
     forward_paths,
+    gap_certificate,
+    in_box,
     induced_log_density,
+    non_conservative_part,
+    ode_sde_gap,
     reverse_paths,
     sample_euler,
+    score_residual,
 )
-from scoresens.learned import Learned
-from scoresens.losses import LossSensitivity, loss_sensitivity
-from scoresens.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
-from scoresens.paths import Path, encode, log_density_along, sample_ode
-from scoresens.perturbations import Perturbation, add, move, remove, replace, reweight
-from scoresens.processes import (
+from scoresens.laws import (
     EDM,
     OU,
     VE,
@@ -42,12 +51,18 @@ from scoresens.processes import (
     Cosine,
     DiscreteVP,
     FlowMatching,
+    GaussianMixture,
+    Guided,
+    Learned,
+    Measure,
+    Pair,
+    Perturbation,
+    Points,
+    Posterior,
     Process,
     SubVP,
-)
-from scoresens.scores import (
-    Guided,
-    Pair,
+    add,
+    default_bandwidth,
     exact_score,
     from_canonical,
     from_denoiser,
@@ -56,20 +71,31 @@ from scoresens.scores import (
     from_v,
     from_velocity,
     guide,
+    move,
+    remove,
+    replace,
+    reweight,
     to_denoiser,
     to_noise,
     to_v,
     to_velocity,
 )
-from scoresens.sde import Ito, sample_sde
 from scoresens.sensitivity import (
+    Attribution,
+    Counterfactual,
+    LossSensitivity,
     SampleSensitivity,
     ScoreSensitivity,
+    attribute,
+    counterfactual,
+    functionals,
+    loss_sensitivity,
     sample_sensitivity,
     score_sensitivity,
 )
-from scoresens.solve import Solve, Stats
-from scoresens.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
+from scoresens.statistics import (
+    Estimate,
+)
 
 __version__ = "0.1.0"
 

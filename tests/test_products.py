@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import scoresens as ss
-from scoresens.functionals import pixel
+from scoresens.sensitivity.functionals import pixel
 
 PROCESS = ss.VP()
 DATA = ss.Points(jnp.asarray(np.random.default_rng(0).normal(size=(9, 3))), bandwidth=0.5)

@@ -8,8 +8,8 @@ from meter import Meter
 from study import Case
 
 import scoresens as ss
-from scoresens.retraining import PROCESS
-from scoresens.scores import Score
+from scoresens.laws.scores import Score
+from scoresens.studies.retraining import PROCESS
 
 Row = dict[str, object]
 RUNS = 5  # after the first, the median of which is taken

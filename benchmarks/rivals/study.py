@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from scoresens.datasets import DataSettings, prepare
+from scoresens.datasets.images import DataSettings, prepare
 from scoresens.models import Denoiser, load
-from scoresens.retraining import training_levels
-from scoresens.training import TrainSettings, loss_weight
+from scoresens.studies.retraining import training_levels
+from scoresens.training.denoising import TrainSettings, loss_weight
 
 LEVELS = 32  # of a query, where the study does not say
 TRAINING_LEVELS = 32  # K of a training point

@@ -16,7 +16,9 @@ from typing import Any
 import jax
 
 from scoresens.cli.command_table import COMMANDS, EXPERIMENTS
+from scoresens.cli.config import ConfigError, read, read_one_of
 from scoresens.cli.progress import blaming, tell
+from scoresens.cli.results import versions
 from scoresens.cli.settings import (
     ConvertRun,
     DemoRun,
@@ -28,10 +30,8 @@ from scoresens.cli.settings import (
     ValidateRun,
 )
 from scoresens.cli.sweep import UNFINISHED, Unfinished
-from scoresens.config import ConfigError, read, read_one_of
 from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
-from scoresens.results import versions
 
 OUT = Path("scoresens-out")
 ABOUT = """\

@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from scoresens.attribution import attribute
-from scoresens.batches import looks_like
 from scoresens.cli.common import Setup, about, black_box, set_up, write, write_arrays
+from scoresens.cli.config import ConfigError
 from scoresens.cli.functionals import Question, make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import AttributeRun
-from scoresens.config import ConfigError
-from scoresens.influence import PART, Influence, draw_influence, median_levels
-from scoresens.paths import lowest_level
-from scoresens.report import SHOWN, table
-from scoresens.solve import Solve
+from scoresens.flow.ode import lowest_level
+from scoresens.flow.solve import Solve
+from scoresens.report.influence import PART, Influence, draw_influence, median_levels
+from scoresens.report.samples import SHOWN, table
+from scoresens.sensitivity.attribution import attribute
+from scoresens.statistics.displacements import looks_like
 
 DRAWN = 4  # images of either kind that the picture shows
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.batches import looks_like, norms
 from scoresens.cli.common import (
     PROCESS,
     TRACES,
@@ -35,23 +34,24 @@ from scoresens.cli.settings import (
     SensitivityRun,
     TrainRun,
 )
-from scoresens.counterfactual import counterfactual
-from scoresens.datasets import prepare
-from scoresens.drawing import draw_grid, draw_loss
+from scoresens.datasets.images import prepare
+from scoresens.flow.ode import sample_ode
+from scoresens.flow.sde import sample_sde
+from scoresens.flow.solve import Solve
+from scoresens.laws.scores import from_denoiser
 from scoresens.models import build
-from scoresens.paths import sample_ode
-from scoresens.report import (
+from scoresens.report.page import draw_grid, draw_loss
+from scoresens.report.samples import (
     SHOWN,
     draw_sensitivity,
     draw_strip,
     table,
 )
-from scoresens.scores import from_denoiser
-from scoresens.sde import sample_sde
-from scoresens.sensitivity import sample_sensitivity
-from scoresens.solve import Solve
-from scoresens.training import LOSS_EVERY, train_to_file
-from scoresens.validation import reliability
+from scoresens.sensitivity.counterfactual import counterfactual
+from scoresens.sensitivity.tangents import sample_sensitivity
+from scoresens.statistics.displacements import looks_like, norms
+from scoresens.studies.finetuning import reliability
+from scoresens.training.denoising import LOSS_EVERY, train_to_file
 
 GRID = 64  # samples shown at most
 DOUBTFUL = 0.5  # reliability below which the median cosine with fine-tunings was 0.34 to 0.75

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from scoresens import importers
 from scoresens._files import replacing
-from scoresens.batches import Batch, Named, norms
-from scoresens.changes import Change, ChangeSettings, make_change
+from scoresens.cli.config import ConfigError
 from scoresens.cli.progress import Stages, blaming, tell
+from scoresens.cli.results import write_result
 from scoresens.cli.settings import (
     AttributeRun,
     CounterfactualRun,
@@ -23,19 +23,19 @@ from scoresens.cli.settings import (
     SweepRun,
     ValidateRun,
 )
-from scoresens.config import ConfigError
-from scoresens.datasets import Dataset, DataSettings, prepare
-from scoresens.drives import Smoothed
+from scoresens.datasets.images import Dataset, DataSettings, prepare
+from scoresens.flow.riders import Smoothed
+from scoresens.flow.traces import Exact, Hutchinson
 from scoresens.importers import Foreign
-from scoresens.measures import Points, default_bandwidth
+from scoresens.laws.measures import Points, default_bandwidth
+from scoresens.laws.processes import EDM, Process
+from scoresens.laws.scores import Score
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.models.checkpoints import read_header
-from scoresens.processes import EDM, Process
-from scoresens.report import NAMES
-from scoresens.results import write_result
-from scoresens.scores import Score
-from scoresens.traces import Exact, Hutchinson
-from scoresens.validation import Interval, compare
+from scoresens.report.samples import NAMES
+from scoresens.statistics.displacements import Batch, Named, norms
+from scoresens.studies.changes import Change, ChangeSettings, make_change
+from scoresens.studies.finetuning import Interval, compare
 
 PROCESS = EDM()  # denoisers are of the canonical frame
 TRACES = {"exact": Exact(), "hutchinson": Hutchinson(1)}

@@ -11,13 +11,13 @@ import numpy as np
 
 from scoresens import importers
 from scoresens.cli.common import write
+from scoresens.cli.config import ConfigError
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import ConvertRun
-from scoresens.config import ConfigError
 from scoresens.importers import Foreign, Schedule
 from scoresens.importers.files import CONTINUOUS
 from scoresens.models.checkpoints import read_tensors
-from scoresens.report import table
+from scoresens.report.samples import table
 
 
 def run_convert(run: ConvertRun, out: Path, where: str) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.batches import cosines, looks_like, norms, spread
 from scoresens.cli.attribute import (
     attribute_samples,
     attributed_result,
@@ -22,11 +21,12 @@ from scoresens.cli.common import (
 from scoresens.cli.functionals import FunctionalSettings, make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import DemoRun, SensitivityRun
-from scoresens.counterfactual import counterfactual
-from scoresens.datasets import DataSettings
-from scoresens.report import Rows, draw_demo, draw_strip, table
-from scoresens.sensitivity import sample_sensitivity
-from scoresens.solve import Solve
+from scoresens.datasets.images import DataSettings
+from scoresens.flow.solve import Solve
+from scoresens.report.samples import Rows, draw_demo, draw_strip, table
+from scoresens.sensitivity.counterfactual import counterfactual
+from scoresens.sensitivity.tangents import sample_sensitivity
+from scoresens.statistics.displacements import cosines, looks_like, norms, spread
 
 DRAWN = 128  # samples, of which some are shown
 STRIP = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # masses of the strip, beside the one asked for

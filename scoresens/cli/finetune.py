@@ -22,9 +22,9 @@ from scoresens.cli.common import (
 from scoresens.cli.progress import Stages
 from scoresens.cli.settings import ValidateRun
 from scoresens.cli.studies import fingerprint, same_study, shown
-from scoresens.report import draw_validation, interval, table, validation_table
-from scoresens.solve import Solve
-from scoresens.validation import (
+from scoresens.flow.solve import Solve
+from scoresens.report.samples import draw_validation, interval, table, validation_table
+from scoresens.studies.finetuning import (
     Calibration,
     Interval,
     RealChange,

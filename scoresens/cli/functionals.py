@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from scoresens.datasets import Dataset
-from scoresens.functionals import components, log_density, pixel
-from scoresens.measures import Points
-from scoresens.processes import Process
-from scoresens.scores import Score
-from scoresens.solve import Solve
-from scoresens.streams import mean
+from scoresens.datasets.images import Dataset
+from scoresens.datasets.streams import mean
+from scoresens.flow.solve import Solve
+from scoresens.laws.measures import Points
+from scoresens.laws.processes import Process
+from scoresens.laws.scores import Score
+from scoresens.sensitivity.functionals import components, log_density, pixel
 
 OWN = -1  # the class that each sample is of
 RAISING = "raising", "lowering"  # of a number that is neither good nor bad

@@ -10,14 +10,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from scoresens import planar
 from scoresens._files import replacing
 from scoresens.cli.common import write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import GapRun
-from scoresens.gap_report import Studied, draw_laws, draw_residuals, families, gap_table
-from scoresens.gap_study import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
-from scoresens.lookup import Table
+from scoresens.flow.tabulated import Table
+from scoresens.laws import planar
 from scoresens.models.potential import (
     PotentialMLP,
     network_name,
@@ -25,7 +23,9 @@ from scoresens.models.potential import (
     read_potential,
     write_potential,
 )
-from scoresens.regularized import RegularizedSettings, train_regularized
+from scoresens.report.gap import Studied, draw_laws, draw_residuals, families, gap_table
+from scoresens.studies.gap import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
+from scoresens.training.residual import RegularizedSettings, train_regularized
 
 Potentials = Mapping[str, PotentialMLP]
 

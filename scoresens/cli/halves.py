@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scoresens import datamodeling as lds
 from scoresens._files import replacing
 from scoresens.cli.common import trace_of, write
 from scoresens.cli.progress import Stages, blaming, tell
 from scoresens.cli.settings import HalvesRun
 from scoresens.cli.studies import all_answers, generated, kept_models, same_study
-from scoresens.datasets import Dataset, prepare
-from scoresens.halves_report import draw_halves, halves_table
-from scoresens.measures import default_bandwidth
+from scoresens.datasets.images import Dataset, prepare
+from scoresens.flow.solve import Solve
+from scoresens.laws.measures import default_bandwidth
 from scoresens.models import Denoiser
-from scoresens.predictions import LOSSES, MOVES, Case, Prediction
-from scoresens.retraining import PROCESS, Questions, read_answers, training_levels, whole
-from scoresens.solve import Solve
+from scoresens.report.halves import draw_halves, halves_table
+from scoresens.studies import halves as lds
+from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
+from scoresens.studies.retraining import PROCESS, Questions, read_answers, training_levels, whole
 
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
 FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths tried, over the default one

@@ -9,22 +9,22 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from scoresens import functionals
 from scoresens._files import replacing
-from scoresens.attribution import attribute
 from scoresens.cli.common import PROCESS, write
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import RemovalRun
 from scoresens.cli.studies import all_answers, generated, kept_models, same_study
-from scoresens.datamodeling import components
-from scoresens.datasets import prepare
-from scoresens.measures import Points, default_bandwidth
-from scoresens.plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
-from scoresens.predictions import loss_scores
-from scoresens.report import table
-from scoresens.retraining import Answers, Questions, Trial, training_levels, whole
-from scoresens.scores import from_denoiser
-from scoresens.solve import Solve
+from scoresens.datasets.images import prepare
+from scoresens.flow.solve import Solve
+from scoresens.laws.measures import Points, default_bandwidth
+from scoresens.laws.scores import from_denoiser
+from scoresens.report.plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
+from scoresens.report.samples import table
+from scoresens.sensitivity import functionals
+from scoresens.sensitivity.attribution import attribute
+from scoresens.studies.halves import components
+from scoresens.studies.predictions import loss_scores
+from scoresens.studies.retraining import Answers, Questions, Trial, training_levels, whole
 
 STUDY = ("data", "model", "train", "queries", "shares", "seeds", "levels", "seed", "steps")
 AXES = 8  # principal components along which a sample's movement is attributed

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scoresens import estimates
 from scoresens.cli.common import TRACES, set_up, write
+from scoresens.cli.config import ConfigError
 from scoresens.cli.progress import Stages
 from scoresens.cli.settings import AttributeRun, ResidualRun
-from scoresens.collocation import along_forward
-from scoresens.config import ConfigError
-from scoresens.estimates import Estimate
-from scoresens.fokker_planck import non_conservative_part, score_residual
-from scoresens.gap_report import draw_levels, levels_table
-from scoresens.processes import Process
-from scoresens.scores import Score, to_denoiser
-from scoresens.traces import TraceEstimator
+from scoresens.flow.traces import TraceEstimator
+from scoresens.fokker_planck.collocation import along_forward
+from scoresens.fokker_planck.residuals import non_conservative_part, score_residual
+from scoresens.laws.processes import Process
+from scoresens.laws.scores import Score, to_denoiser
+from scoresens.report.gap import draw_levels, levels_table
+from scoresens.statistics import estimates
+from scoresens.statistics.estimates import Estimate
 
 BATCH = 16  # points side by side, each with all directions of its trace
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.changes import make_change
 from scoresens.cli.common import (
     PROCESS,
     Setup,
@@ -19,12 +18,13 @@ from scoresens.cli.common import (
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import RetrainRun
 from scoresens.cli.studies import all_answers, kept_models, same_study
-from scoresens.datasets import prepare
-from scoresens.measures import Points, default_bandwidth
-from scoresens.report import draw_validation, validation_table
-from scoresens.retraining import Questions, Trial
-from scoresens.solve import Solve
-from scoresens.validation import predict_change
+from scoresens.datasets.images import prepare
+from scoresens.flow.solve import Solve
+from scoresens.laws.measures import Points, default_bandwidth
+from scoresens.report.samples import draw_validation, validation_table
+from scoresens.studies.changes import make_change
+from scoresens.studies.finetuning import predict_change
+from scoresens.studies.retraining import Questions, Trial
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from scoresens.changes import ChangeSettings
 from scoresens.cli.functionals import FunctionalSettings
-from scoresens.datamodeling import HalvesSettings
-from scoresens.datasets import DataSettings
+from scoresens.datasets.images import DataSettings
 from scoresens.models import ModelSettings
-from scoresens.regularized import RegularizedSettings
-from scoresens.training import TrainSettings
+from scoresens.studies.changes import ChangeSettings
+from scoresens.studies.halves import HalvesSettings
+from scoresens.training.denoising import TrainSettings
+from scoresens.training.residual import RegularizedSettings
 
 Trace = Literal["exact", "hutchinson"]
 Base = Literal["data", "model"]

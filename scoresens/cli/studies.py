@@ -13,13 +13,21 @@ from tqdm import tqdm
 
 from scoresens._files import write_text
 from scoresens.cli.common import write_arrays
+from scoresens.cli.config import ConfigError
 from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun, ValidateRun
-from scoresens.config import ConfigError
+from scoresens.flow.ode import sample_ode
+from scoresens.flow.solve import Solve
+from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser, load, save
-from scoresens.paths import sample_ode
-from scoresens.retraining import PROCESS, Answers, Questions, Trial, answers, ask, train_trial
-from scoresens.scores import from_denoiser
-from scoresens.solve import Solve
+from scoresens.studies.retraining import (
+    PROCESS,
+    Answers,
+    Questions,
+    Trial,
+    answers,
+    ask,
+    train_trial,
+)
 
 Trained = HalvesRun | RetrainRun | RemovalRun
 

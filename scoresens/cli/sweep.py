@@ -28,13 +28,13 @@ from scoresens.cli.functionals import make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import StatusRun, SweepRun
 from scoresens.cli.studies import fingerprint
-from scoresens.datasets import Dataset, DataSettings, prepare
-from scoresens.measures import Points
-from scoresens.perturbations import Perturbation, reweight
-from scoresens.report import table
-from scoresens.solve import Solve
-from scoresens.stores import Block, Layout, Store, progress
-from scoresens.streams import mark, stream
+from scoresens.datasets.images import Dataset, DataSettings, prepare
+from scoresens.datasets.streams import mark, stream
+from scoresens.flow.solve import Solve
+from scoresens.laws.measures import Points
+from scoresens.laws.perturbations import Perturbation, reweight
+from scoresens.report.samples import table
+from scoresens.sweeps.store import Block, Layout, Store, progress
 
 UNFINISHED = 75  # the exit code of a sweep that was asked to stop and can go on (EX_TEMPFAIL)
 GIB = 2**30

@@ -18,8 +18,18 @@ from scoresens.importers.foreign import Exported, Foreign, Native
 from scoresens.importers.program import Program
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.unet2d import checkpoint_of, unet2d
+from scoresens.laws.processes import (
+    EDM,
+    OU,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVP,
+    FlowMatching,
+    Process,
+    SubVP,
+)
 from scoresens.models.checkpoints import read_file, write_file
-from scoresens.processes import EDM, OU, VE, VP, Cosine, DiscreteVP, FlowMatching, Process, SubVP
 
 CONTINUOUS = {kind.__name__: kind for kind in (VP, SubVP, VE, EDM, OU, Cosine, FlowMatching)}
 PROCESSES = CONTINUOUS | {"DiscreteVP": DiscreteVP}

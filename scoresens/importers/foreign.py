@@ -19,9 +19,9 @@ from scoresens._pytrees import register_dataclass
 from scoresens.importers.program import Program
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.unet2d import UNet2D
+from scoresens.laws.processes import Process, Scalar
+from scoresens.laws.scores import Score, from_denoiser, from_noise, from_v, from_velocity
 from scoresens.models.preconditioning import noise_condition, preconditioned
-from scoresens.processes import Process, Scalar
-from scoresens.scores import Score, from_denoiser, from_noise, from_v, from_velocity
 
 FROM = {
     "noise": from_noise,

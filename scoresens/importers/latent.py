@@ -18,8 +18,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from scoresens._pytrees import register_dataclass
-from scoresens.functionals import Functional
 from scoresens.importers.program import Program
+from scoresens.sensitivity.functionals import Functional
 
 
 @register_dataclass

@@ -13,7 +13,7 @@ from scoresens.importers.foreign import Exported, Foreign
 from scoresens.importers.pickles import about_edm, read_pickle
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.torch_export import torch_export
-from scoresens.processes import EDM
+from scoresens.laws.processes import EDM
 
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.processes import EDM, VE, DiscreteVP, FlowMatching, Process
+from scoresens.laws.processes import EDM, VE, DiscreteVP, FlowMatching, Process
 
 DISCRETE = {
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",

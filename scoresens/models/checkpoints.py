@@ -79,7 +79,7 @@ def pretrained(name: str) -> tuple[Denoiser, dict]:
     Raises:
         FileNotFoundError: if no model of this name comes with the package.
     """
-    with resources.as_file(resources.files("scoresens") / "data" / f"{name}.safetensors") as path:
+    with resources.as_file(resources.files("scoresens.models") / f"{name}.safetensors") as path:
         return load(path)
 
 

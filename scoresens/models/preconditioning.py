@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from scoresens.processes import EDM, Process
-from scoresens.scores import Score, from_denoiser
+from scoresens.laws.processes import EDM, Process
+from scoresens.laws.scores import Score, from_denoiser
 
 TAU_FLOOR = 1e-8  # c_noise stays finite, so that D(x, 0) = x
 FREQUENCIES = 32

@@ -1,0 +1,31 @@
+"""Where images come from: the data sets that are at hand, files and folders, and arrays that stay
+on disk and are read in blocks.
+"""
+
+from scoresens.datasets.images import (
+    BACKGROUND,
+    Dataset,
+    DataSettings,
+    downsample,
+    load,
+    of_classes,
+    prepare,
+    read_idx,
+    subset,
+)
+from scoresens.datasets.streams import ImageFiles, Stream, stream
+
+__all__ = [
+    "BACKGROUND",
+    "DataSettings",
+    "Dataset",
+    "ImageFiles",
+    "Stream",
+    "downsample",
+    "load",
+    "of_classes",
+    "prepare",
+    "read_idx",
+    "stream",
+    "subset",
+]

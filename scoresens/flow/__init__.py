@@ -1,0 +1,25 @@
+"""How noise becomes a sample: paths of the probability flow and of the reverse SDE, and the
+log-densities that are followed along them.
+"""
+
+from scoresens.flow.ode import Path, encode, log_density_along, sample_ode
+from scoresens.flow.riders import Smoothed
+from scoresens.flow.sde import Ito, sample_sde
+from scoresens.flow.solve import Solve, Stats
+from scoresens.flow.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
+
+__all__ = [
+    "Exact",
+    "HutchPlusPlus",
+    "Hutchinson",
+    "Ito",
+    "Path",
+    "Smoothed",
+    "Solve",
+    "Stats",
+    "TraceEstimator",
+    "encode",
+    "log_density_along",
+    "sample_ode",
+    "sample_sde",
+]

@@ -1,0 +1,286 @@
+r"""The numerics of a path: its settings, its grid, and the integration of one sample's state.
+
+The only file that calls diffrax. Fixed grids are Karras et al.'s (2022, arXiv 2206.00364, eq. 5),
+
+    tau_i = (tau_max^(1/rho) + i/steps (tau_min^(1/rho) - tau_max^(1/rho)))^rho,
+
+given to diffrax as the times to step to; with tolerances a PID controller chooses the steps.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NamedTuple, cast
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from scoresens import _checks
+from scoresens.laws.processes import Scalar
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Numerics of a path: grid, solver, tolerances. All fields are static; a new value compiles
+    anew.
+
+    Args:
+        steps: number of steps of the fixed grid.
+        rho: bend of the grid, `tau_i = (tau_max^(1/rho) + i/steps (tau_min^(1/rho) -
+            tau_max^(1/rho)))^rho` (Karras et al. 2022, eq. 5).
+        tau_min: noise level at the data end, > 0.
+        solver: a diffrax solver. Heun's two evaluations a step are the field's standard.
+        rtol, atol: given both, steps adapt to them and the grid is not used.
+        max_steps: where an adaptive solve gives up.
+        batch_size: samples solved side by side; more run one batch after another.
+        throw: raise when a solve fails or a result is not finite; False returns what there is, with
+            `stats`.
+        adjoint: how diffrax differentiates the path; `diffrax.ForwardMode()` for forward-mode
+            derivatives.
+    """
+
+    steps: int = 40
+    rho: float = 7.0
+    tau_min: float = 0.002
+    solver: diffrax.AbstractSolver = diffrax.Heun()  # noqa: RUF009 (immutable)
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int = 4096
+    batch_size: int = 256
+    throw: bool = True
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()  # noqa: RUF009
+
+    def __post_init__(self):
+        for name in ("steps", "max_steps", "batch_size"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"Solve.{name} must be a whole number >= 1, got {value!r}")
+        for name in ("rho", "tau_min"):
+            _checks.positive(f"Solve.{name}", getattr(self, name))
+        if (self.rtol is None) != (self.atol is None):
+            raise ValueError("Solve takes rtol and atol together, or neither for the fixed grid")
+
+    @property
+    def adaptive(self) -> bool:
+        """True where tolerances choose the steps."""
+        return self.rtol is not None
+
+
+# Settings alone: no leaf, all of it the key of a compilation.
+jax.tree_util.register_dataclass(
+    Solve, data_fields=[], meta_fields=[setting.name for setting in fields(Solve)]
+)
+
+
+class Stats(NamedTuple):
+    """What happened to each sample's path."""
+
+    steps: Int[Array, " M"]  # steps taken, rejected ones included
+    solved: Bool[Array, " M"]  # the solver reached the end
+    finite: Bool[Array, " M"]  # every number of the result is finite
+
+
+def integrate(
+    vector_field: Callable,
+    args: PyTree,
+    state: PyTree,
+    start: Scalar,
+    end: Scalar,
+    solve: Solve,
+    *,
+    count: Callable | None = None,
+) -> tuple:
+    """One sample's state carried by `d state/dtau = vector_field(tau, state, args)` from start to
+    end.
+
+    Args:
+        count: `(tau, state, args) -> flags`, taken at the end of every step.
+
+    Returns:
+        The state at the end, the number of steps, and whether the solver got there; then, with
+        `count`, at how many steps each flag was up.
+    """
+    leaves, shape = jax.tree.flatten(state)  # diffrax stumbles over empty parts of a tree
+
+    def field(tau, leaves, args):
+        rates = jax.tree.leaves(vector_field(tau, shape.unflatten(leaves), args))
+        return [rate.astype(leaf.dtype) for rate, leaf in zip(rates, leaves, strict=True)]
+
+    saves = [diffrax.SubSaveAt(t1=True)]
+    if count is not None:
+
+        def flags(tau, leaves, args):  # as numbers, which are infinite where no step was
+            return jnp.asarray(count(tau, shape.unflatten(leaves), args), float)
+
+        saves.append(diffrax.SubSaveAt(steps=True, fn=flags))
+    final, *seen, steps, solved = _diffeqsolve(field, args, leaves, start, end, solve, saves)
+    state = shape.unflatten(final)
+    if count is None:
+        return state, steps, solved
+    counts = jnp.sum(jnp.where(jnp.isfinite(seen[0]), seen[0], 0), 0).astype(int)
+    return state, steps, solved, counts
+
+
+def over_samples(function: Callable, solve: Solve, *arrays: PyTree) -> PyTree:
+    """`function` mapped over the leading axis, at most `solve.batch_size` samples at a time."""
+    return in_batches(function, solve.batch_size, *arrays)
+
+
+def in_batches(function: Callable, batch_size: int, *arrays: PyTree) -> PyTree:
+    """`function` mapped over the leading axis, at most `batch_size` rows side by side."""
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    if count <= batch_size:
+        return jax.vmap(function)(*arrays)
+    return jax.lax.map(lambda row: function(*row), arrays, batch_size=batch_size)
+
+
+def raise_if_failed(solve: Solve, stats: Stats) -> None:
+    """Say which samples failed and what to do; silent inside `jit`, where nothing can be known."""
+    if not solve.throw or not _checks.is_concrete(stats.finite):
+        return
+    unsolved, bad = int(jnp.sum(~stats.solved)), int(jnp.sum(~stats.finite))
+    if unsolved:
+        raise FloatingPointError(
+            f"{unsolved} of {len(stats.solved)} paths did not reach their end in {solve.max_steps} "
+            "steps: loosen rtol and atol, raise max_steps, or use the fixed grid "
+            "(Solve(throw=False) returns what there is, with .stats)"
+        )
+    if bad:
+        raise FloatingPointError(
+            f"{bad} of {len(stats.finite)} results hold NaN or infinity: check that the score is "
+            "finite on the whole path; with base=None a density ratio may have overflowed, which "
+            "base=data avoids (Solve(throw=False) returns what there is, with .stats)"
+        )
+
+
+def stats_of(result: PyTree, steps: Int[Array, " M"], solved: Bool[Array, " M"]) -> Stats:
+    """Stats of M samples whose results are the leaves of `result`."""
+    flags = [
+        jnp.all(jnp.isfinite(leaf.reshape(len(steps), -1)), -1) for leaf in jax.tree.leaves(result)
+    ]
+    return Stats(steps, solved, functools.reduce(jnp.logical_and, flags))
+
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta rule: stage j is at `c[j]` of the step, reached by weights `a[j]`."""
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+def tableau(solve: Solve) -> Tableau:
+    """The solver's rule, for paths that need its stages; refuses what has no fixed stages."""
+    table = getattr(solve.solver, "tableau", None)
+    if solve.adaptive:
+        raise ValueError(
+            "the reverse SDE and attribution run on the fixed grid: leave rtol and atol out"
+        )
+    if isinstance(solve.solver, diffrax.Euler):
+        return Tableau((0.0,), ((),), (1.0,))
+    if not isinstance(table, diffrax.ButcherTableau) or table.implicit:
+        raise ValueError(
+            "the reverse SDE and attribution need an explicit Runge-Kutta solver, such as "
+            f"diffrax.Heun() or diffrax.Tsit5(), got {type(solve.solver).__name__}"
+        )
+    rows = ((), *(tuple(map(float, row)) for row in table.a_lower or ()))
+    return Tableau((0.0, *map(float, table.c)), rows, tuple(map(float, table.b_sol)))
+
+
+def walk(
+    evaluate: Callable,
+    state: tuple,
+    before: PyTree,
+    nodes: Array,
+    solve: Solve,
+    *,
+    kicks: Array | None = None,
+    taps: PyTree = None,
+) -> tuple[tuple, PyTree, PyTree]:
+    """One sample's state carried over the nodes of a grid, with what was seen at each stage.
+
+        k_j = (t_{i+1} - t_i) rate(y_j) + kick_i,    y_j = y_i + sum_l a_jl k_l
+
+    Args:
+        evaluate: `(t, state, before, tap) -> (rates, view)`; `before` is the view of the last node
+            passed, `tap` this stage's own slice of `taps`.
+        state: a tuple; kicks act on its first part.
+        before: a view for the first node to begin with.
+        nodes: `[S + 1]`.
+        kicks: `[S, *shape]`, noise increments.
+        taps: leaves `[S, stages, ...]`, what is injected at each stage: the gradient with respect
+            to them is the discrete adjoint. Each step is checkpointed.
+
+    Returns:
+        The state at the end, the view of the last step's first node, all views `[S, stages, ...]`.
+    """
+
+    table = tableau(solve)
+
+    @jax.checkpoint
+    def step(carry, given):
+        state, before = carry
+        start, size, kick, tap = given
+        gains, views = [], []
+        for j, (c, row) in enumerate(zip(table.c, table.a, strict=True)):
+            here = _combine(state, row, gains)
+            own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
+            rates, view = evaluate(start + c * size, here, before, own)
+            gain = jax.tree.map(lambda rate: size * rate, rates)
+            gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
+            views.append(view)
+            before = views[0]
+        return (_combine(state, table.b, gains), before), _stack(views)
+
+    given = (nodes[:-1], jnp.diff(nodes), kicks, taps)
+    (state, before), views = jax.lax.scan(step, (state, before), given)
+    return state, before, views
+
+
+def _combine(state, weights, gains):
+    """state + sum_l weights_l gains_l, skipping the weights that are 0."""
+    for weight, gain in zip(weights, gains, strict=True):
+        if weight != 0:
+            state = jax.tree.map(lambda y, k, w=weight: y + w * k, state, gain)
+    return state
+
+
+def _stack(views):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+
+
+def _diffeqsolve(vector_field, args, state, start, end, solve, saves):
+    if solve.adaptive:
+        controller = diffrax.PIDController(rtol=solve.rtol, atol=solve.atol)
+        nodes, max_steps = (start, end), solve.max_steps
+    else:
+        nodes, max_steps = grid(start, end, solve), solve.steps
+        controller = diffrax.StepTo(ts=nodes)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(vector_field),
+        solve.solver,
+        nodes[0],
+        nodes[-1],
+        None,
+        state,
+        args,
+        saveat=diffrax.SaveAt(subs=saves),
+        stepsize_controller=controller,
+        adjoint=solve.adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+    final, *seen = cast(tuple, solution.ys)
+    final = jax.tree.map(lambda leaf: leaf[-1], final)
+    solved = solution.result == diffrax.RESULTS.successful
+    return final, *seen, solution.stats["num_steps"], solved
+
+
+def grid(start: Scalar, end: Scalar, solve: Solve) -> Array:
+    """`steps + 1` noise levels from start to end, evenly spaced in tau^(1/rho)."""
+    start = jnp.asarray(start)
+    end = jnp.asarray(end, start.dtype)
+    bent = jnp.linspace(start ** (1 / solve.rho), end ** (1 / solve.rho), solve.steps + 1)
+    return (bent**solve.rho).at[0].set(start).at[-1].set(end)

@@ -1,0 +1,74 @@
+"""What data are, what noise makes of them, and how they change.
+
+Processes and the canonical frame; scores and the networks they come from; laws of data, noised in
+closed form; perturbations of them, infinitesimal and finite.
+"""
+
+from scoresens.laws.learned import Learned
+from scoresens.laws.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
+from scoresens.laws.perturbations import Perturbation, add, move, remove, replace, reweight
+from scoresens.laws.processes import (
+    EDM,
+    OU,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVP,
+    FlowMatching,
+    Process,
+    SubVP,
+)
+from scoresens.laws.scores import (
+    Guided,
+    Pair,
+    exact_score,
+    from_canonical,
+    from_denoiser,
+    from_noise,
+    from_potential,
+    from_v,
+    from_velocity,
+    guide,
+    to_denoiser,
+    to_noise,
+    to_v,
+    to_velocity,
+)
+
+__all__ = [
+    "EDM",
+    "OU",
+    "VE",
+    "VP",
+    "Cosine",
+    "DiscreteVP",
+    "FlowMatching",
+    "GaussianMixture",
+    "Guided",
+    "Learned",
+    "Measure",
+    "Pair",
+    "Perturbation",
+    "Points",
+    "Posterior",
+    "Process",
+    "SubVP",
+    "add",
+    "default_bandwidth",
+    "exact_score",
+    "from_canonical",
+    "from_denoiser",
+    "from_noise",
+    "from_potential",
+    "from_v",
+    "from_velocity",
+    "guide",
+    "move",
+    "remove",
+    "replace",
+    "reweight",
+    "to_denoiser",
+    "to_noise",
+    "to_v",
+    "to_velocity",
+]

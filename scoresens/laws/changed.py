@@ -1,0 +1,229 @@
+r"""Finitely changed laws, and their ideal denoisers.
+
+For `rho_eps = (1 - eps) rho + eps nu` the ideal denoiser is exact for finite eps:
+
+    (6.1)  D_eps = D + w (D_nu - D),   logit w = log eps + log nu_tau - log(1 - eps) - log rho_tau
+
+A perturbation may also take away, in several components at once. With P the noised density of what
+is kept and added, M that of what is taken away, and their posterior means,
+
+    D_eps = (P D_P - M D_M) / (P - M) = D_P + q (D_P - D_M),     q = (M/P) / (1 - M/P)
+
+which has a pole where M/P reaches 1: nothing is left there. The law rho may be a data set, whose
+own weights are edited (then nothing is subtracted, and there is no pole), or a model's, known at
+the place by its log-density and its denoiser.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_field
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from scoresens import _checks
+from scoresens._products import contracted
+from scoresens._pytrees import register_dataclass
+from scoresens.laws.learned import Known, Learned
+from scoresens.laws.measures import Measure, Points, Posterior
+from scoresens.laws.perturbations import Perturbation
+from scoresens.laws.processes import Scalar
+
+POLE = 0.1  # of the density at a place, a change takes at most all but this share
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Share:
+    """What K mixtures hold of one measure: its weights in each, and the log of its mass."""
+
+    measure: Measure
+    weights: Float[Array, "K n"] | None  # None: the measure's own in all of them
+    log_mass: Float[Array, " K"]
+    rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
+
+    def posterior(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Posterior:
+        """Log-density, mass included, and posterior mean of share k at sample k."""
+
+        def one(measure, x, weights):
+            measure = measure if weights is None else measure.with_weights(weights)
+            return measure.posterior(tau, x)
+
+        each = 0 if isinstance(self.measure, Known) else None  # known at each of the K places
+        log_density, mean = jax.vmap(one, in_axes=(each, 0, 0))(self.measure, x, self.weights)
+        return Posterior(log_density + self.log_mass, mean)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ChangedLaw:
+    """K laws `rho + mass chi_k`: what is kept of rho, what more there is, and what less. Made by
+    `change`."""
+
+    kept: Share | None  # of the data; None where rho is a model's law, known along the path
+    log_kept: Float[Array, " K"]  # the share of a model's law
+    more: tuple[Share, ...]
+    less: tuple[Share, ...]
+
+    def __len__(self) -> int:
+        """K, the number of laws."""
+        return self.log_kept.shape[0]
+
+    def with_known(self, known: Sequence[Measure]) -> "ChangedLaw":
+        """The same with each model among the components replaced by what is known of it at the K
+        places; in the order of `Perturbation.learned`."""
+
+        def resolved(shares):
+            return tuple(
+                share if share.rider is None else replace_field(share, measure=known[share.rider])
+                for share in shares
+            )
+
+        return replace_field(self, more=resolved(self.more), less=resolved(self.less))
+
+    def denoise(
+        self, tau: Scalar, x: Float[Array, "K *shape"], own: Posterior | None = None
+    ) -> tuple[Float[Array, "K *shape"], Bool[Array, " K"]]:
+        """The ideal denoiser of law k at sample k (6.1), and whether M/P was bounded.
+
+        Where two laws do not fit each other M/P can come near 1, the pole, or pass it: it is
+        bounded at `1 - POLE`.
+
+        Args:
+            tau: noise level.
+            x: `[K, *shape]`.
+            own: log-density and denoiser of rho at the K places, where it is a model's law.
+        """
+        kept = self._own(own) if self.kept is None else self.kept.posterior(tau, x)
+        plus = _merged([kept, *(share.posterior(tau, x) for share in self.more)])
+        if not self.less:
+            return plus.mean, jnp.zeros(len(x), bool)
+        minus = _merged([share.posterior(tau, x) for share in self.less])
+        gap, most = minus.log_density - plus.log_density, jnp.log1p(-POLE)
+        ratio = jnp.exp(jnp.minimum(gap, most))
+        pushed = jax.vmap(jnp.multiply)(ratio / (1 - ratio), plus.mean - minus.mean)
+        return plus.mean + pushed, gap > most
+
+    def _own(self, own):
+        return Posterior(own.log_density + self.log_kept, own.mean)
+
+
+def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
+    """The laws `rho + mass chi_k` of finitely changed data.
+
+    Args:
+        data: the law rho; a perturbation that edits points needs the `Points` it was made from.
+            None where rho is a model's law.
+        perturbation: K directions.
+        mass: eps, finite.
+
+    Raises:
+        ValueError: other data than the perturbation was made from, a mass that takes more than
+            there is, or one outside [-1, 1].
+    """
+    _checks.finite("mass", mass)
+    if _checks.is_concrete(mass) and abs(mass) > 1:
+        raise ValueError(
+            f"mass must lie in [-1, 1], got {mass}: 1 is the whole of the named change, and what "
+            "is negative undoes it"
+        )
+    terms = list(_terms(perturbation, mass))
+    left = jnp.asarray(1 - sum(jnp.sum(term.weights, -1) for term in terms))
+    kept, log_left = None, _log_share(left, mass)
+    if data is not None:
+        kept = _kept(data, [term for term in terms if term.index is not None], left, mass)
+        terms = [term for term in terms if term.index is None]
+    more = tuple(_share(term, 1, mass) for term in terms if _may(term.weights > 0))
+    less = tuple(_share(term, -1, mass) for term in terms if _may(term.weights < 0))
+    return ChangedLaw(kept, log_left, more, less)
+
+
+class _Term(NamedTuple):
+    """Components, and how much of each K laws hold beyond what is kept."""
+
+    measure: Measure
+    weights: Float[Array, "K n"]  # of either sign
+    index: Int[Array, " n"] | None
+    rider: int | None
+
+
+def _terms(perturbation: Perturbation, mass: Scalar) -> Iterator[_Term]:
+    riders = itertools.count()
+    for part in perturbation.parts:
+        measure, weights = part.measure, part.coefficients
+        rider = next(riders) if isinstance(measure, Learned) else None
+        if part.velocity is None:
+            yield _Term(measure, mass * weights, part.index, rider)
+        else:
+            still = cast(Points, measure)
+            there = replace_field(still, points=still.points + mass * part.velocity)
+            yield _Term(measure, -weights, part.index, None)
+            yield _Term(there, weights, None, None)
+
+
+def _may(flags):
+    """Whether any flag is up, or may be (traced)."""
+    return not _checks.is_concrete(flags) or bool(jnp.any(flags))
+
+
+def _merged(parts):
+    """Log-density and mean of a mixture of K laws each."""
+    logs = jnp.stack([part.log_density for part in parts])
+    weights = jax.nn.softmax(logs, axis=0)
+    means = jnp.stack([part.mean for part in parts])
+    return Posterior(jax.nn.logsumexp(logs, axis=0), contracted("jk,jk...->k...", weights, means))
+
+
+def _kept(data, edits, left, mass):
+    """What K mixtures hold of the data: `left` of the whole, with the weights of some points
+    edited."""
+    if not edits:
+        return Share(data, None, _log_share(left, mass))
+    kept = scaled = jnp.multiply.outer(left, data.normalized_weights)
+    for edit in edits:
+        _same_data(data, edit)
+        kept = kept.at[:, edit.index].add(edit.weights)
+    # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
+    ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
+    _log_share(kept, mass)  # refuses a negative weight
+    return _share(_Term(data, jnp.where(jnp.abs(kept) <= ghost, 0, kept), None, None), 1, mass)
+
+
+def _share(term, sign, mass):
+    """The part of a term that has this sign; a row without mass keeps the measure's own weights,
+    out of sight."""
+    weights = jnp.maximum(sign * term.weights, 0)
+    total = jnp.sum(weights, -1, keepdims=True)
+    rows = jnp.where(
+        total > 0, weights / jnp.where(total > 0, total, 1), term.measure.normalized_weights
+    )
+    return Share(term.measure, rows, _log_share(total[:, 0], mass), term.rider)
+
+
+def _log_share(share, mass):
+    """log of a share of the mass, -inf where there is none; refuses a negative one."""
+    if _checks.is_concrete(share) and bool(jnp.any(share < -1e-6)):
+        raise ValueError(
+            f"mass {mass} takes more than there is: a weight of the changed data becomes "
+            f"{float(jnp.min(share)):.3g}; mass 1 is the whole of the named change"
+        )
+    return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
+
+
+def _same_data(data, edited):
+    points = edited.measure.points
+    if not isinstance(data, Points) or data.shape != points.shape[1:]:
+        raise ValueError(
+            "a perturbation that edits data points needs base=the same Points that it was made from"
+        )
+    if not (_checks.is_concrete(edited.index) and _checks.is_concrete(data.points)):
+        return
+    fits = int(edited.index.max()) < len(data)
+    if not (fits and bool(jnp.all(data.points[edited.index] == points))):
+        raise ValueError(
+            "base holds other points than the data that the perturbation edits; pass the same "
+            "Points to both"
+        )

@@ -1,0 +1,333 @@
+r"""Changes of the training data, as directions with a leading axis K.
+
+A perturbation is K signed measures that add up to no mass,
+
+    chi_k = sum_j c_kj (nu_j - rho),        rho_eps = rho + eps chi_k
+
+over components nu_j (points, or the components of a measure). `eps` is called **mass**, and mass 1
+means the whole of the named change: `add(y)` at mass 1 is the law of y alone, `remove` at mass 1 is
+the data without its points, `reweight` and `replace` at mass 1 are the data with the new weights or
+points.
+
+A point can also be **moved**: `move` has the derivative of a component in its place (2.2), and at
+mass 1 the point stands where its direction leads. Perturbations add up and scale.
+
+A score changes by (2.1), which in the canonical frame is
+
+    dD_k(x) = sum_j c_kj r_j (D_j - D),     r_j = nu_j,tau(x) / rho_tau(x),
+
+and for a point y_j that moves along u_j by `d/dy_j [ r_j (D_j - D) ] . u_j`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from dataclasses import replace as replace_field
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from scoresens import _checks
+from scoresens._pytrees import register_dataclass
+from scoresens.laws.learned import Learned
+from scoresens.laws.measures import Measure, Points
+from scoresens.laws.processes import Scalar
+
+Indices = Int[ArrayLike, " K"] | Sequence[int]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Part:
+    """n components and what each of K directions does to their weights or their places."""
+
+    measure: Measure
+    coefficients: Float[Array, "K n"]  # change of weight per unit of mass; of a move, the weight
+    index: Int[Array, " n"] | None = None  # where they stand in the data; None: they are new
+    velocity: Float[Array, "n *shape"] | None = None  # of a move, per unit of mass
+
+    def sums(
+        self, tau: Scalar, x: Float[Array, "*shape"], log_reference: Scalar
+    ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
+        """`sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, or their derivatives along the velocity."""
+        if self.velocity is None:
+            return self.measure.weighted_sums(tau, x, log_reference, self.coefficients)
+
+        still = cast(Points, self.measure)
+
+        def at(points):
+            moved = replace_field(still, points=points)
+            return moved.weighted_sums(tau, x, log_reference, self.coefficients)
+
+        return jax.jvp(at, (still.points,), (self.velocity,))[1]
+
+    def scaled(self, factor: Scalar) -> "Part":
+        """The part that does `factor` times as much."""
+        if self.velocity is None:
+            return replace_field(self, coefficients=factor * self.coefficients)
+        return replace_field(self, velocity=factor * self.velocity)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Perturbation:
+    """K directions in the space of data laws. Made by `add`, `remove`, `reweight`, `replace`,
+    `move`.
+
+    Those of equal K add up, and all of them scale: `0.5 * add(x) - 2 * remove(data, which)`.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        """K, the number of directions."""
+        return self.parts[0].coefficients.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one data point."""
+        return self.parts[0].measure.shape
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """The models among the components, whose log-densities must ride along."""
+        return tuple(part.measure for part in self.parts if isinstance(part.measure, Learned))
+
+    def __getitem__(self, which: Int[ArrayLike, " n"] | slice) -> "Perturbation":
+        """Some of the directions, by slice or by indices.
+
+        Raises:
+            ValueError: for directions that move points, which are of the points themselves.
+        """
+        if any(part.velocity is not None for part in self.parts):
+            raise ValueError("directions that move points cannot be taken apart: make fewer")
+        return Perturbation(
+            tuple(replace_field(p, coefficients=p.coefficients[which]) for p in self.parts)
+        )
+
+    def __add__(self, other: "Perturbation") -> "Perturbation":
+        check_perturbation(other)
+        if (len(self), self.shape) != (len(other), other.shape):
+            raise ValueError(
+                f"perturbations of {len(self)} directions of shape {self.shape} and of "
+                f"{len(other)} directions of shape {other.shape} cannot be added up"
+            )
+        return Perturbation(self.parts + other.parts)
+
+    def __mul__(self, factor: Scalar) -> "Perturbation":
+        _checks.finite("factor", factor)
+        return Perturbation(tuple(part.scaled(factor) for part in self.parts))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Perturbation":
+        return self * -1.0
+
+    def __sub__(self, other: "Perturbation") -> "Perturbation":
+        return self + -other
+
+    def with_default_bandwidth(self, bandwidth: Scalar) -> "Perturbation":
+        """Points without a bandwidth of their own take this one: those of the law that they
+        change."""
+        return self._with(part.measure.with_default_bandwidth(bandwidth) for part in self.parts)
+
+    def with_known(self, known: Sequence[Measure]) -> "Perturbation":
+        """The same with each `learned` law replaced by what is known of it at one place."""
+        here = iter(known)
+        return self._with(
+            next(here) if isinstance(part.measure, Learned) else part.measure for part in self.parts
+        )
+
+    def _with(self, measures: Iterable[Measure]) -> "Perturbation":
+        pairs = zip(self.parts, measures, strict=True)
+        return Perturbation(tuple(replace_field(part, measure=own) for part, own in pairs))
+
+    def denoiser_derivative(
+        self,
+        tau: Scalar,
+        x: Float[Array, "*shape"],
+        log_density: Scalar,
+        denoised: Float[Array, "*shape"],
+    ) -> Float[Array, "K *shape"]:
+        """dD_k = sum_j c_kj r_j (D_j - D) at one sample x, in the canonical frame (2.1).
+
+        Args:
+            tau: noise level.
+            x: `[*shape]`.
+            log_density: log rho_tau(x), the logarithm that r_j is taken against.
+            denoised: D(x, tau), `[*shape]`.
+        """
+        mass, mean = jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), *x.shape), x.dtype)
+        for part in self.parts:
+            sums = part.sums(tau, x, log_density)
+            mass, mean = mass + sums[0], mean + sums[1]
+        return mean - jnp.multiply.outer(mass, denoised)
+
+
+def add(new: Measure | Float[ArrayLike, "K *shape"]) -> Perturbation:
+    """Directions toward new data: `chi = nu - rho`, so `mass` is the share of nu in the new data.
+
+    Args:
+        new: images `[K, *shape]`, each its own direction; or a measure, one direction toward the
+            whole of it (K = 1): `Points`, a `GaussianMixture`, or another model, `Learned`.
+
+    Raises:
+        ValueError: no points, integers, NaN.
+    """
+    if isinstance(new, Measure):
+        return _added(new, new.normalized_weights[None])
+    points = Points(_checks.samples("new", new))
+    return _added(points, jnp.eye(len(points), dtype=points.points.dtype))
+
+
+def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbation:
+    """Directions away from some of the data: at mass 1 they are gone, and the rest share their
+    weight.
+
+    Args:
+        data: the data set.
+        which: indices `[K]`, each point its own direction; or a boolean mask `[N]` (one direction,
+            the whole set) or `[K, N]`.
+
+    Raises:
+        ValueError: an index outside the data, an empty set, or nothing left.
+
+    Notes:
+        With w the removed weight, `c_j = -w_j / (1 - w)`: the derivative at mass 0 is the leave-out
+        derivative.
+    """
+    mask = _mask(data, which)
+    if mask.all(-1).any():
+        raise ValueError("remove was asked to take every point: nothing would be left of the data")
+    touched = np.flatnonzero(mask.any(0))
+    weights = data.normalized_weights
+    taken = jnp.where(jnp.asarray(mask[:, touched]), weights[touched], 0)
+    left = 1 - jnp.sum(taken, -1, keepdims=True)
+    if _checks.is_concrete(left) and bool(jnp.any(left <= 16 * jnp.finfo(left.dtype).eps)):
+        raise ValueError(
+            "remove was asked to take every point of positive weight: nothing would be left"
+        )
+    return _edited(data, touched, -taken / left)
+
+
+def reweight(data: Points, weights: Float[ArrayLike, "*K N"]) -> Perturbation:
+    """Directions toward the same points with other weights: at mass 1 the data carry `weights`.
+
+    Args:
+        data: the data set.
+        weights: `[K, N]` or `[N]`, non-negative, rows of any positive sum (they are normalised).
+
+    Raises:
+        ValueError: weights that do not fit the data, negative, not finite, or all zero.
+    """
+    rows = jnp.atleast_2d(_checks.floating("weights", weights))
+    _checks.weights("weights", rows, (rows.shape[0], len(data)))
+    rows = rows / jnp.sum(rows, -1, keepdims=True)
+    return _edited(data, np.arange(len(data)), rows - data.normalized_weights)
+
+
+def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> Perturbation:
+    """Directions that exchange a data point for another: `chi_k = w_i (new_k - data_i)`, i =
+    index[k].
+
+    Args:
+        data: the data set.
+        index: `[K]`, which points go.
+        new: `[K, *shape]`, what comes in their place.
+
+    Raises:
+        ValueError: an index outside the data, or images that do not fit it.
+    """
+    index = _distinct(data, index)
+    points = Points(_checks.samples("new", new, data.shape))
+    if len(points) != len(index):
+        raise ValueError(f"replace got {len(index)} indices and {len(points)} new images")
+    shares = jnp.diag(data.normalized_weights[index])
+    return _added(points, shares) + _edited(data, index, -shares)
+
+
+def move(
+    data: Points,
+    which: Indices | Bool[ArrayLike, " N"],
+    direction: Float[ArrayLike, "n *shape"],
+) -> Perturbation:
+    """Directions along which data points are edited: at mass eps, the points named stand at
+    `point + eps direction`.
+
+    Args:
+        data: the data set.
+        which: indices `[n]`, each point a direction of its own (K = n); or a boolean mask `[N]` of
+            n points that move together (K = 1).
+        direction: `[n, *shape]`, the edit of each, in units of the data.
+
+    Raises:
+        ValueError: an index outside the data or given twice, or directions that do not fit.
+
+    Notes:
+        The transport (Wasserstein) direction, where `add` is the mixture direction.
+    """
+    together = np.asarray(which).dtype == bool
+    index = np.flatnonzero(_mask(data, which).any(0)) if together else _distinct(data, which)
+    direction = _checks.samples("direction", direction, data.shape)
+    if len(direction) != len(index):
+        raise ValueError(f"move got {len(index)} points and {len(direction)} directions")
+    chosen = Points(data.points[index], None, data.bandwidth)
+    weights = data.normalized_weights[index]
+    shares = weights[None] if together else jnp.diag(weights)
+    return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
+
+
+def check_perturbation(perturbation: Perturbation) -> None:
+    """Refuse what is no perturbation, such as bare images."""
+    if not isinstance(perturbation, Perturbation):
+        raise ValueError(
+            "perturbation must be made by add, remove, reweight, replace or move, "
+            f"got {type(perturbation)}"
+        )
+
+
+def _added(measure, coefficients):
+    return Perturbation((Part(measure, coefficients),))
+
+
+def _edited(data, index, coefficients):
+    chosen = Points(data.points[index], None, data.bandwidth)
+    return Perturbation((Part(chosen, coefficients, jnp.asarray(index)),))
+
+
+def _indices(data, index):
+    index = np.atleast_1d(np.asarray(index))
+    if not np.issubdtype(index.dtype, np.integer) or index.ndim != 1 or index.size == 0:
+        raise ValueError(
+            f"expected a non-empty list of integer indices, got {index.dtype} {index.shape}"
+        )
+    if index.min() < -len(data) or index.max() >= len(data):
+        raise ValueError(
+            f"index {index.min()}..{index.max()} lies outside the data's {len(data)} points"
+        )
+    return index % len(data)
+
+
+def _distinct(data, index):
+    index = _indices(data, index)
+    if len(np.unique(index)) < len(index):
+        twice = np.flatnonzero(np.bincount(index) > 1)[:3]
+        raise ValueError(f"indices {list(map(int, twice))} are given twice or more; give each once")
+    return index
+
+
+def _mask(data, which):
+    """`which` as a boolean mask [K, N]."""
+    which = np.asarray(which)
+    if which.dtype != bool:
+        return np.eye(len(data), dtype=bool)[_distinct(data, which)]
+    mask = np.atleast_2d(which)
+    if mask.shape[-1] != len(data) or mask.ndim != 2:
+        raise ValueError(
+            f"a mask must have shape [{len(data)}] or [K, {len(data)}], got {which.shape}"
+        )
+    if not mask.any(-1).all():
+        raise ValueError("the mask names an empty set of points: a row of it is all False")
+    return mask

@@ -1,0 +1,134 @@
+"""A data set whose points are divided over the devices of a mesh axis.
+
+Inside `jax.shard_map` each device holds n of the N points, and the shard answers for all of them:
+with L_i the log-density of device i's part of the law, and D_i that part's denoiser,
+
+    log rho_tau(x) = logsumexp_i L_i        D(x) = sum_i softmax_i(L_i) D_i
+
+so that devices exchange one number and one image for each x, never points. Sums over points
+exchange their totals. `attribute` divides the paths over the same axis besides, and exchanges
+where they have been (`own_rows`, `all_rows`): nothing is exchanged while a path is followed.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from scoresens._pytrees import register_dataclass
+from scoresens.laws.measures import Points, Posterior
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Shard(Points):
+    """What one device holds of N points; made by `divided`, used inside `jax.shard_map`.
+
+    Points `[n, *shape]` beyond the last are copies of weight zero. Weights `[n]` sum to 1 over all
+    devices.
+    """
+
+    axis: str = field(default="", metadata={"static": True})  # of the mesh
+    count: int = field(default=0, metadata={"static": True})  # N
+
+    @property
+    def own(self) -> Array:
+        """How many of this device's points are no copies."""
+        return jnp.clip(self.count - self.first, 0, len(self))
+
+    @property
+    def first(self) -> Array:
+        """The number of this device's first point."""
+        return jax.lax.axis_index(self.axis) * len(self)
+
+    @property
+    def normalized_weights(self):
+        return self.weights
+
+    def posterior(self, tau, x):
+        return combined(super().posterior(tau, x), self.axis)
+
+    def weighted_sums(self, tau, x, log_reference, coefficients):
+        return jax.lax.psum(super().weighted_sums(tau, x, log_reference, coefficients), self.axis)
+
+    def with_default_bandwidth(self, bandwidth):
+        raise NotImplementedError("divide points that have their bandwidth already")
+
+    def with_weights(self, weights):
+        raise NotImplementedError("weigh the points before they are divided")
+
+
+def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
+    """The points with their weights, divided over an axis of a mesh, as arrays of JAX.
+
+    Args:
+        points: N points.
+        mesh: the devices.
+        axis: along which they are divided; the other axes have copies.
+
+    Returns:
+        A shard of all devices together: hand it to `jax.shard_map` with `specs` of it.
+    """
+    pad = -len(points) % mesh.shape[axis]
+    place = NamedSharding(mesh, P(axis))
+    images = jnp.pad(points.points, ((0, pad), *(((0, 0),) * len(points.shape))), mode="edge")
+    weights = jnp.pad(points.normalized_weights, (0, pad))
+    images, weights = jax.device_put((images, weights), place)
+    return Shard(images, weights, points.bandwidth, axis, len(points))
+
+
+def specs(data: Points) -> Any:
+    """How `jax.shard_map` hands data to each device: of a shard its part, else the whole."""
+    if not isinstance(data, Shard):
+        return P()
+    leaves, structure = jax.tree.flatten(data)
+    return jax.tree.unflatten(structure, [P(data.axis) if np.ndim(x) else P() for x in leaves])
+
+
+def combined(part: Posterior, axis: str) -> Posterior:
+    """The posterior of the whole law from each device's part of it."""
+    top = jax.lax.pmax(part.log_density, axis)
+    mass = jnp.exp(part.log_density - top)
+    total = jax.lax.psum(mass, axis)
+    share = (mass / total).reshape(*mass.shape, *(1,) * (part.mean.ndim - mass.ndim))
+    mean = jax.lax.psum(jnp.where(share > 0, share * part.mean, 0), axis)
+    return Posterior(top + jnp.log(total), mean)
+
+
+def own_rows(rows: Any, data: Points) -> Any:
+    """Of arrays `[M, ...]` that all devices have, those that this device works on: all, unless the
+    data are a shard and its devices divide M."""
+    if not isinstance(data, Shard):
+        return rows
+    count, devices = len(jax.tree.leaves(rows)[0]), jax.lax.axis_size(data.axis)
+    if count % devices:
+        return rows
+    size, first = count // devices, jax.lax.axis_index(data.axis) * (count // devices)
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), rows)
+
+
+def all_rows(found: Any, axis: str, place: int) -> Any:
+    """The arrays of all devices on a mesh axis, along the arrays' axis at that place."""
+
+    def gathered(leaf):
+        return jax.lax.all_gather(leaf, axis, axis=place, tiled=True)
+
+    return jax.tree.map(gathered, found)
+
+
+def ranked(
+    best: tuple[Float[Array, "... k"], Array], data: Points
+) -> tuple[Float[Array, "... k"], Array]:
+    """The largest of all devices' largest, by the numbers the points have in the whole set."""
+    if not isinstance(data, Shard):
+        return best
+    values, places = best
+    found = (values, jnp.where(places < 0, places, places + data.first))
+    values, places = all_rows(found, data.axis, values.ndim - 1)
+    top, at = jax.lax.top_k(values, best[0].shape[-1])
+    return top, jnp.take_along_axis(places, at, -1)

@@ -1,0 +1,385 @@
+"""What the study of a gap found, in tables and in pictures: induced laws, residuals, distances."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import LogLocator
+
+from scoresens.report.page import (
+    EDGE,
+    GAP,
+    GREY,
+    LABEL,
+    NOTE,
+    SIGNED,
+    SPLIT,
+    Page,
+    change_norm,
+    draw_bar,
+    show,
+)
+from scoresens.report.plots import BODY, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
+from scoresens.report.samples import Rows, table
+from scoresens.statistics.estimates import Estimate
+from scoresens.studies.gap import GRID, Sampled
+
+# Inches.
+DENSITY = 1.55
+ABOVE, BELOW, LEFT = 0.5, 0.62, 0.82  # of a panel's frame
+WIDE, TALL = 3.3, 2.9  # a panel's frame
+OTHERS = "networks"  # whose names tell neither data nor weight
+
+Levels = Mapping[float, Mapping[str, Estimate]]
+
+
+class Studied(NamedTuple):
+    """One network: what sampling found of it, and its row of result.json."""
+
+    name: str
+    data: str
+    weight: float | None  # of the residual in training
+    found: Sampled
+    truth: np.ndarray | None  # [bins, bins]
+    row: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What it is called beside networks of the same data."""
+        return self.name if self.weight is None else f"w = {self.weight:g}"
+
+
+def families(studied: Sequence[Studied]) -> dict[str, list[Studied]]:
+    """Networks by the data that they were trained on; those of no known weight together."""
+    found: dict[str, list[Studied]] = {}
+    for network in studied:
+        found.setdefault(OTHERS if network.weight is None else network.data, []).append(network)
+    return found
+
+
+# ------------------------------------------------------------------ tables
+
+
+def gap_table(studied: Sequence[Studied]) -> str:
+    """Networks by distances W_2 and mean squared residuals, with their 95 % intervals."""
+    rows = {network.name: _entries(network) for network in studied}
+    used = {column: None for row in rows.values() for column in row}
+    return table(
+        {name: {column: row.get(column, "-") for column in used} for name, row in rows.items()},
+        "network",
+    )
+
+
+def _entries(network: Studied) -> dict[str, str]:
+    row = network.row
+    entries = {
+        "w_R": "-" if network.weight is None else f"{network.weight:g}",
+        "SDE-ODE": _interval(row["w2_sde_ode"], row["w2_sde_ode_interval"], ".4f"),
+    }
+    for law in ("ode", "sde"):
+        if f"w2_{law}_truth" in row:
+            entries[f"{law.upper()}-truth"] = f"{row[f'w2_{law}_truth']:.4f}"
+    entries["SDE-flow"] = f"{row['w2_sde_flow']:.4f}"
+    entries["mean R^2"] = _interval(
+        row["residual_box_mean"], row["residual_box_mean_interval"], ".3g"
+    )
+    published = row.get("published", {})
+    for law in ("ode", "sde"):
+        if f"ratio_{law}" in published:
+            entries[f"{law.upper()}/floor"] = f"{published[f'ratio_{law}']:.2f}"
+    if "w2_ode_flow" in published:
+        entries["published ODE-flow"] = f"{published['w2_ode_flow']:.4f}"
+    return entries
+
+
+def levels_table(levels: Levels) -> str:
+    """Noise levels by the numbers of a score, with their 95 % intervals."""
+    rows: Rows = {
+        f"{level:g}": {
+            column: _interval(row[name].value, row[name][1:], ".3g")
+            for name, column in (
+                ("relative_residual", "residual / rate"),
+                ("antisymmetric_share", "antisymmetric share"),
+                ("denoiser_antisymmetric_share", "of the denoiser"),
+            )
+        }
+        for level, row in levels.items()
+    }
+    return table(rows, "noise level")
+
+
+def _interval(value: Any, ends: Sequence[Any], form: str) -> str:
+    low, high = ends
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
+    """Write the truth and the induced laws of networks as densities, a row a network.
+
+    Args:
+        path: the PNG file.
+        family: the data of these networks.
+        studied: the networks.
+    """
+    titles = ("truth", "SDE", "ODE", "flow, converged", "ODE − SDE")
+    densities = [_densities(network.found) for network in studied]
+    truths = [None if network.truth is None else _density(network.truth) for network in studied]
+    pitch = DENSITY + GAP + NOTE
+    lefts = [EDGE + LABEL + place * (DENSITY + GAP) + SPLIT * (place > 3) for place in range(5)]
+    title = f"{family}: what a network's samplers draw"
+    page = Page(lefts[-1] + DENSITY + EDGE, title, _laws_caption(studied))
+    page.extend(0.3 + len(studied) * pitch + 0.75)
+    top = page.top + 0.3
+    shown = [
+        *(rho for row in densities for rho in row),
+        *(rho for rho in truths if rho is not None),
+    ]
+    shades = np.concatenate([rho[rho > 0] for rho in shown])
+    norm = PowerNorm(0.5, 0, float(np.percentile(shades, 99.5)))
+    changes = [ode - sde for sde, ode, _ in densities]
+    signed_norm = change_norm([change[change != 0] for change in changes])
+    for left, words in zip(lefts, titles, strict=True):
+        page.text(left + DENSITY / 2, top - 0.08, words, ha="center", va="bottom")
+    for place, network in enumerate(studied):
+        height = top + place * pitch
+        label = f"{network.label}\nmean R²\n{network.row['residual_box_mean']:.2g}"
+        page.text(
+            EDGE + LABEL - 0.12,
+            height + DENSITY / 2,
+            label,
+            ha="right",
+            va="center",
+            linespacing=1.4,
+        )
+        pictures = [truths[place], *densities[place], changes[place]]
+        for left, picture, note in zip(lefts, pictures, _notes(network.row), strict=True):
+            middle = left + DENSITY / 2
+            if picture is None:
+                page.text(
+                    middle,
+                    height + DENSITY / 2,
+                    "not known",
+                    SMALL,
+                    FAINT,
+                    ha="center",
+                    va="center",
+                )
+                continue
+            axes = page.axes(left, height, DENSITY, DENSITY)
+            signed = picture is changes[place]
+            colours = (signed_norm, SIGNED) if signed else (norm, GREY)
+            show(axes, picture[::-1], *colours)  # y upwards
+            below = height + DENSITY + 0.05
+            page.text(middle, below, note, SMALL, FAINT, ha="center", va="top")
+    bars = top + len(studied) * pitch + 0.12
+    draw_bar(page, lefts[0], bars, norm, GREY, "density, per unit of area")
+    draw_bar(page, lefts[-1] + DENSITY - 2.1, bars, signed_norm, SIGNED, "difference of densities")
+    return page.save(path)
+
+
+def _densities(found: Sampled) -> list[np.ndarray]:
+    """The laws of the SDE, of the ODE and of the flow."""
+    return [_density(counts) for counts in (found.sde, found.ode, found.flow)]
+
+
+def _density(counts: np.ndarray) -> np.ndarray:
+    """A histogram in units of 1 / area."""
+    return counts / counts.sum() / GRID.spacing**2
+
+
+def _notes(row: Mapping[str, Any]) -> list[str]:
+    far = [
+        f"W₂ {row[f'w2_{law}_truth']:.3f} from truth" if f"w2_{law}_truth" in row else ""
+        for law in ("sde", "ode", "flow")
+    ]
+    return ["", *far, f"W₂ {row['w2_sde_ode']:.3f} apart"]
+
+
+def _laws_caption(studied: Sequence[Studied]) -> str:
+    count, side = studied[0].row["samples"], GRID.half_width
+    return (
+        "Each row is one network, trained with weight w on the residual R of the Fokker-Planck "
+        "equation. Truth: the law of its data. SDE and ODE: what its reverse SDE and its "
+        "probability flow draw by Euler's rule, as the literature draws them. Flow: the law of the "
+        "same flow by a converged rule, so that what it lacks of ODE is Euler's error. ODE − SDE: "
+        "red where the ODE draws more, blue where less.\n"
+        f"{count:,} samples of each law, counted in the square |x|, |y| ≤ {side:g}; dark is dense, "
+        "by the square root, on one scale. W₂: exact transport distance of the histograms, which "
+        "for two draws of one law is not 0 but falls with their number. Mean R²: over that square "
+        "and all times."
+    )
+
+
+def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
+    """Write the mean squared residual over time, a panel a data set, and against W_2^2."""
+    groups = families(studied)
+    colours = {label: _cycled(OKABE_ITO, i) for i, label in enumerate(_labels(studied))}
+    page, panels = _panels(
+        len(groups) + 1,
+        "How far networks are from the Fokker-Planck equation, and their samplers from each other",
+        "Left: the mean of R², squared residual of a network in the log-density's equation, over "
+        f"the square |x|, |y| ≤ {GRID.half_width:g} between two times; t = 0 is data. w: the "
+        "weight of R² in training. Bands and bars: 95 % intervals.\nLast: the squared distance "
+        "between what the reverse SDE and the ODE draw, against the mean of R² over all times, a "
+        "point a network. W₂ holds the noise of finite samples, below which no gap can be seen.",
+    )
+    spans = []
+    for axes, (family, members) in zip(panels, groups.items(), strict=False):
+        for network in members:
+            spans.append(_over_time(axes, network, colours[network.label]))
+        dress(axes, "time t", "mean of R²")
+        _titled(axes, f"{family}: residual over time")
+    for axes in panels[:-1]:
+        low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+        axes.set_ylim(low / 2, high * 2)
+    axes = panels[-1]
+    for place, (family, members) in enumerate(groups.items()):
+        for network in members:
+            _against(axes, network, _cycled(MARKERS, place), colours[network.label])
+        axes.plot([], [], _cycled(MARKERS, place), color=FAINT, markersize=5, label=family)
+    axes.set(xscale="log", yscale="log")
+    _read_in_full(axes)
+    dress(axes, "mean of R² over all times", "W₂² between SDE and ODE")
+    _titled(axes, "Gap against residual, colours as left")
+    return page.save(path)
+
+
+def draw_levels(path: Path, levels: Levels, *, title: str, count: int, trace: str) -> Path:
+    """Write how well a score obeys its equations, over noise levels.
+
+    Args:
+        path: the PNG file.
+        levels: the numbers by noise level.
+        title: of the picture.
+        count: points a level.
+        trace: how traces were taken.
+    """
+    probes = (
+        ""
+        if trace == "exact"
+        else " Traces are estimated by one random probe a point, which raises the residual."
+    )
+    page, (first, second) = _panels(
+        2,
+        title,
+        "The score of noised data obeys an equation in time (left) and is the gradient of a "
+        "log-density (right); a network only approximately. Left: what is left over of the "
+        "equation, relative to the rate at which the score changes: 0 is obeyed, 1 as wrong as "
+        "that rate is large. Right: the share of the Jacobian that is antisymmetric, |A| / |J| in "
+        "Frobenius norms, A = (J − Jᵀ) / 2: 0 for a gradient. The denoiser's share does not hide "
+        "behind the identity that rules the score's Jacobian at high noise.\n"
+        f"Root mean squares over {count} noised images a level, the same images and noise at each; "
+        f"bands: 95 % intervals.{probes}",
+    )
+    _over_levels(first, levels, "relative_residual", "", 0)
+    _over_levels(second, levels, "antisymmetric_share", "of the score", 0)
+    _over_levels(second, levels, "denoiser_antisymmetric_share", "of the denoiser", 1)
+    first.axhline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
+    for axes, heading, y_label in (
+        (first, "Residual of the score's equation", "residual / rate of change"),
+        (second, "Antisymmetric part of the Jacobian", "share |A| / |J|"),
+    ):
+        axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        dress(axes, "noise level τ", y_label)
+        _titled(axes, heading)
+    return page.save(path)
+
+
+# ------------------------------------------------------------------ panels
+
+
+def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
+    """A page of panels, at most three in a row."""
+    across = math.ceil(count / math.ceil(count / 3))
+    down = math.ceil(count / across)
+    page = Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
+    page.extend(down * (ABOVE + TALL + BELOW))
+    boxes = [divmod(place, across) for place in range(count)]
+    return page, [
+        page.axes(
+            EDGE + LEFT + column * (LEFT + WIDE),
+            page.top + ABOVE + row * (ABOVE + TALL + BELOW),
+            WIDE,
+            TALL,
+        )
+        for row, column in boxes
+    ]
+
+
+def _over_time(axes: Axes, network: Studied, colour: str) -> tuple[float, float]:
+    """Fill in the residual's profile of one network; the least and the greatest mean."""
+    profile = network.row["residual_by_time"]
+    edges, (mean, low, high) = np.array(profile["edges"]), np.array(profile["mean"]).T
+    middle = np.sqrt(edges[:-1] * edges[1:])
+    axes.fill_between(
+        middle, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0
+    )
+    axes.plot(middle, mean, color=colour, linewidth=1.4, label=network.label)
+    axes.set(xscale="log", yscale="log", xlim=(edges[0], edges[-1]))
+    return float(mean.min()), float(mean.max())
+
+
+def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
+    """Fill in the point of one network."""
+    row = network.row
+    x, y = row["residual_box_mean"], row["w2_sde_ode"] ** 2
+    ends = np.array([row["residual_box_mean_interval"], np.square(row["w2_sde_ode_interval"])])
+    ends = np.maximum(ends, [[x / 20], [y / 20]])  # an end at 0 has no place on a logarithmic axis
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[x - ends[0, 0]], [ends[0, 1] - x]],
+        yerr=[[y - ends[1, 0]], [ends[1, 1] - y]],
+        fmt=marker,
+        color=colour,
+        markersize=6,
+        linewidth=1.2,
+    )
+
+
+def _over_levels(axes: Axes, levels: Levels, name: str, label: str, place: int) -> None:
+    value, low, high = np.array([row[name] for row in levels.values()]).T
+    at, colour = np.array(list(levels)), OKABE_ITO[place]
+    axes.fill_between(at, np.maximum(low, value / 20), high, color=colour, alpha=0.2, linewidth=0)
+    style = {"marker": MARKERS[place], "markersize": 4, "linewidth": 1.4}
+    axes.plot(at, value, color=colour, label=label, **style)
+
+
+def _read_in_full(axes: Axes) -> None:
+    """Give logarithmic axes room, and label y at 1, 2 and 5 too: it may span less than a power of
+    10."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    axes.set(xlim=(left / 3, right * 3), ylim=(low / 1.5, high * 1.5))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+
+
+def _titled(axes: Axes, title: str) -> None:
+    """A title, and a legend below it in one line or, where that is too long, within the axes."""
+    names = axes.get_legend_handles_labels()[1]
+    if names and sum(len(name) + 6 for name in names) <= 60:
+        head(axes, title)
+        return
+    axes.set_title(title, fontsize=BODY, color=INK, loc="left", pad=18)
+    if names:
+        axes.legend(fontsize=SMALL, frameon=False, loc="best", handlelength=1.4)
+
+
+def _labels(studied: Sequence[Studied]) -> list[str]:
+    """Labels of networks, by weight."""
+    order = sorted(studied, key=lambda network: (network.weight is None, network.weight or 0.0))
+    return list(dict.fromkeys(network.label for network in order))
+
+
+def _cycled(choices: Sequence[str], place: int) -> str:
+    return choices[place % len(choices)]

@@ -1,0 +1,118 @@
+"""The tables and the picture of predictions against training on halves of the data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scoresens._files import replacing
+from scoresens.report.plots import BODY, FAINT, FRAME, INK, MARKERS, OKABE_ITO, SMALL, dress
+from scoresens.report.samples import table
+
+Result = Mapping[str, Any]
+COLUMNS = {
+    "displacement": ("lds", "pearson", "cosine", "l2", "size"),
+    "loss": ("lds", "pearson"),
+}
+SHARED = "the effect that seeds share"
+ANOTHER = "another seed's training"
+
+
+def ranked(result: Result, target: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The methods of a target with what is known of them, the best LDS first."""
+    return sorted(result[target]["methods"].items(), key=lambda item: -item[1]["chosen"]["lds"][0])
+
+
+def halves_table(result: Result) -> str:
+    """Both targets, a method a line; settings chosen on other halves than these."""
+    parts = []
+    for target, measures in COLUMNS.items():
+        ceiling = result[target]["ceiling"]
+        rows = {}
+        for method, row in ranked(result, target):
+            cells = {"setting": row["setting"]}
+            cells |= {measure: _cell(row["chosen"][measure]) for measure in measures}
+            if ceiling:
+                share = row["chosen"]["pearson"][0] / _positive(ceiling["pearson"][0])
+                cells["of ceiling"] = f"{share:.0%}"
+            if "default" in row:
+                cells["default lds"] = _cell(row["default"]["lds"])
+            rows[method] = cells
+        if ceiling:
+            for name, ending in ((SHARED, ""), (ANOTHER, "_of_another_seed")):
+                found = {m: _cell(ceiling[m + ending]) for m in ("lds", "pearson")}
+                rows[name] = found
+        rows = {name: {c: row.get(c, "") for c in _columns(rows)} for name, row in rows.items()}
+        parts.append(table(rows, target))
+    return "\n\n".join(parts)
+
+
+def _columns(rows):
+    return list(dict.fromkeys(column for row in rows.values() for column in row))
+
+
+def _cell(found: Sequence[float]) -> str:
+    value, low, high = map(_number, found)
+    return f"{value} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.0e}"  # a black box may overshoot
+
+
+def _positive(value: float) -> float:
+    return value if value > 0 else float("nan")
+
+
+def draw_halves(path: Path, result: Result, *, title: str) -> Path:
+    """Write the picture: LDS and Pearson's correlation of every method, and their ceilings.
+
+    Args:
+        path: the PNG file.
+        result: as the command writes it.
+        title: of the picture.
+    """
+    most = max(len(result[target]["methods"]) for target in COLUMNS)
+    figure = Figure(figsize=(13.2, 1.7 + 0.34 * most), layout="constrained")
+    figure.suptitle(f"Predicted and real effect of training on half of the data\n{title}",
+                    x=0.01, ha="left", fontsize=BODY + 2, color=INK)  # fmt: skip
+    for axes, target in zip(figure.subplots(1, len(COLUMNS)), COLUMNS, strict=True):
+        _panel(axes, result, target)
+    figure.text(
+        0.01, -0.01,
+        "LDS: rank correlation over halves, the mean over queries (displacements: along principal "
+        "components). Pearson: of all numbers pooled, each centred over halves. 95 % intervals "
+        "over halves and queries.\nSettings chosen on other halves. Dashed: what the effect that "
+        "all seeds share would reach against one seed (blue LDS, orange Pearson), the ceiling.",
+        fontsize=SMALL, color=FAINT, va="top",
+    )  # fmt: skip
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=150, format="png", bbox_inches="tight", pad_inches=0.25)
+    return path
+
+
+def _panel(axes: Axes, result: Result, target: str) -> None:
+    methods, ceiling = ranked(result, target), result[target]["ceiling"]
+    lines = np.arange(len(methods))
+    for place, (measure, name) in enumerate((("lds", "LDS"), ("pearson", "Pearson"))):
+        middle, low, high = np.array([row["chosen"][measure] for _, row in methods]).T
+        axes.errorbar(
+            middle, lines + 0.22 * (place - 0.5), xerr=np.maximum([middle - low, high - middle], 0),
+            fmt=MARKERS[place], color=OKABE_ITO[place], label=name, markersize=4.5, linewidth=1.2,
+        )  # fmt: skip
+        if ceiling:
+            axes.axvline(ceiling[measure][0], color=OKABE_ITO[place], linewidth=0.9,
+                         linestyle=(0, (4, 3)))  # fmt: skip
+    axes.set_yticks(lines, [f"{method}, {row['setting']}" for method, row in methods])
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
+    dress(axes, "correlation with the truth", "")
+    what = {
+        "displacement": "How each sample moves",
+        "loss": "How the denoising loss at each query changes",
+    }
+    axes.set_title(what[target], fontsize=BODY, color=INK, loc="left")
+    axes.legend(fontsize=SMALL, edgecolor="none", framealpha=1, loc="lower right")

@@ -1,0 +1,133 @@
+"""What training images do to samples, drawn: the most helpful, the most harmful, and where."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scoresens.report.page import Column, draw_sheet
+from scoresens.report.plots import OKABE_ITO, Curves
+from scoresens.statistics.displacements import Batch, Named, ordinal
+
+HELPFUL, HARMFUL = OKABE_ITO[0], OKABE_ITO[1]  # blue and vermilion
+PART = 0.01  # of the data's weight: scores are drawn as what so much more of an image does
+
+
+class Influence(NamedTuple):
+    """What training images do to one number of each of R samples.
+
+    Args:
+        x: the samples.
+        gradient: of that number at each.
+        value: that number.
+        top, bottom: indices of the images that raise it most and lower it most, the first first.
+        top_scores, bottom_scores: the derivatives, per unit of mass.
+        edges: noise levels between which the steps of the paths lie, falling.
+        profile: mean |influence| at each step.
+    """
+
+    x: Batch
+    gradient: Batch
+    value: Float[np.ndarray, "R"]
+    top: Int[np.ndarray, "R k"]
+    top_scores: Float[np.ndarray, "R k"]
+    bottom: Int[np.ndarray, "R k"]
+    bottom_scores: Float[np.ndarray, "R k"]
+    edges: Float[np.ndarray, "S+1"]
+    profile: Float[np.ndarray, "R S"]
+
+
+def median_levels(
+    profile: Float[np.ndarray, "... S"], edges: Float[np.ndarray, "S+1"]
+) -> Float[np.ndarray, "..."]:
+    """The noise level with half of the influence above it and half below, `[...]`."""
+    shares = np.cumsum(profile, -1) / np.sum(profile, -1, keepdims=True)
+    step = np.argmax(shares >= 0.5, -1)
+    return np.sqrt(edges[step] * edges[step + 1])
+
+
+def draw_influence(
+    path: Path,
+    data: Named,
+    found: Influence,
+    *,
+    labels: list[str],
+    images: int,
+    title: str,
+    says: str,
+    kinds: tuple[str, str] = ("helpful", "harmful"),
+    remark: str = "",
+) -> Path:
+    """Write samples beside the training images that help and harm them most, with their scores.
+
+    Args:
+        path: the PNG file.
+        data: the training data.
+        found: what there is to show, a row each.
+        labels: of the rows.
+        images: how many to show of either kind.
+        title: of the picture.
+        says: what number is measured, in a sentence or two.
+        kinds: what images that raise it, and that lower it, are called.
+        remark: a sentence or two for the caption.
+    """
+    edges = found.edges
+    widths = np.log(edges[:-1] / edges[1:])
+    middles = median_levels(found.profile, edges)
+    largest = np.max(np.abs(found.gradient), axis=tuple(range(1, found.x.ndim)), keepdims=True)
+    gradient = found.gradient / np.where(largest > 0, largest, 1)
+    columns = [
+        Column("sample", found.x, notes=[_signed(v, False) for v in found.value]),
+        Column("what is\nmeasured", gradient, True),
+        *_ranked(data, found.top, found.top_scores, images, f"most\n{kinds[0]}", HELPFUL),
+        *_ranked(data, found.bottom, found.bottom_scores, images, f"most\n{kinds[1]}", HARMFUL),
+    ]
+    curves = Curves(
+        "at which noise level\nimages have their influence",
+        "noise level τ, in grey values:\nfine detail  ←    →  coarse form",
+        edges[::-1],
+        (found.profile / widths)[:, ::-1],
+        middles,
+        [f"half above {middle:.2g}" for middle in middles],
+    )
+    caption = (
+        f"{says} Its value stands under each sample. Blue: the training images that raise it most; "
+        "orange: those that lower it most. Below each image, by how much, to first order, if "
+        f"{100 * PART:g} % of the data's weight were moved to it. Right: the share of all images' "
+        f"influence by the noise level at which it acts, dashed its median. {remark}"
+    )
+    return draw_sheet(
+        path,
+        columns,
+        labels,
+        title=title,
+        caption=caption,
+        values=data.images,
+        curves=curves,
+        signed="what is measured: red, darker is more",
+    )
+
+
+def _ranked(
+    data: Named, indices: np.ndarray, scores: np.ndarray, count: int, title: str, colour: str
+) -> list[Column]:
+    """Columns of training images by rank, in frames of one colour."""
+    found = enumerate(zip(indices.T[:count], PART * scores.T[:count], strict=True))
+    frames = [colour] * len(indices)
+    return [
+        Column(
+            ordinal(place + 1) if place else title,
+            data.images[index],
+            notes=[_signed(v) for v in values],
+            split=not place,
+            frames=frames,
+        )
+        for place, (index, values) in found
+    ]
+
+
+def _signed(value: float, sign: bool = True) -> str:
+    """Three digits, a sign, and a minus as wide as the plus."""
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")

@@ -1,0 +1,30 @@
+"""What a change of the training data does to scores, samples and losses.
+
+One perturbation pushed forward along the path, one functional pulled back to every data point, or
+the path of the model that was never trained.
+"""
+
+from scoresens.sensitivity import functionals
+from scoresens.sensitivity.attribution import Attribution, attribute
+from scoresens.sensitivity.counterfactual import Counterfactual, counterfactual
+from scoresens.sensitivity.losses import LossSensitivity, loss_sensitivity
+from scoresens.sensitivity.tangents import (
+    SampleSensitivity,
+    ScoreSensitivity,
+    sample_sensitivity,
+    score_sensitivity,
+)
+
+__all__ = [
+    "Attribution",
+    "Counterfactual",
+    "LossSensitivity",
+    "SampleSensitivity",
+    "ScoreSensitivity",
+    "attribute",
+    "counterfactual",
+    "functionals",
+    "loss_sensitivity",
+    "sample_sensitivity",
+    "score_sensitivity",
+]

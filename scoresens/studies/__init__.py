@@ -1,0 +1,29 @@
+"""Is it true? Predictions beside what training really does: fine-tuning, training from scratch on
+changed data and on halves of it; and the gap between samplers of trained networks.
+"""
+
+from scoresens.studies.changes import Change, ChangeSettings, make_change
+from scoresens.studies.finetuning import (
+    calibration,
+    compare,
+    predict_change,
+    real_changes,
+    reliability,
+)
+from scoresens.studies.halves import HalvesSettings
+from scoresens.studies.retraining import Answers, Questions, Trial
+
+__all__ = [
+    "Answers",
+    "Change",
+    "ChangeSettings",
+    "HalvesSettings",
+    "Questions",
+    "Trial",
+    "calibration",
+    "compare",
+    "make_change",
+    "predict_change",
+    "real_changes",
+    "reliability",
+]

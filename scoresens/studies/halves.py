@@ -1,0 +1,227 @@
+r"""Linear datamodeling: does a prediction foretell what training on half of the data does?
+
+Truth. A model is trained on all images and on each of S random halves of them, by each of R seeds
+(`retraining`). With x the sample from noise i, and L the denoising loss at image q,
+
+    displacement  T_rsi = x_i(half s, seed r) - x_i(all, seed r)
+    loss change   T_rsq = L_q(half s, seed r) - L_q(all, seed r)
+
+Measures, each averaged over seeds:
+
+    LDS      Spearman's correlation over the halves of predicted and true number, the mean over
+             queries; of displacements, along the first principal components of the data
+    pearson  of all entries pooled, each centred over the halves
+    cosine   median over halves and samples, of displacements centred over the halves
+    l2       |predicted - true| / |true| over all entries, of displacements
+
+Ceiling. Were a displacement an effect m that all seeds share plus a seed's own, and r the pooled
+correlation of two seeds, then m itself would reach sqrt(r) against one seed.
+
+References: Ilyas et al. 2022, arXiv 2202.00622; Park et al. 2023, arXiv 2303.14186 (LDS).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+
+from scoresens.studies.retraining import Answers, Trial, whole
+
+
+@dataclass(frozen=True)
+class HalvesSettings:
+    """Which models to train, and what to ask them.
+
+    Args:
+        seeds: R, trainings of each half.
+        subsets: S, halves that results are reported on.
+        choosing: further halves, on which whatever has a choice is chosen.
+        samples: M, queries that are drawn from the model: their displacement, and, with the values
+            clipped to those of the data, their loss.
+        held_out: images that no model sees, whose loss is asked for too.
+        levels: L, noise levels of a loss.
+        components: along which displacements are ranked.
+        seed: of halves, held-out images and noise.
+    """
+
+    seeds: int = 3
+    subsets: int = 64
+    choosing: int = 16
+    samples: int = 24
+    held_out: int = 24
+    levels: int = 32
+    components: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (
+            ("seeds", 1), ("subsets", 4), ("choosing", 4), ("samples", 1), ("held_out", 1),
+            ("levels", 1), ("components", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, came {getattr(self, name)}")
+
+
+class Truth(NamedTuple):
+    """What training on the halves did."""
+
+    samples: Float[np.ndarray, "R M *shape"]  # of the models of all images
+    displacements: Float[np.ndarray, "R S M *shape"]
+    losses: Float[np.ndarray, "R S Q"]
+
+
+def halves(count: int, subsets: int, seed: int) -> Bool[np.ndarray, "S N"]:
+    """Random halves of N images, each a row that is true for its images."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.permutation(count) < count // 2 for _ in range(subsets)])
+
+
+def plan(chosen: Bool[np.ndarray, "S N"], seeds: int) -> dict[str, Trial]:
+    """The trials of a study by name: `all-R`, and `half-SSS-R` for each half and seed."""
+    trials = whole(seeds)
+    for seed in range(seeds):
+        for number, half in enumerate(chosen):
+            trials[f"half-{number:03d}-{seed}"] = Trial(seed, half.astype(np.float64))
+    return trials
+
+
+def truth(found: Mapping[str, Answers], subsets: int, seeds: int) -> Truth:
+    """The displacements and loss changes of a study's answers."""
+    bases = [found[name] for name in whole(seeds)]
+    rows = [
+        [found[f"half-{number:03d}-{seed}"] for number in range(subsets)] for seed in range(seeds)
+    ]
+    return Truth(
+        np.stack([base.samples for base in bases]),
+        np.stack([
+            np.stack([half.samples - base.samples for half in row])
+            for row, base in zip(rows, bases, strict=True)
+        ]),
+        np.stack([
+            np.stack([half.losses - base.losses for half in row])
+            for row, base in zip(rows, bases, strict=True)
+        ]),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ measures
+
+
+def components(images: Float[np.ndarray, "N *shape"], count: int) -> Float[np.ndarray, "P d"]:
+    """The first principal components of the data, at most d."""
+    flat = np.asarray(images, np.float64).reshape(len(images), -1)
+    return np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:count]
+
+
+class Judge:
+    """The measures of predictions against one truth, `[R, S, M, d]` displacements or `[R, S, Q]`
+    losses, each as `[value, low, high]` with the 95 % interval of a bootstrap over halves and
+    queries together.
+
+    Args:
+        true: what training did.
+        axes: `[P, d]`, along which displacements are ranked; None for losses.
+        count: bootstrap resamples; 0 gives no intervals.
+        seed: of the resamples, the same for every prediction.
+    """
+
+    def __init__(self, true: np.ndarray, axes: np.ndarray | None, count: int, seed: int):
+        rng, (_, halves, queries) = np.random.default_rng(seed), true.shape[:3]
+        self.true, self.axes = np.asarray(true, np.float64), axes
+        self.drawn = list(
+            zip(
+                rng.integers(halves, size=(count, halves)),
+                rng.integers(queries, size=(count, queries)),
+                strict=True,
+            )
+        )
+
+    def all(self, found: np.ndarray) -> dict[str, list[float]]:
+        """Every measure that there is of such a prediction."""
+        measures = {"lds": self._rank, "pearson": self._pearson}
+        if self.axes is not None:
+            measures |= {"cosine": self._cosine, "l2": self._l2, "size": self._size}
+        return {name: measure(found, self.true) for name, measure in measures.items()}
+
+    def rank(self, found: np.ndarray) -> float:
+        """The LDS alone, without an interval."""
+        return float(self._ranks(found, self.true, slice(None)).mean())
+
+    def ceiling(self) -> dict[str, list[float]]:
+        """What one seed says of another, and what the effect that they share would reach against
+        one; nothing where there is one seed."""
+        seeds = range(len(self.true))
+        pairs = [(i, j) for i in seeds for j in seeds if i < j]
+        if not pairs:
+            return {}
+        first, second = (self.true[list(side)] for side in zip(*pairs, strict=True))
+        made = {}
+        for name, measure in (("lds", self._rank), ("pearson", self._pearson)):
+            made[f"{name}_of_another_seed"] = measure(first, second)
+            made[name] = [float(np.sqrt(max(v, 0))) for v in made[f"{name}_of_another_seed"]]
+        return made
+
+    def _rank(self, found, true):
+        each = self._ranks(found, true, slice(None))
+        drawn = [self._ranks(found, true, rows)[picked].mean() for rows, picked in self.drawn]
+        return _interval(each.mean(), drawn)
+
+    def _ranks(self, found, true, rows):
+        """Spearman's correlation over halves, the mean over seeds: `[M]` or `[M, P]`."""
+        if self.axes is not None:
+            found, true = found @ self.axes.T, true @ self.axes.T
+        ranked = ([rankdata(a[rows], axis=0) for a in side] for side in (found, true))
+        return np.mean([_correlation(p, t) for p, t in zip(*ranked, strict=True)], 0)
+
+    def _pearson(self, found, true):
+        """Of all entries pooled, each centred over the halves, the mean over seeds."""
+        p, t = _centred(found), _centred(true)
+        return self._ratio([p * t, p * p, t * t], lambda pt, pp, tt: pt / np.sqrt(_safe(pp * tt)))
+
+    def _cosine(self, found, true):
+        """The median over halves, queries and seeds."""
+        p, t = _centred(found), _centred(true)
+        sizes = np.linalg.norm(p, axis=-1) * np.linalg.norm(t, axis=-1)
+        cosines = (p * t).sum(-1) / _safe(sizes)
+        drawn = [np.median(cosines[:, rows][..., picked]) for rows, picked in self.drawn]
+        return _interval(np.median(cosines), drawn)
+
+    def _l2(self, found, true):
+        """|predicted - true| / |true|."""
+        return self._ratio([(found - true) ** 2, true**2], lambda off, all: np.sqrt(off / all))
+
+    def _size(self, found, true):
+        """|predicted| / |true|, centred over the halves."""
+        p, t = _centred(found), _centred(true)
+        return self._ratio([p * p, t * t], lambda pp, tt: np.sqrt(pp / tt))
+
+    def _ratio(self, parts, combine):
+        """A number made of sums over all entries, by seed, and its mean over seeds."""
+        each = np.stack([part.reshape(*part.shape[:3], -1).sum(-1) for part in parts])
+        drawn = [
+            combine(*each[:, :, rows][..., picked].sum((2, 3))).mean()
+            for rows, picked in self.drawn
+        ]
+        return _interval(combine(*each.sum((2, 3))).mean(), drawn)
+
+
+def _interval(value, drawn) -> list[float]:
+    ends = np.percentile(drawn, (2.5, 97.5)) if drawn else (value, value)
+    return [float(f"{number:.4g}") for number in (value, *ends)]
+
+
+def _centred(a):
+    return a - a.mean(1, keepdims=True)
+
+
+def _correlation(a, b):
+    """Over the leading axis; 0 where a column does not vary."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return (a * b).sum(0) / _safe(np.sqrt((a * a).sum(0) * (b * b).sum(0)))
+
+
+def _safe(sizes):
+    return np.where(sizes > 0, sizes, 1)

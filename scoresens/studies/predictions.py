@@ -1,0 +1,291 @@
+r"""What a model and its data say of training on halves of the data, and what simpler rules say.
+
+A prediction starts from one model of all images and gives, for S halves with weights w_s, either
+the displacement of the M samples, or the change of the denoising loss at the Q query images.
+
+Ours, with a bump of bandwidth h on each point:
+
+    first order      sum_k (w_sk - 1/N) dx / deps_k, (4.1), dL / deps_k, (5.2)
+    counterfactual   the samples and the losses of D + D_h(.; w_s) - D_h(.; 1/N), finite (6.3)
+
+`data`: density ratios against the data's law; `model`: the model's own, smoothed by h (6.5);
+`sharp`: the model's own, as it is. Without a network:
+
+    closed form          the same of the data's own denoiser D_h in the network's place
+    mean shift           D_h(x; w_s) - D_h(x; 1/N) at the sample alone, without noise
+    optimal transport    T_s(x) - T(x), T_s the barycentric map from the model's samples to a half
+    kernel, cosine, ...  each point pulls the sample, or lowers the loss, as it is near or alike
+    random               draws without meaning: what no skill looks like
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.spatial.distance import cdist
+
+from scoresens.flow.ode import sample_ode
+from scoresens.flow.riders import Smoothed
+from scoresens.flow.solve import Solve
+from scoresens.flow.traces import Exact, TraceEstimator
+from scoresens.laws.measures import Points
+from scoresens.laws.perturbations import reweight
+from scoresens.laws.scores import as_pytree, exact_score, from_denoiser
+from scoresens.models import Denoiser
+from scoresens.sensitivity.counterfactual import counterfactual
+from scoresens.sensitivity.losses import loss_sensitivity
+from scoresens.sensitivity.tangents import sample_sensitivity
+from scoresens.statistics.distances import transport_map
+from scoresens.studies.retraining import PROCESS, Questions, loss_noise
+from scoresens.training.denoising import loss_weight
+
+ALONGSIDE = 488  # further samples that an optimal transport map is made from
+
+
+class Case(NamedTuple):
+    """What a prediction starts from."""
+
+    model: Denoiser  # of all images
+    images: Float[np.ndarray, "N *shape"]
+    halves: Bool[np.ndarray, "S N"]
+    questions: Questions
+    samples: Float[np.ndarray, "M *shape"]  # of the model, from the questions' noise
+    solve: Solve = Solve()
+    trace: TraceEstimator = Exact()  # of the black boxes
+
+    @property
+    def weights(self) -> Float[np.ndarray, "S N"]:
+        """Of the points in each half."""
+        return self.halves / self.halves.sum(1, keepdims=True)
+
+    @property
+    def change(self) -> Float[np.ndarray, "S N"]:
+        """How the points' weights change."""
+        return self.weights - 1 / len(self.images)
+
+    @property
+    def score(self):
+        return from_denoiser(PROCESS, self.model)
+
+    def points(self, h: float) -> Points:
+        """The data's law, a bump of bandwidth h on each point."""
+        return Points(jnp.asarray(self.images), bandwidth=h)
+
+    def base(self, name: str, h: float) -> dict[str, Any]:
+        """A law to take density ratios against, as options of a verb."""
+        law = {"data": self.points(h), "model": Smoothed(h), "sharp": None}[name]
+        return {"base": law, "trace": self.trace, "prior": self.points(h)}
+
+
+Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
+
+
+# ------------------------------------------------------------------ displacements, [S, M, *shape]
+
+
+def first_order(case: Case, h: float, base: str) -> np.ndarray:
+    """The tangents (4.1) toward every half, at mass 1."""
+    halved = reweight(case.points(h), case.halves.astype(np.float32))
+    noise = case.questions.noise
+    options = {"key": case.questions.key, "solve": case.solve, **case.base(base, h)}
+    found = sample_sensitivity(PROCESS, case.score, halved, noise, **options)
+    return np.moveaxis(np.asarray(found.tangent), 1, 0)
+
+
+def finite(case: Case, h: float, network: bool = True) -> np.ndarray:
+    """The counterfactual against the data's law, of the network or of the data's own denoiser."""
+    data, noise = case.points(h), case.questions.noise
+    score = case.score if network else exact_score(PROCESS, data)
+    halved = reweight(data, case.halves.astype(np.float32))
+    asked = (PROCESS, score, halved, noise)
+    after = counterfactual(*asked, mass=1.0, base=data, solve=case.solve).x
+    before = sample_ode(PROCESS, score, noise, solve=case.solve).x
+    return np.moveaxis(np.asarray(after - before[:, None]), 1, 0)
+
+
+def mean_shift(case: Case, h: float) -> np.ndarray:
+    """The mean of the half's points near each sample, less that of all."""
+    bumps = _bumps(case.samples, case.images, h)
+    return _shaped(case, _means(case, bumps))
+
+
+def kernel_pull(case: Case, h: float) -> np.ndarray:
+    """Each point pulls by its bump of bandwidth h at the sample."""
+    bumps = _bumps(case.samples, case.images, h)
+    return _pulled(case, bumps / bumps.mean(1, keepdims=True))
+
+
+def cosine_pull(case: Case, _: float) -> np.ndarray:
+    """Each point pulls by its cosine with the sample, both from the mean image."""
+    return _pulled(case, _cosines(case.samples, case.images))
+
+
+def nearness_pull(case: Case, _: float) -> np.ndarray:
+    """Each point pulls by its inverse squared distance."""
+    return _pulled(case, 1 / _squares(case.samples, case.images))
+
+
+def equal_pull(case: Case, _: float) -> np.ndarray:
+    """All points pull alike."""
+    return _pulled(case, np.ones((len(case.samples), len(case.images))))
+
+
+def optimal_transport(case: Case, _: float) -> np.ndarray:
+    """The map is made from the samples and more of the same model."""
+    key = jax.random.fold_in(case.questions.key, 2)
+    noise = PROCESS.sample_prior(key, (ALONGSIDE, *case.images.shape[1:]))
+    more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
+    x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
+    rows = len(case.samples)
+    whole = transport_map(x, y)[:rows]
+    moved = np.stack([transport_map(x, y[half])[:rows] - whole for half in case.halves])
+    return _shaped(case, moved)
+
+
+def random_move(case: Case, _: float) -> np.ndarray:
+    """Standard normal displacements."""
+    shape = (len(case.halves), *case.samples.shape)
+    return np.random.default_rng(len(case.halves)).normal(size=shape)
+
+
+# ------------------------------------------------------------------ changes of the loss, [S, Q]
+
+
+def loss_first_order(case: Case, h: float, base: str) -> np.ndarray:
+    """The sum of `loss_scores` over the change of the points' weights."""
+    asked, options = case.questions, case.base(base, h)
+    return case.change @ loss_scores(case.model, case.points(h), asked, case.solve, **options).T
+
+
+def loss_scores(
+    model: Denoiser, data: Points, asked: Questions, solve: Solve = Solve(), **base: Any
+) -> Float[np.ndarray, "Q N"]:
+    """What a unit of weight on each point does to the losses that are asked for, (5.2); `base` are
+    options of `loss_sensitivity`."""
+    weights = loss_weight(asked.levels, model.sigma_data) / asked.images[0].size
+    asking = {"levels": asked.levels, "key": asked.key, "weights": weights, "solve": solve, **base}
+    score = from_denoiser(PROCESS, model)
+    return np.asarray(loss_sensitivity(PROCESS, score, data, asked.images, **asking).scores)
+
+
+def loss_finite(case: Case, h: float, network: bool = True) -> np.ndarray:
+    """The losses of `D + D_h(.; half) - D_h(.; all)`, or of D_h itself, less those before."""
+    data, weights = case.points(h), jnp.asarray(case.weights, case.images.dtype)
+    model = as_pytree(case.model if network else data.denoise)
+    return np.asarray(_loss_finite(model, data, weights, case.questions, case.model.sigma_data)).T
+
+
+@jax.jit
+def _loss_finite(model, data, weights, asked, sigma_data):
+    def change(row):
+        i, x = row
+
+        def at_level(row):
+            tau, noise = row
+            place = x + tau * noise
+            before = model(tau, place) - x
+            # the kernels do not depend on the weights: mapped over these, they are taken once
+            halves = jax.vmap(lambda w: data.with_weights(w).denoise(tau, place))(weights)
+            after = before + halves - data.denoise(tau, place)
+            errors = jax.vmap(lambda error: jnp.sum(error**2))(after) - jnp.sum(before**2)
+            return loss_weight(tau, sigma_data) / x.size * errors
+
+        return jnp.mean(jax.lax.map(at_level, (asked.levels, loss_noise(asked, i))), 0)
+
+    return jax.lax.map(change, (jnp.arange(len(asked.images)), asked.images))
+
+
+def kernel_loss(case: Case, h: float) -> np.ndarray:
+    """Each point lowers the loss by its bump of bandwidth h at the query."""
+    bumps = _bumps(np.asarray(case.questions.images), case.images, h)
+    return -case.change @ (bumps / bumps.mean(1, keepdims=True)).T
+
+
+def cosine_loss(case: Case, _: float) -> np.ndarray:
+    """Each point lowers the loss by its cosine with the query, both from the mean image."""
+    return -case.change @ _cosines(np.asarray(case.questions.images), case.images).T
+
+
+def nearness_loss(case: Case, _: float) -> np.ndarray:
+    """Each point raises the loss by its distance."""
+    return case.change @ np.sqrt(_squares(np.asarray(case.questions.images), case.images)).T
+
+
+def random_loss(case: Case, _: float) -> np.ndarray:
+    """Standard normal scores of the points."""
+    shape = (len(case.questions.images), len(case.images))
+    return case.change @ np.random.default_rng(len(case.halves)).normal(size=shape).T
+
+
+# ------------------------------------------------------------------ similarities, [M, N]
+
+
+def _flat(x):
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def _squares(x, images):
+    return cdist(_flat(x), _flat(images), "sqeuclidean")
+
+
+def _bumps(x, images, h):
+    """N(x; y_k, h^2 I), up to a factor for each x."""
+    logits = -0.5 * _squares(x, images) / h**2
+    return np.exp(logits - logits.max(1, keepdims=True))
+
+
+def _cosines(x, images):
+    centre = _flat(images).mean(0)
+    return 1 - cdist(_flat(x) - centre, _flat(images) - centre, "cosine")
+
+
+def _means(case, bumps):
+    """Weighted means of the points, of each half less of all, `[S, M, d]`."""
+    flat = _flat(case.images)
+
+    def mean(weights):
+        return weights @ flat / weights.sum(-1, keepdims=True)
+
+    return mean(case.halves[:, None] * bumps) - mean(bumps)
+
+
+def _pulled(case, weights):
+    """sum_k c_k w_k (y_k - x), `[S, M, *shape]`."""
+    flat, x = _flat(case.images), _flat(case.samples)
+    toward = case.change[:, None] * weights  # [S, M, N]
+    return _shaped(case, toward @ flat - toward.sum(-1, keepdims=True) * x)
+
+
+def _shaped(case, moves):
+    return moves.reshape(len(case.halves), *case.samples.shape)
+
+
+MOVES: dict[str, tuple[Prediction, bool]] = {  # and whether there is a bandwidth to choose
+    "counterfactual (data)": (finite, True),
+    "first order (data)": (functools.partial(first_order, base="data"), True),
+    "first order (model)": (functools.partial(first_order, base="model"), True),
+    "first order (sharp)": (functools.partial(first_order, base="sharp"), True),
+    "closed form, no network": (functools.partial(finite, network=False), True),
+    "mean shift": (mean_shift, True),
+    "optimal transport": (optimal_transport, False),
+    "kernel": (kernel_pull, True),
+    "cosine": (cosine_pull, False),
+    "inverse squared distance": (nearness_pull, False),
+    "equal pull": (equal_pull, False),
+    "random": (random_move, False),
+}
+LOSSES: dict[str, tuple[Prediction, bool]] = {
+    "counterfactual (data)": (loss_finite, True),
+    "first order (data)": (functools.partial(loss_first_order, base="data"), True),
+    "first order (model)": (functools.partial(loss_first_order, base="model"), True),
+    "first order (sharp)": (functools.partial(loss_first_order, base="sharp"), True),
+    "closed form, no network": (functools.partial(loss_finite, network=False), True),
+    "kernel": (kernel_loss, True),
+    "cosine": (cosine_loss, False),
+    "distance": (nearness_loss, False),
+    "random": (random_loss, False),
+}

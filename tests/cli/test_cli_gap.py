@@ -1,0 +1,420 @@
+"""`scoresens gap` and `scoresens residual` from end to end on tiny runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import Ran, scoresens, settings_file
+from flax import nnx
+
+from scoresens import cli
+from scoresens.cli import gap
+from scoresens.cli.common import PROCESS
+from scoresens.cli.config import read
+from scoresens.cli.residual import at_level
+from scoresens.cli.settings import GapRun, ResidualRun
+from scoresens.datasets.images import load
+from scoresens.flow.tabulated import Table
+from scoresens.flow.traces import Exact
+from scoresens.laws.measures import GaussianMixture
+from scoresens.laws.scores import exact_score, from_denoiser
+from scoresens.models import ModelSettings, build, save
+from scoresens.models.potential import PotentialMLP, read_potential, write_potential
+from scoresens.statistics.distances import Grid, wasserstein_of_histograms
+from scoresens.studies import gap as gap_study
+from scoresens.training.residual import RegularizedSettings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SAMPLES = 500
+GRID = Grid(3.5, 64)
+NAMES = ["blob_w0.5", "odd"]
+PUBLISHED = ("ode_blob_w0.5", "sde_blob_w0.5")
+TRAIN = """
+laws = ['blob']
+weights = [0, 2]
+samples = 500
+bins = 16
+[train]
+steps = 2
+batch_size = 4
+collocation = 4
+learning_rate = 1e-9
+"""
+
+
+def bowl(steep: float) -> PotentialMLP:
+    """phi = -steep |x|_1 - 6 (|x_i| - 0.7)_+ summed, which keeps all samples near the origin."""
+    network = PotentialMLP(2, width=8, rngs=nnx.Rngs(0))
+    signs = np.kron([1.0, -1.0, 1.0, -1.0], np.eye(2))  # +x, +y, -x, -y, and once more
+    weights = {
+        "input": np.concatenate([np.zeros((1, 8)), signs]),
+        "hidden1": np.eye(8),
+        "hidden2": np.eye(8),
+        "output": -np.repeat([steep, 6.0], 4)[:, None],
+    }
+    for name, kernel in weights.items():
+        layer = getattr(network, name)
+        layer.kernel[...] = jnp.asarray(kernel, jnp.float32)
+        shift = [0.0, -0.7] if name == "input" else [0.0]
+        shift = jnp.repeat(jnp.array(shift, jnp.float32), kernel.shape[1] // len(shift))
+        layer.bias = nnx.Param(shift)
+    return network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_points():
+    """Residuals at few points, truths of few samples, and small tables where none are named."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gap_study, "POINTS", 1000)
+        patch.setattr(gap_study, "TRUTH", 20_000)
+        patch.setattr(gap, "Table", lambda bins: Table(bins=min(bins, 16)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Two networks, one of no known weight, and published histograms of one of them."""
+    folder = tmp_path_factory.mktemp("networks")
+    for name, steep in zip(NAMES, (1.5, 3.0), strict=True):
+        write_potential(folder / f"{name}.npz", bowl(steep))
+    counts = np.zeros((64, 64), np.uint32)
+    counts[20:44, 20:44] = 5
+    with (folder / "histograms.npz").open("wb") as file:
+        np.savez(file, **{"grid_axis": GRID.axis, **dict.fromkeys(PUBLISHED, counts)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(networks, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gap") / "out"
+    return scoresens("gap", "--networks", networks, "--samples", SAMPLES, "--seed", 3, out=out)
+
+
+def copied(ran: Ran, folder: Path) -> Path:
+    return Path(shutil.copytree(ran.out, folder / "out"))
+
+
+def counting(monkeypatch) -> list[int]:
+    """The numbers of samples of every network that is sampled from here on."""
+    asked = []
+
+    def sample(potential, samples, **options):
+        asked.append(samples)
+        return kept(potential, samples, **options)
+
+    kept = gap_study.sample_network
+    monkeypatch.setattr(gap_study, "sample_network", sample)
+    return asked
+
+
+# ------------------------------------------------------------------ gap
+
+
+def test_gap_of_a_folder_writes_distances_and_pictures(first):
+    assert first.code == 0, first.told
+    assert first.files == {
+        "result.json",
+        "residual.png",
+        "laws-blob.png",
+        "laws-networks.png",
+        *(f"samples/{name}.npz" for name in NAMES),
+    }
+    assert "laws-*.png, residual.png, result.json, samples/" in first.printed
+    assert "networks/" not in first.printed  # none was trained
+    result = first.result
+    assert result.keys() >= {"settings", "versions", "seconds", "stages"}
+    assert result["settings"]["samples"] == SAMPLES and result["settings"]["seed"] == 3
+    assert list(result["networks"]) == NAMES
+    assert f"{NAMES[1]}, 2 of 2: {SAMPLES} samples" in first.told
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_holds_the_numbers_of_its_samples(first, name):
+    row = first.result["networks"][name]
+    with np.load(first.out / "samples" / f"{name}.npz") as kept:
+        found = {law: kept[law] for law in ("ode", "sde", "flow")}
+    assert row["samples"] == SAMPLES
+    for law in ("ode", "flow"):
+        apart = wasserstein_of_histograms(found["sde"], found[law], GRID)
+        assert row[f"w2_sde_{law}"] == pytest.approx(apart)
+    low, high = row["w2_sde_ode_interval"]
+    assert 0 <= low < row["w2_sde_ode"] < high
+    low, high = row["residual_box_mean_interval"]
+    assert low < row["residual_box_mean"] < high
+    assert len(row["residual_by_time"]["mean"]) == len(row["residual_by_time"]["edges"]) - 1
+    known = name == NAMES[0]  # the other's name tells neither law nor weight
+    assert (row["data"], row["weight"]) == (("blob", 0.5) if known else ("odd", None))
+    assert ("w2_ode_truth" in row) == ("published" in row) == known
+    if known:
+        published = row["published"]
+        assert published["ratio_ode"] == pytest.approx(published["w2_ode"] / published["floor_ode"])
+
+
+def test_the_table_shows_what_result_json_holds(first):
+    row = first.result["networks"][NAMES[0]]
+    lines = first.printed.splitlines()
+    (header,) = [line for line in lines if line.startswith("network")]
+    (line,) = [line for line in lines if line.startswith(NAMES[0])]
+    low, high = row["w2_sde_ode_interval"]
+    assert f"0.5  {row['w2_sde_ode']:.4f} [{low:.4f}, {high:.4f}]" in line
+    assert line.endswith(f"{row['published']['w2_ode_flow']:.4f}")
+    assert header.endswith("published ODE-flow") and "mean R^2" in header
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(first, networks, tmp_path, monkeypatch):
+    out, asked = copied(first, tmp_path), counting(monkeypatch)
+    (out / "result.json").unlink()
+    (out / "samples" / f"{NAMES[1]}.npz").write_bytes(b"half a file")
+    text = f"networks = '{networks}'\nsamples = {SAMPLES}\nseed = 3"  # as the options said
+    again = scoresens("gap", settings_file(tmp_path, text), out=out)
+    assert again.code == 0 and asked == [SAMPLES]  # of the damaged file alone
+    assert again.result["networks"] == first.result["networks"]
+    assert again.printed == first.printed.replace(str(first.out), str(out))
+
+
+@pytest.fixture
+def bowls(monkeypatch):
+    """Training starts from a network whose samples stay."""
+    monkeypatch.setattr(gap, "PotentialMLP", lambda *_, **__: bowl(1.5))
+
+
+def test_gap_trains_a_network_a_law_and_weight_once(tmp_path, monkeypatch, bowls):
+    config, out = settings_file(tmp_path, TRAIN), tmp_path / "out"
+    ran = scoresens("gap", config, out=out)
+    assert ran.code == 0, ran.told
+    names = ["blob_w0.0", "blob_w2.0"]
+    assert list(ran.result["networks"]) == names
+    assert ran.files >= {f"networks/{name}.{end}" for name in names for end in ("npz", "json")}
+    plain, penalised = (ran.result["networks"][name] for name in names)
+    assert (plain["weight"], penalised["weight"]) == (0.0, 2.0)
+    assert plain["training"].keys() == {"score_matching"}
+    assert penalised["training"].keys() == {"score_matching", "residual"}
+    assert json.loads((out / "networks" / "blob_w2.0.json").read_text())["train"]["steps"] == 2
+    assert read_potential(out / "networks" / "blob_w2.0.npz").width == 8
+    assert "networks/" in ran.printed
+
+    (out / "networks" / "blob_w0.0.npz").write_bytes(b"half a file")
+    trained = counting_trainings(monkeypatch)
+    again = scoresens("gap", config, out=out)
+    assert again.code == 0 and trained == [0.0]  # what was damaged alone
+    assert again.result["networks"] == ran.result["networks"]
+    assert "blob_w2.0, 2 of 2: trained before" in again.told
+
+
+def test_a_network_is_kept_for_the_settings_it_was_made_with(tmp_path):
+    about = {"law": "blob", "seed": 0, "train": {"steps": 3, "where": "box"}}
+    file = tmp_path / "blob_w0.0.npz"
+    write_potential(file, bowl(1.0))
+    assert not gap._is_kept(file, about)
+    file.with_suffix(".json").write_text(json.dumps(about | {"losses": {}}))
+    assert gap._is_kept(file, about)
+    for other in ({"seed": 1}, {"law": "checker"}, {"train": {"steps": 4, "where": "box"}}):
+        assert not gap._is_kept(file, about | other)
+    file.with_suffix(".json").write_text("half a fi")
+    assert not gap._is_kept(file, about)
+
+
+def counting_trainings(monkeypatch) -> list[float]:
+    """The weights of the residual of every training from here on."""
+    weights = []
+
+    def train(*arguments, settings, **options):
+        weights.append(settings.residual_weight)
+        return kept(*arguments, settings=settings, **options)
+
+    kept = gap.train_regularized
+    monkeypatch.setattr(gap, "train_regularized", train)
+    return weights
+
+
+def test_a_network_that_drives_all_samples_away_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(gap, "PotentialMLP", lambda *_, **__: bowl(-20.0))
+    ran = scoresens("gap", settings_file(tmp_path, TRAIN), out=tmp_path / "out")
+    assert ran.code == 1
+    assert "error: blob_w0.0: none of 500 samples came within the grid" in ran.told.splitlines()[-1]
+    assert "Traceback" not in ran.told and not (tmp_path / "out" / "result.json").exists()
+
+
+# ------------------------------------------------------------------ residual
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small network of random parameters."""
+    settings = ModelSettings(kind="mlp", width=8, depth=1)
+    model = build(settings, (8, 8, 1), 0.5, key=jax.random.key(0))
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda leaf: leaf + np.float32(0.3 * rng.normal(size=leaf.shape)), model)
+    save(tmp_path / "model.safetensors", moved, {})
+    return tmp_path / "model.safetensors"
+
+
+def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
+    text = f"""
+    checkpoint = '{checkpoint}'
+    levels = [0.3, 5]
+    count = 3
+    trace = 'hutchinson'
+    [data]
+    name = 'digits'
+    count = 60
+    """
+    ran = scoresens("residual", settings_file(tmp_path, text), out=tmp_path / "out")
+    assert ran.code == 0, ran.told
+    assert ran.files == {"result.json", "report.png"}
+    fine, coarse = ran.result["levels"]
+    assert (fine["level"], coarse["level"]) == (0.3, 5.0) and ran.result["images"] == 60
+    for row in (fine, coarse):
+        for name in ("relative_residual", "antisymmetric_share", "denoiser_antisymmetric_share"):
+            assert 0 <= row[name]["low"] <= row[name]["value"] <= row[name]["high"]
+        assert row["antisymmetric_share"]["value"] < 1
+        relative = row["residual_norm"]["value"] / row["rate_norm"]["value"]
+        assert row["relative_residual"]["value"] == pytest.approx(relative)
+    # at high noise every score is nearly that of one point, which obeys the equation
+    assert 0 < coarse["relative_residual"]["value"] < fine["relative_residual"]["value"]
+    assert 0 < coarse["antisymmetric_share"]["value"] < fine["antisymmetric_share"]["value"]
+    value = fine["relative_residual"]["value"]
+    (line,) = [line for line in ran.printed.splitlines() if line.startswith("0.3 ")]
+    assert line.split()[1] == f"{value:.3g}"
+    assert "2/2" in ran.told  # the progress bar
+
+
+def test_an_exact_denoiser_leaves_nothing_over():
+    """The score of a mixture of Gaussians obeys all equations."""
+    means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])
+    law = GaussianMixture(jnp.array([0.3, 0.7]), means, jnp.array([0.5, 0.2]))
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    score, key = exact_score(PROCESS, law), jax.random.key(1)
+    found = at_level(PROCESS, score, x, 0.7, Exact(), key=key)
+    assert (found.residual < 1e-18 * found.rate).all()
+    assert found.twist.shape == (2, 5) and (found.twist < 1e-18 * found.whole).all()
+
+
+def test_shares_are_those_of_dense_jacobians():
+    """A linear denoiser W x: its Jacobian is W, and that of its score (W - I) / tau^2."""
+    matrix = jnp.array([[0.5, 0.3], [-0.1, 0.2]])
+    score = from_denoiser(PROCESS, lambda t, x: matrix @ x)
+    found = at_level(PROCESS, score, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
+    whole = np.array([np.sum((matrix - jnp.eye(2)) ** 2), np.sum(matrix**2)])
+    twisted = 2 * (0.4 / 2) ** 2  # |A|_F^2, A the antisymmetric part of either
+    np.testing.assert_allclose(found.twist / found.whole, np.outer(twisted / whole, np.ones(3)))
+
+
+# ------------------------------------------------------------------ what is refused, and how
+
+
+def refused(ran: Ran) -> str:
+    assert ran.code == 2, ran.told
+    assert not ran.printed and "Traceback" not in ran.told
+    assert not ran.out.exists() or not ran.files
+    return ran.told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "complaint"),
+    [
+        ("gap", "laws = ['ring']", "laws[0]: expected 'blob' or 'circles2' or 'checker'"),
+        ("gap", "laws = ['blob']\nweights = [-1]", "weights must be 0 or greater, got [-1.0]"),
+        ("gap", "laws = ['blob']\nweights = []", "weights must be 0 or greater, got []"),
+        ("gap", "laws = ['blob']\nweights = [1, 1.0]", "weights must differ"),
+        ("gap", "laws = ['blob']\nsamples = 0", "samples must be at least 1, got 0"),
+        ("gap", "laws = ['blob']\nbins = 3", "bins must be at least 4, got 3"),
+        ("gap", "laws = ['blob']\n[train]\nsteps = 0", "train: steps must be positive"),
+        (
+            "gap",
+            "laws = ['blob']\n[train]\nresidual_weight = 2",
+            "train.residual_weight comes from weights",
+        ),
+        ("gap", "samples = 3", "name either laws to train networks on"),
+        ("gap", "laws = ['blob']\nnetworks = 'x'", "name either laws to train networks on"),
+        ("gap", "networks = 'no-such-folder'", "networks: no potential network in no-such-folder"),
+        ("residual", "levels = [1, 0.5]", "levels must rise, got [1.0, 0.5]"),
+        ("residual", "levels = [0, 0.5]", "levels must be positive"),
+        ("residual", "levels = [1, 81]", "levels must be at most 80"),
+        ("residual", "count = 1", "count must be at least 2, got 1"),
+        ("residual", "checkpoint = 'no.safetensors'", "checkpoint: no checkpoint at"),
+    ],
+)
+def test_wrong_settings_name_the_file_and_the_key(tmp_path, command, text, complaint):
+    config = settings_file(tmp_path, text)
+    line = refused(scoresens(command, config, out=tmp_path / "out"))
+    assert str(config) in line and complaint in line
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((), "gap: either CONFIG or --networks FOLDER is needed, got neither"),
+        (("CONFIG", "--networks", "x"), "gap: either CONFIG or --networks FOLDER is needed, got b"),
+        (("CONFIG", "--samples", "3"), "gap: --samples goes with --networks: set it in CONFIG"),
+        (("--networks", "x", "--samples", "0"), "gap: samples must be at least 1, got 0"),
+        (("--networks", "x", "--samples", "many"), "argument --samples: invalid int value"),
+    ],
+)
+def test_wrong_options_of_gap_are_named(tmp_path, options, complaint):
+    assert complaint in refused(scoresens("gap", *options, out=tmp_path / "out"))
+
+
+def folder_without_array(folder, networks):
+    with np.load(networks / f"{NAMES[0]}.npz") as kept:
+        arrays = dict(kept)
+    del arrays["hidden2_b"]
+    np.savez(folder / "blob_w1.0.npz", **arrays)
+
+
+def folder_of_another_grid(folder, networks):
+    shutil.copy(networks / f"{NAMES[0]}.npz", folder)
+    np.savez(folder / "histograms.npz", grid_axis=np.linspace(-4, 4, 64))
+
+
+def folder_of_another_dimension(folder, networks):
+    write_potential(folder / "deep.npz", PotentialMLP(3, width=4, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda folder, networks: None, "no potential network in"),
+        (folder_without_array, "blob_w1.0.npz lacks the arrays ['hidden2_b']"),
+        (folder_of_another_grid, "histograms.npz: its grid has 64 points from -4 to 4"),
+        (folder_of_another_dimension, "deep.npz takes samples of 3 entries"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, networks, make, complaint):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    make(folder, networks)
+    line = refused(scoresens("gap", "--networks", folder, out=tmp_path / "out"))
+    assert "error: gap: networks:" in line and complaint in line
+
+
+# ------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize(("command", "kind"), [("gap", GapRun), ("residual", ResidualRun)])
+def test_help_names_every_setting_and_file(capsys, command, kind):
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in kind.__dataclass_fields__:
+        assert name in text, name
+    for file in cli.COMMANDS[command].writes:
+        assert f"  {file}" in text
+    if command == "gap":
+        assert all(
+            name in text
+            for name in RegularizedSettings.__dataclass_fields__
+            if name != "residual_weight"
+        )
+
+
+def test_the_settings_files_that_come_along_are_read():
+    small, full = (read(CONFIGS / f"{name}.toml", GapRun) for name in ("gap", "gap-full"))
+    assert small.laws == full.laws == ("blob", "circles2", "checker")
+    assert small.weights == full.weights == (0.0, 0.1, 1.0, 10.0)
+    assert small.train.steps < full.train.steps == 100_000 and full.train.collocation == 50_000
+    assert read(CONFIGS / "residual.toml", ResidualRun) == ResidualRun(data=ResidualRun().data)
+    assert len(load("digits").images) >= ResidualRun().count

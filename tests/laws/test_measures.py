@@ -1,0 +1,206 @@
+"""Noised laws against naive sums of scipy's densities."""
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import oracles
+import pytest
+from scipy.spatial.distance import cdist
+
+import scoresens as ss
+from scoresens.laws import measures
+
+rng = np.random.default_rng(0)
+POINTS, WEIGHTS = rng.normal(size=(30, 3)), rng.uniform(size=30)
+WEIGHTS[[0, 11, 29]] = 0
+ROOTS = rng.normal(size=(3, 3, 3)) / 2
+FULL = ROOTS @ ROOTS.swapaxes(1, 2) + 0.05 * np.eye(3)
+VARIANCES = rng.uniform(0.05, 1, size=(3, 3))
+MEANS = rng.normal(size=(3, 3))
+
+
+def arrays(*values):
+    return tuple(jnp.asarray(value) for value in values)
+
+
+def mixture(covariances, dense):
+    weights = np.array([0.2, 0.5, 0.3])
+    return (
+        ss.GaussianMixture(*arrays(5 * weights, MEANS, covariances)),
+        oracles.Mixture(weights, MEANS, dense),
+    )
+
+
+def points(weights, bandwidth):
+    given = None if weights is None else jnp.asarray(weights)
+    return (
+        ss.Points(jnp.asarray(POINTS), given, bandwidth),
+        oracles.Mixture.of_points(POINTS, weights, bandwidth),
+    )
+
+
+LAWS = {
+    "points": points(None, 0.0),
+    "weighted points": points(WEIGHTS, 0.0),
+    "bumps": points(WEIGHTS, 0.3),
+    "full mixture": mixture(FULL, FULL),
+    "diagonal mixture": mixture(VARIANCES, VARIANCES[:, :, None] * np.eye(3)),
+    "isotropic mixture": mixture(VARIANCES[:, 0], VARIANCES[:, 0, None, None] * np.eye(3)),
+}
+
+
+@pytest.fixture(scope="module", params=LAWS)
+def law(request):
+    return LAWS[request.param]
+
+
+@pytest.fixture(params=[measures.BLOCK, 7], ids=["one block", "five blocks"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(measures, "BLOCK", request.param)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 30.0])
+def test_posterior(law, tau, block):
+    """1e-12 is float64 through 30 exponentials; the denoiser cancels as x + tau^2 s does in the
+    oracle, which costs tau^2 roundings there."""
+    measure, oracle = law
+    for x in oracle.sample(np.random.default_rng(1), 2) + tau * POINTS[:2]:
+        found = measure.posterior(tau, jnp.asarray(x))
+        expected = oracle.noised(1.0, tau).log_density(x[None])
+        laws.close(found.log_density, expected[0], relative=1e-12)
+        laws.close(found.mean, oracle.denoised(tau, x[None])[0], absolute=1e-12 * (1 + tau**2))
+
+
+def test_score_is_the_gradient_of_the_log_density(law, block):
+    measure, _ = law
+    tau, x = 0.5, jnp.array([0.3, -0.2, 0.5])
+    score = (measure.denoise(tau, x) - x) / tau**2
+    laws.close(jax.grad(lambda x: measure.log_density(tau, x))(x), score, relative=1e-10)
+
+
+def test_weighted_sums(law, block):
+    """sum_j c_j K_j(x) and the same times D_j, each component as a law of its own."""
+    measure, oracle = law
+    tau, x, count = 0.5, np.array([0.3, -0.2, 0.5]), len(oracle.weights)
+    coefficients = np.random.default_rng(2).normal(size=(2, count))
+    reference = -1.5
+    mass, mean = measure.weighted_sums(
+        tau, jnp.asarray(x), jnp.asarray(reference), jnp.asarray(coefficients)
+    )
+    alone = [oracles.Mixture(np.ones(1), *(a[j : j + 1] for a in oracle[1:])) for j in range(count)]
+    ratios = np.array(
+        [np.exp(one.noised(1, tau).log_density(x[None])[0] - reference) for one in alone]
+    )
+    denoised = np.array([one.denoised(tau, x[None])[0] for one in alone])
+    laws.close(mass, coefficients @ ratios, absolute=1e-11 * ratios.max())
+    laws.close(mean, coefficients * ratios @ denoised, absolute=1e-11 * ratios.max())
+
+
+def test_noised_log_density_in_every_process(law):
+    measure, oracle = law
+    x = np.array([0.3, -0.2, 0.5])
+    for process in laws.PROCESSES.values():
+        t = 0.3 * process.t_max
+        expected = oracle.noised(*laws.scales(process, t)).log_density(x[None])[0]
+        found = measure.noised_log_density(process, t, jnp.asarray(x))
+        laws.close(found, expected, absolute=1e-11)
+
+
+def test_with_weights_and_bandwidth():
+    plain, _ = LAWS["points"]
+    x, tau = jnp.array([0.3, -0.2, 0.5]), 0.5
+    for changed, oracle in (
+        (plain.with_weights(jnp.asarray(WEIGHTS)), LAWS["weighted points"][1]),
+        (plain.with_default_bandwidth(0.2), points(None, 0.2)[1]),
+        (LAWS["bumps"][0].with_default_bandwidth(0.2), LAWS["bumps"][1]),  # keeps its own
+    ):
+        expected = oracle.noised(1.0, tau).log_density(np.asarray(x)[None])[0]
+        laws.close(changed.log_density(tau, x), expected, relative=1e-12)
+
+
+def test_points_of_zero_weight_have_no_say():
+    """Even where one of them is the nearest; and their weights have finite derivatives."""
+    measure, _ = LAWS["weighted points"]
+    at_zero = jnp.asarray(POINTS[0])
+    spread, kept = 0.05, WEIGHTS > 0
+    shares = WEIGHTS[kept] / WEIGHTS.sum()
+    expected = oracles.points_log_density(POINTS[kept], shares, spread, at_zero)
+    laws.close(measure.log_density(spread, at_zero), expected, relative=1e-12)
+    rate = jax.grad(lambda w: measure.with_weights(w).log_density(0.5, at_zero))(measure.weights)
+    through_the_sum = np.full(3, -1 / WEIGHTS.sum())
+    laws.close(np.asarray(rate)[~kept], through_the_sum, relative=1e-12)
+
+
+def test_images_are_flattened():
+    images = jnp.asarray(POINTS.reshape(10, 3, 3, 1))
+    x = 0.1 * jnp.ones((3, 3, 1))
+    posterior = ss.Points(images).posterior(0.5, x)
+    expected = oracles.points_log_density(
+        POINTS.reshape(10, 9), np.full(10, 0.1), 0.5, np.full(9, 0.1)
+    )
+    assert posterior.mean.shape == (3, 3, 1)
+    laws.close(posterior.log_density, expected, relative=1e-12)
+
+
+@pytest.mark.parametrize("block", [measures.BLOCK, 16], indirect=True, ids=["one", "many"])
+def test_small_noise_in_float32(block):
+    """Far from the origin |x - y|^2 by its expansion alone would be off by 1e-7 |y|^2 / tau^2, here
+    1e4 in log K. Weights of the nearest points are right to float32's rounding of x - y itself:
+    1e-6 |y| / tau of an offset of tau, in exponents of order 1."""
+    tau, size = 0.002, 16
+    far = np.random.default_rng(3).normal(size=(50, size)).astype(np.float32) * 5
+    far[1:4] = far[0] + np.float32(0.001) * np.random.default_rng(4).normal(size=(3, size))
+    x = far[0] + np.float32(0.001)
+    found = ss.Points(jnp.asarray(far)).posterior(jnp.float32(tau), jnp.asarray(x))
+    exact = far.astype(np.float64)
+    log_density = oracles.points_log_density(exact, np.full(50, 1 / 50), tau, x.astype(float))
+    logits = -np.sum((x.astype(float) - exact) ** 2, 1) / (2 * tau**2)
+    share = np.exp(logits - logits.max())
+    assert found.mean.dtype == jnp.float32
+    laws.close(found.log_density, log_density, absolute=1e-4)
+    laws.close(found.mean, share @ exact / share.sum(), absolute=5e-6)
+    squares = (far**2).sum(1) - 2 * far @ x + (x**2).sum()
+    naive = -squares / (2 * np.float32(tau) ** 2)
+    assert np.abs(naive - naive.max() - logits + logits.max())[:4].max() > 0.3  # the trap is real
+
+
+def test_no_array_of_samples_by_points_by_size():
+    """Mapped over M samples the working memory is a few (M, BLOCK) tables."""
+    m, n, d = 64, 20_000, 64
+    data = ss.Points(jnp.zeros((n, d), jnp.float32))
+    x = jax.ShapeDtypeStruct((m, d), jnp.float32)
+
+    def evaluate(data, x):
+        return jax.vmap(lambda x: data.posterior(jnp.float32(0.5), x))(x)
+
+    memory = jax.jit(evaluate).lower(data, x).compile().memory_analysis()
+    tables = memory.temp_size_in_bytes / (4 * m * measures.BLOCK)
+    assert tables < 12  # an (M, BLOCK, d) array alone would be 64 of them, an (M, N, d) one 312
+
+
+def test_default_bandwidth():
+    spread = np.random.default_rng(5).normal(size=(300, 4)) + 100
+    distances = cdist(spread, spread)
+    np.fill_diagonal(distances, np.inf)
+    expected = 0.5 * np.median(distances.min(1))
+    laws.close(ss.default_bandwidth(jnp.asarray(spread)), expected, relative=1e-6)
+    chosen = np.linspace(0, 299, 40).astype(int)
+    expected = 0.5 * np.median(distances[chosen].min(1))
+    found = ss.default_bandwidth(jnp.asarray(spread), subset=40)
+    laws.close(found, expected, relative=1e-6)
+
+
+def test_default_bandwidth_passes_over_copies():
+    spread = np.random.default_rng(6).normal(size=(20, 4))
+    distances = cdist(spread, spread)
+    np.fill_diagonal(distances, np.inf)
+    doubled = jnp.asarray(np.concatenate([spread, spread]))
+    laws.close(ss.default_bandwidth(doubled), 0.5 * np.median(distances.min(1)), relative=1e-6)
+
+
+def test_measures_are_pytrees(law):
+    measure, oracle = law
+    x = jnp.array([0.3, -0.2, 0.5])
+    found = jax.jit(lambda measure, x: measure.log_density(0.5, x))(measure, x)
+    laws.close(found, oracle.noised(1.0, 0.5).log_density(np.asarray(x)[None])[0], relative=1e-12)

@@ -1,0 +1,168 @@
+"""Directions in the space of data laws, and the laws at finite mass."""
+
+import jax
+import jax.numpy as jnp
+import laws
+import numpy as np
+import pytest
+
+import scoresens as ss
+from scoresens.laws.changed import change
+
+X, TAU = np.array([0.3, -0.2]), 0.7
+
+
+def chi(perturbation):
+    """The direction's signed weights over the points of DATA and the newcomers, as numpy."""
+    edits = np.zeros((len(perturbation), len(laws.DATA.points)))
+    added = None
+    for part in perturbation.parts:
+        if part.index is None:
+            added = part.coefficients
+        else:
+            edits[:, np.asarray(part.index)] += part.coefficients
+    return edits, added
+
+
+@pytest.mark.parametrize("kind", laws.CHANGES)
+def test_mass_one_is_the_whole_change(kind):
+    """The denoiser of the changed law, at several masses, is the oracle's."""
+    perturbation, law_at = laws.changes()[kind]
+    perturbation = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    for mass in (0.0, 0.3, 1.0):
+        found = change(laws.data_set(), perturbation, mass).denoise(TAU, jnp.asarray(X)[None])[0]
+        laws.close(found, law_at(mass).denoised(TAU, X[None]), absolute=1e-12)
+
+
+@pytest.mark.parametrize("kind", laws.CHANGES)
+def test_denoiser_derivative(kind):
+    """(2.1) in the canonical frame: tau^2 times the derivative of the score."""
+    perturbation, law_at = laws.changes()[kind]
+    perturbation = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    law = laws.DATA.unchanged()
+    found = perturbation.denoiser_derivative(
+        TAU,
+        jnp.asarray(X),
+        jnp.asarray(law.noised(1.0, TAU).log_density(X[None])[0]),
+        jnp.asarray(law.denoised(TAU, X[None])[0]),
+    )
+    expected = TAU**2 * laws.slope_of_score(kind, law_at, 1.0, TAU, X[None])
+    laws.close(found, expected, absolute=1e-9 if kind == "move" else 1e-12)
+
+
+def test_remove_by_index_by_mask_and_by_masks():
+    data, weights = laws.data_set(), laws.DATA.weights
+    mask = np.zeros((2, 6), bool)
+    mask[0, [1, 2]] = mask[1, 4] = True
+    rows = np.array([np.where(m, -weights / (1 - weights[m].sum()), 0) for m in mask])
+    laws.close(chi(ss.remove(data, mask))[0], rows, absolute=1e-15)
+    laws.close(chi(ss.remove(data, mask[0]))[0], rows[:1], absolute=1e-15)
+    laws.close(chi(ss.remove(data, [4]))[0], rows[1:], absolute=1e-15)
+    laws.close(chi(ss.remove(data, jnp.array([-2])))[0], rows[1:], absolute=1e-15)
+
+
+def test_remove_points_of_no_weight_moves_nothing():
+    data = ss.Points(jnp.asarray(laws.DATA.points), jnp.array([0.0, 1, 1, 1, 1, 1]))
+    laws.close(chi(ss.remove(data, [0]))[0], np.zeros((1, 6)))
+
+
+def test_reweight_normalises_its_rows():
+    rows = np.array([[1.0, 0, 2, 0, 3, 0], [1, 1, 1, 1, 1, 1]])
+    expected = rows / rows.sum(1, keepdims=True) - laws.DATA.weights
+    found = ss.reweight(laws.data_set(), rows)
+    laws.close(chi(found)[0], expected, absolute=1e-15)
+    assert (len(found), found.shape) == (2, (2,))
+    laws.close(chi(ss.reweight(laws.data_set(), rows[0]))[0], expected[:1], absolute=1e-15)
+
+
+def test_replace_moves_the_weight_of_its_points():
+    new = np.random.default_rng(0).normal(size=(2, 2))
+    edits, added = chi(ss.replace(laws.data_set(), [2, -1], new))
+    weights = laws.DATA.weights
+    expected = np.zeros((2, 6))
+    expected[[0, 1], [2, 5]] = -weights[[2, 5]]
+    laws.close(edits, expected, absolute=1e-15)
+    laws.close(added, np.diag(weights[[2, 5]]), absolute=1e-15)
+
+
+def test_add_is_one_direction_a_point_or_one_a_measure():
+    new = np.random.default_rng(0).normal(size=(3, 2))
+    laws.close(chi(ss.add(new))[1], np.eye(3))
+    toward = ss.add(laws.mixture(0.5))
+    laws.close(chi(toward)[1], [[0.15, 0.35, 0.3, 0.2]], absolute=1e-15)
+    assert (len(toward), toward.shape) == (1, (2,))
+
+
+def test_bandwidth_is_taken_from_the_data_unless_given():
+    own = ss.add(ss.Points(jnp.asarray(X)[None], bandwidth=0.1)).with_default_bandwidth(0.5)
+    taken = ss.add(X[None]).with_default_bandwidth(0.5)
+    laws.close([own.parts[0].measure.bandwidth, taken.parts[0].measure.bandwidth], [0.1, 0.5])
+    edited = laws.changes()["remove"][0].with_default_bandwidth(0.9)
+    laws.close(edited.parts[0].measure.bandwidth, laws.DATA.bandwidth)
+
+
+def test_a_removed_point_leaves_no_ghost():
+    """At small noise a weight of rounding, 1e-17, would beat a far point's 1."""
+    points = jnp.array([[0.0], [1.0], [2.0]])
+    data = ss.Points(points, jnp.array([0.1, 0.2, 0.7]))
+    law = change(data, ss.remove(data, [0]), 1.0)
+    found, _ = law.denoise(0.01, jnp.array([[0.0]]))
+    laws.close(found, [[1.0]], absolute=1e-12)
+
+
+def test_perturbations_are_pytrees():
+    """Through jit as arguments; what is absent stays absent."""
+    for perturbation, _ in laws.changes().values():
+        doubled = jax.tree.map(lambda leaf: leaf, perturbation)
+        assert jax.tree.structure(doubled) == jax.tree.structure(perturbation)
+        found = jax.jit(lambda p: sum(map(jnp.size, jax.tree.leaves(p))) + len(p))(perturbation)
+        assert found > len(perturbation)
+
+
+# ------------------------------------------------------------------ the algebra
+
+
+def denoised(law):
+    return law.denoised(TAU, X[None])
+
+
+def changed(perturbation, mass):
+    own = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    return change(laws.data_set(), own, mass).denoise(TAU, jnp.asarray(X)[None])[0]
+
+
+def test_several_edits_add_up():
+    """A removal, a reweighting, a replacement and a newcomer at once: the weights of the law are
+    the data's and the mass times the sum of what each does to them."""
+    kinds = ("remove", "reweight", "replace", "add")
+    total = sum((laws.changes()[kind][0] for kind in kinds[1:]), laws.changes()[kinds[0]][0])
+    mass, plain = 0.2, laws.DATA.unchanged()
+    weights = plain.weights + sum(
+        laws.changes()[kind][1](mass).weights - plain.weights for kind in kinds
+    )
+    laws.close(changed(total, mass), denoised(plain._replace(weights=weights)), absolute=1e-12)
+
+
+@pytest.mark.parametrize("kind", laws.CHANGES)
+def test_multiples(kind):
+    """`c` times a change at mass m is the change at mass c m; and less of it, where there is less
+    to take, is a negative multiple at a negative mass."""
+    perturbation, law_at = laws.changes()[kind]
+    for multiple in (0.5 * perturbation, perturbation * np.float64(0.5), -(-0.5 * perturbation)):
+        laws.close(changed(multiple, 0.6), denoised(law_at(0.3)), absolute=1e-12)
+    laws.close(changed(-perturbation, -0.3), denoised(law_at(0.3)), absolute=1e-12)
+
+
+def test_differences():
+    """A change less itself is none."""
+    add, replace = (laws.changes()[kind][0] for kind in ("add", "replace"))
+    laws.close(changed(add - add, 0.7), denoised(laws.DATA.unchanged()), absolute=1e-12)
+    both = changed(add - 0.25 * replace + 0.25 * replace, 0.7)
+    laws.close(both, denoised(laws.DATA.added(0.7)), absolute=1e-12)
+    assert len(add - replace) == 1
+
+
+def test_what_does_not_add_up():
+    for other in (ss.remove(laws.data_set(), [0, 1]), ss.add(np.ones((1, 3)))):
+        with pytest.raises(ValueError, match=r"1 directions of shape \(2,\) and of . directions"):
+            ss.add(X[None]) + other

@@ -1,0 +1,393 @@
+"""Tables line up; pictures show the samples they say, and no text meets another; whole files."""
+
+import math
+import struct
+
+import matplotlib
+import numpy as np
+import pytest
+
+from scoresens.report.influence import Influence, draw_influence, median_levels
+from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
+from scoresens.report.plots import FRAME, Curves, Dots, Scatter
+from scoresens.report.samples import (
+    draw_demo,
+    draw_sensitivity,
+    draw_strip,
+    draw_validation,
+    table,
+    validation_table,
+)
+from scoresens.statistics.displacements import Named, cosines, looks_like, nearest, spread
+from scoresens.studies.finetuning import compare
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (20, 4, 4, 1)).astype(np.float32)
+    return Named(images, np.arange(20) % 2, ("even", "odd"))
+
+
+def size_of(path):
+    """Width and height in pixels, read from the header of a PNG file."""
+    content = path.read_bytes()
+    assert content[:8] == SIGNATURE
+    return struct.unpack(">II", content[16:24])
+
+
+def draws(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+# ------------------------------------------------------------------ tables
+
+
+def test_entries_stand_under_their_column():
+    text = table({"a": {"one": "1", "two": "2.50"}, "longer": {"one": "10.0"}}, "name")
+    assert text.splitlines() == [
+        "name     one   two",
+        "------  ----  ----",
+        "a          1  2.50",
+        "longer  10.0",
+    ]
+
+
+def test_numbers_are_shown_with_their_intervals():
+    found = {"counterfactual_data": {"median_cosine": (0.9512, 0.9, 0.981)}}
+    assert "0.95 [0.90, 0.98]" in validation_table(found)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_number_that_does_not_exist_is_a_dash(missing):
+    found = {"class_mean": {"magnitude_spearman": (missing, missing, missing)}}
+    assert validation_table(found).endswith("- [-, -]")
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_cosine_of_no_change_is_zero():
+    a, b = draws(3, 2, 2), draws(3, 2, 2, seed=2)
+    b[1], b[2] = 0, -3 * a[2]
+    expected = np.vdot(a[0], b[0]) / np.linalg.norm(a[0]) / np.linalg.norm(b[0])
+    np.testing.assert_allclose(cosines(a, b), [expected, 0, -1], atol=1e-12)
+
+
+def test_nearest_images_by_brute_force():
+    x, images = draws(5, 3, 2), draws(9, 3, 2, seed=2)
+    distances = np.linalg.norm((x[:, None] - images).reshape(5, 9, -1), axis=-1)
+    np.testing.assert_array_equal(nearest(x, images, 4), np.argsort(distances, 1)[:, :4])
+    assert nearest(x, images[:2], 4).shape == (5, 2)
+
+
+def test_a_training_image_looks_like_its_class(data):
+    np.testing.assert_array_equal(looks_like(data.images, data), data.labels)
+
+
+def test_samples_shown_run_from_the_most_to_the_least_moved():
+    sizes = np.random.default_rng(0).permutation(128).astype(float)
+    np.testing.assert_array_equal(sizes[spread(sizes, 8)], 128 - 2.0 ** np.arange(8))
+
+
+@pytest.mark.parametrize(("drawn", "count"), [(1, 1), (5, 8), (8, 8), (9, 8), (128, 1), (48, 47)])
+def test_as_many_samples_are_shown_as_asked_for(drawn, count):
+    sizes = draws(drawn)
+    shown = spread(sizes, count)
+    assert len(set(shown)) == min(count, drawn)
+    assert shown[0] == np.argmax(sizes)
+    assert (np.diff(sizes[shown]) < 0).all()
+
+
+def test_half_of_the_influence_lies_above_its_median_level():
+    edges = np.array([100.0, 10.0, 1.0, 0.1])
+    profile = np.array([[[1.0, 3.0, 1.0], [5.0, 2.0, 2.0]], [[0.1, 0.1, 1.0], [1.0, 1.0, 0.0]]])
+    expected = np.sqrt([[10, 1000], [0.1, 1000]])
+    np.testing.assert_allclose(median_levels(profile, edges), expected)
+
+
+# ------------------------------------------------------------------ pictures
+
+
+@pytest.fixture
+def sheet(monkeypatch):
+    """What a picture of `report` or `influence` is made of, in place of the file."""
+    seen = {}
+
+    def look(path, columns, labels, **named):
+        titles = [column.title.replace("\n", " ") for column in columns]
+        seen.update(named, labels=labels, titles=titles)
+        seen["columns"] = dict(zip(titles, columns, strict=True))
+        return path
+
+    monkeypatch.setattr("scoresens.report.samples.draw_sheet", look)
+    monkeypatch.setattr("scoresens.report.influence.draw_sheet", look)
+    return seen
+
+
+def test_a_strip_shows_each_mass_and_who_changes_class(data, tmp_path, sheet):
+    before = data.images[:3]
+    after = np.stack([before, data.images[[0, 3, 2]]], 1)  # the second turns from odd to odd,
+    after[2, 1] = data.images[5]  # and the third from even to odd
+    bounded = np.array([[0, 0], [0, 2], [0, 0]])
+    sizes = np.array([0.0, 1.0, 2.0])
+    draw_strip(
+        tmp_path / "a.png",
+        data,
+        data.labels == 1,
+        before,
+        after,
+        (0.1, 1.0),
+        sizes=sizes,
+        count=3,
+        title="t",
+        verb="removed",
+        bounded=bounded,
+    )
+    assert sheet["labels"] == [
+        "sample 2\nrank 1\neven → odd",
+        "sample 1\nrank 2\nodd → odd",
+        "sample 0\nrank 3\neven → even",
+    ]
+    assert sheet["titles"][:4] == ["before", "mass 0.1", "mass 1", "nearest removed"]
+    first, last = (sheet["columns"][f"mass {mass}"] for mass in ("0.1", "1"))
+    np.testing.assert_array_equal(first.images, before[::-1])
+    np.testing.assert_array_equal(last.images, after[::-1, 1])
+    moved = np.linalg.norm((after[:, 1] - before).reshape(3, -1), axis=1)
+    assert list(first.notes) == ["0.00"] * 3
+    assert list(last.notes) == [f"{moved[2]:.2f}", f"{moved[1]:.2f} *", "0.00"]
+    assert [frame != FRAME for frame in last.frames] == [True, False, False]
+    assert "* bounded" in sheet["caption"]
+    closest = data.images[data.labels == 1][nearest(before[::-1], data.images[1::2], 1)[:, 0]]
+    np.testing.assert_array_equal(sheet["columns"]["nearest removed"].images, closest)
+
+
+@pytest.mark.parametrize("bounded", [None, np.zeros((1, 1), int)])
+def test_a_strip_of_no_images_has_no_neighbours(data, tmp_path, sheet, bounded):
+    nobody, x = np.zeros(20, bool), data.images[:1]
+    draw_strip(
+        tmp_path / "a.png",
+        data,
+        nobody,
+        x,
+        x[:, None],
+        (0.5,),
+        sizes=np.ones(1),
+        count=8,
+        title="t",
+        verb="removed",
+        bounded=bounded,
+    )
+    assert sheet["titles"] == ["before", "mass 0.5"]
+    assert "bounded" not in sheet["caption"]
+
+
+def influence(data, rows=2, ranks=5, steps=4):
+    rng = np.random.default_rng(3)
+    order = np.stack([rng.permutation(len(data.images)) for _ in range(rows)])
+    scores = -np.sort(-rng.normal(size=(rows, 2 * ranks)) * 10)
+    return Influence(
+        data.images[:rows],
+        rng.normal(size=data.images[:rows].shape),
+        np.array([5.125, -12.5])[:rows],
+        order[:, :ranks],
+        scores[:, :ranks],
+        order[:, ::-1][:, :ranks],
+        scores[:, ::-1][:, :ranks],
+        np.geomspace(80, 0.002, steps + 1),
+        rng.uniform(size=(rows, steps)),
+    )
+
+
+def test_helpful_and_harmful_images_are_drawn_with_their_scores(data, tmp_path, sheet):
+    found = influence(data)
+    draw_influence(
+        tmp_path / "a.png", data, found, labels=["a", "b"], images=3, title="t", says="Measured."
+    )
+    assert sheet["titles"] == [
+        "sample", "what is measured", "most helpful", "2nd", "3rd", "most harmful", "2nd", "3rd"
+    ]  # fmt: skip
+    assert list(sheet["columns"]["sample"].notes) == ["5.12", "−12.5"]
+    helpful, harmful = (sheet["columns"][f"most {kind}"] for kind in ("helpful", "harmful"))
+    np.testing.assert_array_equal(helpful.images, data.images[found.top[:, 0]])
+    np.testing.assert_array_equal(harmful.images, data.images[found.bottom[:, 0]])
+    assert list(helpful.notes) == [f"+{score / 100:.2f}" for score in found.top_scores[:, 0]]
+    assert list(harmful.notes) == [f"−{-score / 100:.2f}" for score in found.bottom_scores[:, 0]]
+    assert len({*helpful.frames, *harmful.frames}) == 2
+    gradient = sheet["columns"]["what is measured"]
+    assert gradient.signed and np.abs(gradient.images).max() == pytest.approx(1)
+    assert sheet["caption"].startswith("Measured.")
+    curves = sheet["curves"]
+    assert (np.diff(curves.edges) > 0).all()  # fine detail to the left
+    density = found.profile / np.log(80 / 0.002) * 4
+    np.testing.assert_allclose(curves.heights, density[:, ::-1])
+    np.testing.assert_allclose(curves.marks, median_levels(found.profile, found.edges))
+
+
+def test_the_demo_marks_who_changes_class(data, tmp_path, sheet):
+    before, after = data.images[:4], data.images[[0, 1, 2, 4]]
+    touched = data.labels == 1
+    draw_demo(
+        tmp_path / "a.png",
+        data,
+        touched,
+        before,
+        np.zeros_like(before),
+        after,
+        count=1,
+        title="t",
+        remark="Remark.",
+    )
+    assert sheet["labels"] == ["sample 3\nrank 1\nodd → even"]
+    assert sheet["caption"].endswith("Remark.")
+    by_title = sheet["columns"]
+    np.testing.assert_array_equal(by_title["before"].images, before[3:])
+    np.testing.assert_array_equal(by_title["counterfactual sample"].images, after[3:])
+    np.testing.assert_array_equal(by_title["counterfactual change"].images, (after - before)[3:])
+    closest = nearest(after[3:], data.images[touched], 1)[:, 0]
+    np.testing.assert_array_equal(by_title["nearest added"].images, data.images[touched][closest])
+    assert by_title["first-order change"].signed and not by_title["before"].signed
+
+
+def test_every_picture_is_written(data, tmp_path):
+    x, change = draws(9, 4, 4, 1), draws(9, 4, 4, 1, seed=2)
+    touched = data.labels == 1
+    draw_demo(
+        tmp_path / "demo.png", data, touched, x, change, x + change, count=3, title="t", remark="r"
+    )
+    draw_strip(
+        tmp_path / "strip.png",
+        data,
+        touched,
+        x,
+        x[:, None] + draws(9, 3, 4, 4, 1),
+        (0.1, 0.2, 1.0),
+        sizes=draws(9),
+        count=2,
+        title="t",
+        verb="added",
+    )
+    draw_influence(
+        tmp_path / "influence.png",
+        data,
+        influence(data),
+        labels=["a", "b"],
+        images=4,
+        title="t",
+        says="s",
+    )
+    density = draws(9)
+    draw_sensitivity(
+        tmp_path / "sensitivity.png",
+        data,
+        touched,
+        x,
+        change,
+        title="t",
+        verb="added",
+        log_density=density,
+    )
+    predicted = {name: change * scale for name, scale in (("first_order_data", 2), ("other", 3))}
+    predicted["counterfactual_data"] = change
+    real = change + 0.1 * x
+    results = {name: compare(guess, real, resamples=9) for name, guess in predicted.items()}
+    draw_validation(
+        tmp_path / "validation.png",
+        data.images,
+        predicted,
+        x,
+        x,
+        x + real,
+        real,
+        results,
+        title="t",
+        trained="a model trained",
+    )
+    draw_grid(tmp_path / "grid.png", x, title="t", caption="c", notes=[""] * 9)
+    draw_loss(tmp_path / "loss.png", np.arange(5), draws(5), title="t", caption="c")
+    for name in ("demo", "strip", "influence", "sensitivity", "validation", "grid", "loss"):
+        assert min(size_of(tmp_path / f"{name}.png")) > 400
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (4, 4, 3), (2, 3, 4), (1,), (2, 2, 2, 2)])
+def test_samples_of_any_shape_can_be_drawn(tmp_path, shape):
+    columns = [Column("x", draws(2, *shape)), Column("change", draws(2, *shape), True, ["a", "b"])]
+    path = tmp_path / "sheet.png"
+    draw_sheet(path, columns, ["1", "2"], title="t", caption="c", values=draws(4, *shape))
+    draw_grid(tmp_path / "grid.png", draws(11, *shape), title="t", caption="c")
+    assert size_of(path)[0] > 400
+
+
+def test_no_text_leaves_the_page_or_meets_another(data, tmp_path, monkeypatch):
+    """The layout in inches is right only if the words fit: measured by the renderer."""
+    figures = []
+
+    def keep(page, path):
+        figures.append(page.figure)
+        return path
+
+    monkeypatch.setattr("scoresens.report.page.Page.save", keep)
+    images = data.images[:8]
+    columns = [
+        Column("counterfactual\nsample", images),
+        Column("counterfactual\nchange", images, True, ["-10.34"] * 8, split=True),
+    ]
+    edges = np.geomspace(0.002, 80, 41)
+    levels = Curves(
+        "at which noise level\nimages have their influence",
+        "noise level τ, in grey values:\nfine detail  ←    →  coarse form",
+        edges,
+        draws(8, 40) ** 2,
+        edges[[20] * 8],
+        ["half above 0.0021"] * 8,
+    )
+    names = ["first order (model)", "first order (data)", "toward class mean"]
+    lines = {name: [(0.5, 0.1, 0.9)] * 3 for name in ("median cosine", "pooled Pearson")}
+    points = {"counterfactual, ρ = 0.93": (draws(5) ** 2, draws(5) ** 2)}
+    panels = [Dots("Agreement", "x", lines, names), Scatter("Norms", "x", "y", points, True)]
+    for columns_, beside in ((columns, {"panels": panels}), (2 * columns, {"curves": levels})):
+        draw_sheet(
+            tmp_path / "a.png",
+            columns_,
+            ["sample 127\nrank 128\nankle boot → sandal"] * 8,
+            title="fashion-mnist: remove class ankle boot, sneaker (12000 of 60000 images)",
+            caption="Word after word after word. " * 20,
+            values=images,
+            **beside,
+        )
+    for figure in figures:
+        check_that_nothing_overlaps(figure)
+
+
+def check_that_nothing_overlaps(figure):
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    boxes += [axes.get_tightbbox() for axes in figure.axes]
+    page = figure.bbox
+    for box in boxes:
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+    for i, one in enumerate(boxes):
+        assert not [other for other in boxes[:i] if one.overlaps(other)]
+
+
+def test_no_global_state_of_matplotlib_changes(tmp_path):
+    before = dict(matplotlib.rcParams)
+    draw_grid(tmp_path / "a.png", draws(2, 3, 3), title="t", caption="c")
+    assert dict(matplotlib.rcParams) == before
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path) as beside:
+        beside.write_text("first")
+    with pytest.raises(RuntimeError), replacing(path) as beside:
+        beside.write_text("sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
