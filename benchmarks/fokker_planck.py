@@ -27,7 +27,8 @@ from rows import measure, options, read, table
 
 import scoresens as ss
 from scoresens.flow.tabulated import sample_both, sample_flow
-from scoresens.fokker_planck.induced import rising_times, sample_euler
+from scoresens.flow.euler import sample_euler
+from scoresens.fokker_planck.induced import rising_times
 from scoresens.fokker_planck.residuals import potential_residual_at, score_residual_at
 from scoresens.laws.scores import from_potential
 from scoresens.models.potential import PotentialMLP, read_potential

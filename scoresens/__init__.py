@@ -20,6 +20,7 @@ from scoresens.flow import (
     TraceEstimator,
     encode,
     log_density_along,
+    sample_euler,
     sample_ode,
     sample_sde,
 )
@@ -40,7 +41,6 @@ from scoresens.fokker_planck import (
     non_conservative_part,
     ode_sde_gap,
     reverse_paths,
-    sample_euler,
     score_residual,
 )
 from scoresens.laws import (

@@ -2,6 +2,7 @@
 log-densities that are followed along them.
 """
 
+from scoresens.flow.euler import sample_euler
 from scoresens.flow.ode import Path, encode, log_density_along, sample_ode
 from scoresens.flow.riders import Smoothed
 from scoresens.flow.sde import Ito, sample_sde
@@ -20,6 +21,7 @@ __all__ = [
     "TraceEstimator",
     "encode",
     "log_density_along",
+    "sample_euler",
     "sample_ode",
     "sample_sde",
 ]

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
+from scoresens.flow.euler import euler_step, falling, unit_noise
 from scoresens.flow.ode import checked_start, fold
 from scoresens.flow.solve import in_batches
-from scoresens.fokker_planck.induced import euler_step, falling, unit_noise
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 

@@ -10,7 +10,6 @@ from scoresens.fokker_planck.induced import (
     forward_paths,
     induced_log_density,
     reverse_paths,
-    sample_euler,
 )
 from scoresens.fokker_planck.residuals import (
     NonConservative,
@@ -36,6 +35,5 @@ __all__ = [
     "non_conservative_part",
     "ode_sde_gap",
     "reverse_paths",
-    "sample_euler",
     "score_residual",
 ]

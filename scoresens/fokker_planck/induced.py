@@ -28,23 +28,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.ode import Path, checked_start, encode, fold, lowest_level, sample_keys
+from scoresens.flow.euler import falling
+from scoresens.flow.ode import checked_start, encode, fold, lowest_level, sample_keys
 from scoresens.flow.sde import brownian
 from scoresens.flow.solve import (
     Solve,
     grid,
     in_batches,
     over_samples,
-    raise_if_failed,
-    stats_of,
     walk,
 )
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.fokker_planck.residuals import potential_residual_at
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Potential, Score, as_pytree, canonical_denoiser, from_potential
-
-BATCH = 4096  # samples that Euler's rule moves side by side
 
 
 class Paths(NamedTuple):
@@ -61,54 +58,7 @@ class InducedDensity(NamedTuple):
     standard_error: Float[Array, " M"] | None  # of the paths drawn; None for the flow
 
 
-# ------------------------------------------------------------------ sampling
-
-
-def sample_euler(
-    process: Process,
-    score: Score,
-    noise: Float[Array, "M *shape"],
-    times: Float[Array, " nodes"],
-    *,
-    key: PRNGKeyArray | None = None,
-    batch_size: int = BATCH,
-    throw: bool = True,
-) -> Path:
-    """Samples of either induced law by Euler's explicit rule on a grid of process times.
-
-    Args:
-        process: the forward process.
-        score: `score(t, x)` of one sample.
-        noise: `[M, *shape]` in the process's frame at times[0].
-        times: falling, within [0, t_max]. Each step takes the score at its beginning.
-        key: of the Brownian paths of the reverse SDE (1.2), its last step without noise as is the
-            custom; sample i uses `fold_in(key, i)`. None is the probability flow (1.1).
-        batch_size: samples moved side by side.
-        throw: raise when a sample is not finite; False returns it, with `stats`.
-
-    Returns:
-        Path: `x [M, *shape]` in the process's frame at times[-1]; no log-density.
-
-    Raises:
-        ValueError: shapes, dtypes or times that do not fit.
-        FloatingPointError: a sample that is not finite.
-
-    Notes:
-        S network evaluations a sample. Of weak order 1: the literature's rule, to compare with
-        published samples; `sample_ode` and `sample_sde` are far closer to the laws themselves for
-        as many evaluations.
-
-    References:
-        Deveney et al. 2023, arXiv 2311.15996, section 5.
-    """
-    noise, score = checked_start(process, score, noise)
-    times = falling(process, times).astype(noise.dtype)
-    keys = None if key is None else fold(key, len(noise))
-    x = _euler(process, score, noise, times, keys, batch_size)
-    steps = jnp.full(len(x), len(times) - 1)
-    path = Path(x, None, stats_of(x, steps, jnp.ones(len(x), bool)))
-    raise_if_failed(Solve(throw=throw), path.stats)
-    return path
+# ------------------------------------------------------------------ paths
 
 
 def reverse_paths(
@@ -238,21 +188,6 @@ def rising_times(process: Process, solve: Solve) -> Float[Array, " nodes"]:
     return times.at[-1].set(process.t_max)  # not a rounding beyond it
 
 
-def falling(process: Process, times: Float[Array, " nodes"]) -> Float[Array, " nodes"]:
-    """A grid of process times, refused if it does not fall within [0, t_max]."""
-    times = _checks.floating("times", times)
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times must be a list of two times or more, got shape {times.shape}")
-    if _checks.is_concrete(times) and _checks.is_concrete(process.t_max):
-        inside = bool(jnp.all(jnp.diff(times) < 0) & (times[-1] >= 0))
-        if not inside or float(times[0]) > float(process.t_max) * (1 + 1e-6):
-            raise ValueError(
-                f"times must fall from at most t_max = {process.t_max} to 0 or more, got "
-                f"{times[0]} to {times[-1]}"
-            )
-    return times
-
-
 def log_weight(
     process: Process,
     potential: Potential,
@@ -310,37 +245,6 @@ def mirrored(
 
 
 # ------------------------------------------------------------------ kernels
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _euler(process, score, noise, times, keys, batch_size):
-    last = len(times) - 2
-
-    def one(x, key):
-        def step(x, node):
-            i, t, size = node
-            kick = None if key is None else unit_noise(key, i, last, x)
-            return euler_step(process, t, size, x, score(t, x), kick), None
-
-        nodes = (jnp.arange(last + 1), times[:-1], -jnp.diff(times))
-        return jax.lax.scan(step, x, nodes)[0]
-
-    return in_batches(one, batch_size, noise, keys)
-
-
-def euler_step(process, t, size, x, score, kick):
-    """x one step of Euler's rule further down; `kick` is the step's unit noise, None on the
-    flow."""
-    g2 = jnp.square(process.diffusion(t))
-    if kick is None:
-        return x + size * (0.5 * g2 * score - process.drift(t, x))
-    return x + size * (g2 * score - process.drift(t, x)) + jnp.sqrt(size * g2) * kick
-
-
-def unit_noise(key, i, last, x):
-    """The unit noise of step i; none at the last."""
-    draw = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-    return jnp.where(i < last, draw, 0)
 
 
 @functools.partial(jax.jit, static_argnames="solve")
