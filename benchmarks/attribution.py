@@ -270,7 +270,7 @@ def _anonymous():
 
 
 def _likelihood(score, noise):
-    return lambda: ss.sample_ode(PROCESS, score, noise, log_density=TRACE, key=KEY)
+    return lambda: ss.sample_ode(PROCESS, score, noise, trace=TRACE, key=KEY)
 
 
 def _over(times, reference):
@@ -313,7 +313,7 @@ def _data(images):
 
 
 def _noise(samples, images):
-    return PROCESS.sample_prior(KEY, (samples, *images.shape[1:]))
+    return PROCESS.sample_prior((samples, *images.shape[1:]), key=KEY)
 
 
 def _path_like(images):

@@ -83,7 +83,7 @@ def one_direction(setting: Setting, samples: int) -> dict:
     times = in_turns(
         {
             "sample": lambda: sample(solve=solve),
-            "likelihood": lambda: sample(log_density=ss.Hutchinson(1), **law),
+            "likelihood": lambda: sample(trace=ss.Hutchinson(1), **law),
             "sensitivity": lambda: push(**law),
             "sensitivity_of_data": lambda: push(base=_data(setting), solve=solve),
             "forward": _network_alone(setting, noise, tangent=False),
@@ -210,7 +210,7 @@ def evaluations(setting: Setting) -> dict:
     verbs = {
         "sample_ode": lambda: ss.sample_ode(PROCESS, score, noise),
         "sample_ode, log_density": lambda: ss.sample_ode(
-            PROCESS, score, noise, log_density=ss.Hutchinson(1), **law
+            PROCESS, score, noise, trace=ss.Hutchinson(1), **law
         ),
         "sample_sensitivity": lambda: run(**law),
         "sample_sensitivity, base=data": lambda: run(base=base),
@@ -310,7 +310,7 @@ def _processor():
 
 
 def _noise(setting, samples):
-    return PROCESS.sample_prior(KEY, (samples, *setting.shape))
+    return PROCESS.sample_prior((samples, *setting.shape), key=KEY)
 
 
 @functools.cache

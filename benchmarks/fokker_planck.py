@@ -26,8 +26,8 @@ from flax import nnx
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens.flow.tabulated import sample_both, sample_flow
 from scoresens.flow.euler import sample_euler
+from scoresens.flow.tabulated import sample_both, sample_flow
 from scoresens.fokker_planck.induced import rising_times
 from scoresens.fokker_planck.residuals import potential_residual_at, score_residual_at
 from scoresens.laws.scores import from_potential
@@ -136,7 +136,7 @@ def _mapped(way, potential, t, x):
 def precision(folder: Path, name: str) -> dict:
     """Errors and times of samplers of the flow, from the same noise."""
     score = from_potential(read_potential(folder / f"{name}.npz"))
-    noise = PROCESS.sample_prior(jax.random.key(0), (SAMPLES, 2))
+    noise = PROCESS.sample_prior((SAMPLES, 2), key=jax.random.key(0))
     flow = functools.partial(ss.sample_ode, PROCESS, score, noise)
     tight = _solve(solver=diffrax.Tsit5(), rtol=1e-7, atol=1e-7, max_steps=30_000)
     truth = np.asarray(flow(solve=tight).x)
@@ -173,10 +173,11 @@ def precision(folder: Path, name: str) -> dict:
 def look_ups(folder: Path, name: str) -> dict:
     """Looked-up paths beside evaluated ones, and what each sample costs."""
     score = from_potential(read_potential(folder / f"{name}.npz"))
-    noise, key = PROCESS.sample_prior(jax.random.key(0), (SAMPLES, 2)), jax.random.key(1)
+    noise, key = PROCESS.sample_prior((SAMPLES, 2), key=jax.random.key(0)), jax.random.key(1)
     both = sample_both(PROCESS, score, noise, _times(), key=key)
     evaluated = [
-        sample_euler(PROCESS, score, noise, _times(), key=k, throw=False).x for k in (None, key)
+        sample_euler(PROCESS, score, noise, _times(), route=route, solve=Solve(throw=False)).x
+        for route in (ss.Flow(), ss.Diffusion(key))
     ]
     solve = _solve(steps=100, rho=10.0)
     flow = sample_flow(PROCESS, score, noise, rising_times(PROCESS, solve)[::-1])

@@ -38,7 +38,7 @@ def verbs(samples: int, solve: ss.Solve) -> dict[str, Callable]:
     score = ss.from_canonical(PROCESS, pretrained("digits")[0])
     images = jnp.asarray(datasets.load("digits").images)
     data = ss.Points(images, bandwidth=ss.default_bandwidth(images))
-    noise = PROCESS.sample_prior(KEY, (samples, *data.shape))
+    noise = PROCESS.sample_prior((samples, *data.shape), key=KEY)
     add, ask = ss.add(ss.Points(images[:178])), inner_product(images[0])
     tangent = functools.partial(ss.sample_sensitivity, PROCESS, score, add, noise, solve=solve)
     after = functools.partial(ss.counterfactual, PROCESS, score, add, noise, mass=0.2, solve=solve)

@@ -101,7 +101,7 @@ def main() -> None:
 def measured(points: Stream, steps: int) -> dict:
     model = build(ModelSettings("mlp", 64, 1), SHAPE, 0.5, key=jax.random.key(0))
     score = ss.from_denoiser(PROCESS, model)
-    noise = PROCESS.sample_prior(jax.random.key(1), (SAMPLES, *SHAPE))
+    noise = PROCESS.sample_prior((SAMPLES, *SHAPE), key=jax.random.key(1))
     ask = inner_product(jnp.ones(SHAPE))
 
     def attributed(points):

@@ -110,7 +110,7 @@ DATA = {
 def row(name: str) -> dict:
     """Errors by product and rounding."""
     score, data = DATA[name]()
-    noise = PROCESS.sample_prior(jax.random.key(1), (SAMPLES, *data.shape))
+    noise = PROCESS.sample_prior((SAMPLES, *data.shape), key=jax.random.key(1))
     towards = inner_product(data.points[0])
     law = attribution.law_of(PROCESS, score, data, "data", None)[1]
     trail = attribution._down_and_up(law, towards, noise, None, None, None, SOLVE)

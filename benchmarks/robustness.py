@@ -80,7 +80,7 @@ def case(dtype=jnp.float64) -> Case:
             jnp.concatenate([variances[:MODES], jnp.zeros((1, SIZE))]),
         )
 
-    noise = PROCESS.sample_prior(jax.random.key(1), (SAMPLES, SIZE)).astype(dtype)
+    noise = PROCESS.sample_prior((SAMPLES, SIZE), key=jax.random.key(1)).astype(dtype)
     directions = {"mode": ss.add(mode), "points": ss.add(points), "point": ss.add(points[:1])}
     return Case(law, directions, {"mode": with_mode, "point": with_point}, noise)
 

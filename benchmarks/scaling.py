@@ -110,7 +110,7 @@ def attributions(mesh: Mesh, count: int, top: int | None, steps: int) -> sweeps.
 
 def block(question: sweeps.Question, samples: int) -> Callable:
     """Asks for all directions of so many samples."""
-    noise = PROCESS.sample_prior(KEY, (samples, *question.shape))
+    noise = PROCESS.sample_prior((samples, *question.shape), key=KEY)
     keys, which = jax.random.split(KEY, samples), np.arange(question.directions)
     return lambda: question.ask(which, noise, keys if question.draws else None)
 
@@ -259,7 +259,7 @@ def of_directions(count: int) -> Callable:
 def of_points(count: int) -> Callable:
     """`attribute` of 16 samples to N points: the path, whatever N is, and the tables."""
     data, towards = ss.Points(many(count), bandwidth=1.0), functionals.inner_product(digits()[0])
-    noise = PROCESS.sample_prior(KEY, (16, *data.shape))
+    noise = PROCESS.sample_prior((16, *data.shape), key=KEY)
     return lambda: ss.attribute(PROCESS, mlp(), data, towards, noise, base=data, top=10)
 
 

@@ -315,7 +315,7 @@ def _check(apart: dict[str, dict[str, float]]) -> None:
 
 
 def _noise(setting, samples):
-    return PROCESS.sample_prior(KEY, (samples, *setting.shape))
+    return PROCESS.sample_prior((samples, *setting.shape), key=KEY)
 
 
 def _keys(samples):

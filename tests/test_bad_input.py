@@ -218,7 +218,7 @@ VERBS = {
     "encode": lambda p, s, x: ss.encode(p, s, x, solve=SHORT),
     "sample_sde": lambda p, s, x: ss.sample_sde(p, s, x, key=KEY, solve=SHORT),
     "log_density_along": lambda p, s, x: ss.log_density_along(
-        p, s, score, x, log_density=ss.Exact(), solve=SHORT
+        p, s, score, x, trace=ss.Exact(), solve=SHORT
     ),
     "sample_sensitivity": lambda p, s, x: ss.sample_sensitivity(
         p, s, ss.add(POINTS), x, base=DATA, solve=SHORT
@@ -329,7 +329,7 @@ def test_velocity_of_another_shape():
         score,
         lambda t, x: x[:1],
         NOISE,
-        log_density=ss.Exact(),
+        trace=ss.Exact(),
         solve=SHORT,
     )
 
@@ -337,8 +337,8 @@ def test_velocity_of_another_shape():
 def test_missing_key():
     probes = ss.Hutchinson()
     message = "Hutchinson needs key=jax.random.key"
-    refuses(message, ss.sample_ode, PROCESS, score, NOISE, log_density=probes)
-    refuses(message, ss.encode, PROCESS, score, NOISE, log_density=probes)
+    refuses(message, ss.sample_ode, PROCESS, score, NOISE, trace=probes)
+    refuses(message, ss.encode, PROCESS, score, NOISE, trace=probes)
     refuses(message, ss.sample_sensitivity, PROCESS, score, ss.add(POINTS), NOISE)
     refuses(message, ss.score_sensitivity, PROCESS, score, ss.add(POINTS), 0.5, NOISE)
     refuses(message, ss.attribute, PROCESS, score, DATA, PIXEL, NOISE, base=None)
@@ -417,7 +417,7 @@ def test_solvers_without_fixed_stages():
     for solve, message in ((adaptive, "fixed grid"), (implicit, "explicit Runge-Kutta .* Kvaerno")):
         refuses(message, attribute, solve=solve)
         refuses(message, ss.sample_sde, PROCESS, score, NOISE, key=KEY, solve=solve)
-        given = {"base": DATA, "brownian": KEY, "solve": solve}
+        given = {"base": DATA, "route": ss.Diffusion(KEY), "solve": solve}
         refuses(message, ss.sample_sensitivity, PROCESS, score, ss.add(POINTS), NOISE, **given)
 
 

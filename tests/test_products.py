@@ -49,7 +49,7 @@ ASKED = {
     "hutch++": sensitivity(None, trace=ss.HutchPlusPlus(3)),
     "data": sensitivity(DATA),
     "mixture": sensitivity(FULL),
-    "SDE by Ito": sensitivity(None, trace=ss.Ito(), brownian=KEY),
+    "SDE by Ito": sensitivity(None, trace=ss.Ito(), route=ss.Diffusion(KEY)),
     "counterfactual": lambda noise: ss.counterfactual(
         PROCESS, score, ss.remove(DATA, [0]), noise, mass=0.1, base=DATA, solve=SOLVE
     ),

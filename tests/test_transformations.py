@@ -110,7 +110,7 @@ def plain_counted(t, x):
 CALLS = {
     "sample_ode": lambda score, noise: ss.sample_ode(PROCESS, score, noise, solve=COARSE),
     "log_density": lambda score, noise: ss.sample_ode(
-        PROCESS, score, noise, log_density=ss.Hutchinson(), key=KEY, solve=COARSE
+        PROCESS, score, noise, trace=ss.Hutchinson(), key=KEY, solve=COARSE
     ),
     "sample_sde": lambda score, noise: ss.sample_sde(PROCESS, score, noise, key=KEY, solve=COARSE),
     "sample_sensitivity": lambda score, noise: ss.sample_sensitivity(
@@ -191,7 +191,7 @@ def answers(dtype):
     noise, x = cast(np.asarray(NOISE)), cast(laws.LAW.sample(np.random.default_rng(2), 4))
     score, of_data = ss.exact_score(PROCESS, law), ss.exact_score(PROCESS, data)
     solve = ss.Solve(tau_min=0.05)
-    path = ss.sample_ode(PROCESS, score, noise, log_density=ss.Exact(), prior=law, solve=solve)
+    path = ss.sample_ode(PROCESS, score, noise, trace=ss.Exact(), prior=law, solve=solve)
     moved = ss.sample_sensitivity(PROCESS, of_data, change, noise, base=data, solve=solve)
     after = ss.counterfactual(PROCESS, of_data, change, noise, mass=0.5, base=data, solve=solve)
     slope = ss.score_sensitivity(PROCESS, of_data, change, 0.3, x, base=data)

@@ -12,6 +12,7 @@ from scoresens.cli.functionals import Question, make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import AttributeRun
 from scoresens.flow.ode import lowest_level
+from scoresens.flow.routes import Diffusion
 from scoresens.flow.solve import Solve
 from scoresens.report.influence import PART, Influence, draw_influence, median_levels
 from scoresens.report.samples import SHOWN, table
@@ -49,7 +50,7 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
         options = black_box(run, setup)
         if run.sampler == "sde":
-            options["brownian"] = jax.random.fold_in(jax.random.key(run.seed), 2)
+            options["route"] = Diffusion(jax.random.fold_in(jax.random.key(run.seed), 2))
         found = attribute_samples(
             setup, question, setup.noise, run.top, solve, run.scores == "all", **options
         )

@@ -70,7 +70,7 @@ def run_train(run: TrainRun, out: Path, where: str) -> str:
         trained = train_to_file(path, dataset, run.model, run.train, seed=run.seed)
     count = GRID
     with stages("sample", f"compiling and integrating {count} paths"):
-        noise = PROCESS.sample_prior(jax.random.key(run.seed), (count, *shape))
+        noise = PROCESS.sample_prior((count, *shape), key=jax.random.key(run.seed))
         x = np.asarray(sample_ode(PROCESS, from_denoiser(PROCESS, trained.model), noise).x)
     with stages("pictures", "drawing"):
         steps = np.minimum(LOSS_EVERY * (1 + np.arange(len(trained.losses))), run.train.steps)
@@ -100,11 +100,11 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
         model, about = checkpoint(run.checkpoint)
     key, other = jax.random.split(jax.random.key(run.seed))
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
-    noise = process.sample_prior(key, (run.count, *model.shape))
+    noise = process.sample_prior((run.count, *model.shape), key=key)
     with stages("sample", f"compiling and integrating {run.count} paths"):
         draw = sample_sde if run.sampler == "sde" else sample_ode
         trace = None if run.log_density is None else TRACES[run.log_density]
-        path = draw(process, score, noise, log_density=trace, key=other, solve=solve)
+        path = draw(process, score, noise, trace=trace, key=other, solve=solve)
     x, density = jax.device_get((path.x, path.log_density))
     arrays = {"x": x, "noise": np.asarray(noise)}
     result: dict[str, Any] = {"count": run.count, "trained_on": about.get("data")}

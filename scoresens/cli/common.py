@@ -79,7 +79,7 @@ def set_up(run: ChangeRun | AttributeRun, where: str, stages: Stages) -> Setup:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
         dataset, model, about = data_and_model(run, where, prepare)
         data = points_of(run, where, dataset)
-        noise = model.process.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+        noise = model.process.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
     trained_on = about.get("data"), about.get("count")
     if isinstance(model, Foreign):
         tell(f"note: {run.checkpoint} was converted: nothing tells what it was trained on")

@@ -76,7 +76,7 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
     held, kept = np.sort(order[: asked.held_out]), np.sort(order[asked.held_out :])
     images = dataset.images[kept]
     models = kept_models(out, whole(asked.seeds), images, run)
-    noise = PROCESS.sample_prior(jax.random.key(asked.seed), (asked.samples, *images.shape[1:]))
+    noise = PROCESS.sample_prior((asked.samples, *images.shape[1:]), key=jax.random.key(asked.seed))
     levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
     key = jax.random.key(asked.seed + 1)
     beside = {"held": held, "kept": kept}

@@ -60,7 +60,7 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
 
 
 def _questions(out, run, model, images, solve) -> Questions:
-    noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.queries, *images.shape[1:]))
+    noise = PROCESS.sample_prior((run.queries, *images.shape[1:]), key=jax.random.key(run.seed))
     levels = jnp.asarray(training_levels(run.train, run.levels), images.dtype)
     drawn = generated(out / "questions.npz", model, noise, images, solve)
     return Questions(noise, jnp.asarray(drawn), levels, jax.random.key(run.seed + 1))

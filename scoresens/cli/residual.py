@@ -79,7 +79,7 @@ def at_level(
         key: of the noise, the same at each level, and of probes.
     """
     denoiser = to_denoiser(process, score)
-    t, noised = along_forward(process, x, jnp.full(len(x), process.time(level)), key=key)
+    t, noised = along_forward(process, jnp.full(len(x), process.time(level)), x, key=key)
     of_residual, of_twist = jax.random.split(jax.random.fold_in(key, len(x)))
     how = {"trace": trace, "batch_size": BATCH}
     residual = score_residual(process, score, t, noised, key=of_residual, **how)

@@ -49,7 +49,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     }
     with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
         models = kept_models(out, controls, dataset.images, run)
-    noise = PROCESS.sample_prior(jax.random.key(run.seed), (run.count, *data.shape))
+    noise = PROCESS.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
     asked = Questions(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
     with stages("train", f"{len(trials)} trainings", bars=True):
         found = all_answers(out, trials, models, dataset.images, asked, run)

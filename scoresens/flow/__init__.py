@@ -5,16 +5,20 @@ log-densities that are followed along them.
 from scoresens.flow.euler import sample_euler
 from scoresens.flow.ode import Path, encode, log_density_along, sample_ode
 from scoresens.flow.riders import Smoothed
+from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.sde import Ito, sample_sde
 from scoresens.flow.solve import Solve, Stats
 from scoresens.flow.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
 
 __all__ = [
+    "Diffusion",
     "Exact",
+    "Flow",
     "HutchPlusPlus",
     "Hutchinson",
     "Ito",
     "Path",
+    "Route",
     "Smoothed",
     "Solve",
     "Stats",

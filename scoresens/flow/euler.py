@@ -10,10 +10,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens.flow.ode import Path, checked_start, fold
+from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.solve import Solve, in_batches, raise_if_failed, stats_of
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
@@ -27,9 +28,8 @@ def sample_euler(
     noise: Float[Array, "M *shape"],
     times: Float[Array, " nodes"],
     *,
-    key: PRNGKeyArray | None = None,
-    batch_size: int = BATCH,
-    throw: bool = True,
+    route: Route = Flow(),
+    solve: Solve = Solve(batch_size=BATCH),
 ) -> Path:
     """Samples of either induced law by Euler's explicit rule on a grid of process times.
 
@@ -38,10 +38,9 @@ def sample_euler(
         score: `score(t, x)` of one sample.
         noise: `[M, *shape]` in the process's frame at times[0].
         times: falling, within [0, t_max]. Each step takes the score at its beginning.
-        key: of the Brownian paths of the reverse SDE (1.2), its last step without noise as is the
-            custom; sample i uses `fold_in(key, i)`. None is the probability flow (1.1).
-        batch_size: samples moved side by side.
-        throw: raise when a sample is not finite; False returns it, with `stats`.
+        route: the probability flow (1.1), or `Diffusion(key)`, the reverse SDE (1.2), its last step
+            without noise as is the custom.
+        solve: its `batch_size` and `throw`; the grid is that of `times`.
 
     Returns:
         Path: `x [M, *shape]` in the process's frame at times[-1]; no log-density.
@@ -60,11 +59,11 @@ def sample_euler(
     """
     noise, score = checked_start(process, score, noise)
     times = falling(process, times).astype(noise.dtype)
-    keys = None if key is None else fold(key, len(noise))
-    x = _euler(process, score, noise, times, keys, batch_size)
+    keys = fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
+    x = _euler(process, score, noise, times, keys, solve.batch_size)
     steps = jnp.full(len(x), len(times) - 1)
     path = Path(x, None, stats_of(x, steps, jnp.ones(len(x), bool)))
-    raise_if_failed(Solve(throw=throw), path.stats)
+    raise_if_failed(solve, path.stats)
     return path
 
 

@@ -56,7 +56,7 @@ def sample_ode(
     score: Score,
     noise: Float[Array, "M *shape"],
     *,
-    log_density: TraceEstimator | None = None,
+    trace: TraceEstimator | None = None,
     prior: Measure | None = None,
     key: PRNGKeyArray | None = None,
     solve: Solve = Solve(),
@@ -68,7 +68,7 @@ def sample_ode(
         process: the forward process.
         score: `score(t, x)` of one sample.
         noise: `[M, *shape]` in the process's frame at t_max (`process.sample_prior`).
-        log_density: the trace estimator to follow log rho with; None follows the samples alone.
+        trace: the estimator of tr J_D to follow log rho with; None follows the samples alone.
         prior: the law whose noised log-density starts log rho at t_max; None is the process's
             prior. The data set itself (`Points`) removes the mismatch between the prior and the
             noised data.
@@ -92,10 +92,10 @@ def sample_ode(
         algorithm 1.
     """
     noise, score = checked_start(process, score, noise)
-    if log_density is None:
+    if trace is None:
         return finish(solve, *_flow(process, score, noise, solve))
-    keys = sample_keys(log_density, key, len(noise))
-    run = (process, (score,), noise, log_density, prior, keys, solve)
+    keys = sample_keys(trace, key, len(noise))
+    run = (process, (score,), noise, trace, prior, keys, solve)
     return finish(solve, *_with_density(_density_field, *run))
 
 
@@ -104,7 +104,7 @@ def encode(
     score: Score,
     x: Float[Array, "M *shape"],
     *,
-    log_density: TraceEstimator | None = None,
+    trace: TraceEstimator | None = None,
     prior: Measure | None = None,
     key: PRNGKeyArray | None = None,
     solve: Solve = Solve(),
@@ -124,7 +124,7 @@ def encode(
     """
     x, score = checked_start(process, score, x, name="x")
     tau = jnp.full(len(x), lowest_level(process, solve), x.dtype)
-    return finish(solve, *_climb(process, score, x, tau, log_density, prior, key, solve))
+    return finish(solve, *_climb(process, score, x, tau, trace, prior, key, solve))
 
 
 def log_density_along(
@@ -133,7 +133,7 @@ def log_density_along(
     velocity: Score,
     noise: Float[Array, "M *shape"],
     *,
-    log_density: TraceEstimator,
+    trace: TraceEstimator,
     prior: Measure | None = None,
     key: PRNGKeyArray | None = None,
     solve: Solve = Solve(),
@@ -156,8 +156,8 @@ def log_density_along(
     noise, score = checked_start(process, score, noise)
     velocity = as_pytree(velocity)
     _checks.score_shape(velocity, jnp.asarray(process.t_max, noise.dtype), noise[0], "velocity")
-    keys = sample_keys(log_density, key, len(noise))
-    run = (process, (score, velocity), noise, log_density, prior, keys, solve)
+    keys = sample_keys(trace, key, len(noise))
+    run = (process, (score, velocity), noise, trace, prior, keys, solve)
     return finish(solve, *_with_density(_foreign_field, *run))
 
 

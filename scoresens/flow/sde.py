@@ -70,7 +70,7 @@ def sample_sde(
     noise: Float[Array, "M *shape"],
     *,
     key: PRNGKeyArray,
-    log_density: TraceEstimator | None = None,
+    trace: TraceEstimator | None = None,
     prior: Measure | None = None,
     solve: Solve = Solve(),
 ) -> Path:
@@ -81,7 +81,7 @@ def sample_sde(
         score: `score(t, x)` of one sample.
         noise: `[M, *shape]` in the process's frame at t_max (`process.sample_prior`).
         key: the Brownian paths, and the probes of an estimator; sample i uses `fold_in(key, i)`.
-        log_density: how to follow log rho: a trace estimator (strong order 1 with `Exact`), or
+        trace: how to follow log rho: an estimator of tr J_D (strong order 1 with `Exact`), or
             `Ito()` (no trace, order 1/2); None follows the samples alone.
         prior: the law whose noised log-density starts log rho, as in `sample_ode`.
         solve: the numerics; the grid must be fixed, the solver an explicit Runge-Kutta one.
@@ -103,9 +103,9 @@ def sample_sde(
     """
     _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
     noise, score = checked_start(process, score, noise)
-    law = Law(process, score, 1.0, None, None, prior, rides=log_density is not None)
+    law = Law(process, score, 1.0, None, None, prior, rides=trace is not None)
     keys = fold(key, len(noise))
-    return finish(solve, *_diffuse(law, noise, keys, log_density, solve))
+    return finish(solve, *_diffuse(law, noise, keys, trace, solve))
 
 
 @functools.partial(jax.jit, static_argnames="solve")

@@ -25,20 +25,21 @@ class Collocation(NamedTuple):
 
 
 def in_box(
-    key: PRNGKeyArray,
     count: int,
+    size: int,
+    *,
     half_width: Scalar,
     times: tuple[Scalar, Scalar],
-    size: int,
+    key: PRNGKeyArray,
 ) -> Collocation:
     """Uniform draws of the box [-half_width, half_width]^size and of the times between two.
 
     Args:
-        key: of the draws.
         count: how many.
+        size: the dimension d of x.
         half_width: of the box, in the process's frame, > 0.
         times: the earliest and the latest time.
-        size: the dimension d of x.
+        key: of the draws.
 
     Returns:
         Collocation: `t [count]`, `x [count, size]`.
@@ -52,7 +53,7 @@ def in_box(
 
 
 def along_forward(
-    process: Process, x: Float[Array, "M *shape"], t: Float[Array, " M"], *, key: PRNGKeyArray
+    process: Process, t: Float[Array, " M"], x: Float[Array, "M *shape"], *, key: PRNGKeyArray
 ) -> Collocation:
     """Data `x [M, *shape]` noised to times `t [M]`: draws of the law that the forward process
     carries them to; sample i uses `fold_in(key, i)`."""
@@ -60,7 +61,7 @@ def along_forward(
     t = _checks.times("t", t, len(x), process.t_max).astype(x.dtype)
 
     def one(i, t, x):
-        return process.perturb(jax.random.fold_in(key, i), t, x)
+        return process.noised(t, x, key=jax.random.fold_in(key, i))
 
     return Collocation(t, jax.vmap(one)(jnp.arange(len(x)), t, x))
 

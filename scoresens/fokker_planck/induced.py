@@ -157,7 +157,7 @@ def induced_log_density(
     _checks.potential_shape(potential, jnp.asarray(process.t_max, x.dtype), x[0])
     if law == "ode":
         score = from_potential(potential)
-        up = encode(process, score, x, log_density=trace, key=key, solve=solve)
+        up = encode(process, score, x, trace=trace, key=key, solve=solve)
         return InducedDensity(cast(Array, up.log_density), None)
     if law != "sde":
         raise ValueError(f"law must be 'sde' or 'ode', got {law!r}")

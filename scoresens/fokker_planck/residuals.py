@@ -33,12 +33,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow.ode import check_process, sample_keys
-from scoresens.flow.solve import in_batches
+from scoresens.flow.solve import Solve, in_batches
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Potential, Score, as_pytree
 
-BATCH = 1024  # samples side by side
+SOLVE = Solve(batch_size=1024)  # points side by side
 
 
 class NonConservative(NamedTuple):
@@ -61,7 +61,7 @@ def fokker_planck_residual(
     *,
     trace: TraceEstimator = Exact(),
     key: PRNGKeyArray | None = None,
-    batch_size: int = BATCH,
+    solve: Solve = SOLVE,
 ) -> Float[Array, " M"]:
     """The residual of a potential in the log-density's equation (7.1), 0 for the log-density of a
     noised law.
@@ -73,7 +73,7 @@ def fokker_planck_residual(
         x: `[M, *shape]`.
         trace: how to take the Laplacian.
         key: for estimators that draw probes; point i uses `fold_in(key, i)`.
-        batch_size: points side by side; memory grows with it.
+        solve: its `batch_size`, points side by side; memory grows with it.
 
     Returns:
         `[M]`, in nats per unit of time. A stochastic trace is unbiased for R, not for R^2.
@@ -87,7 +87,7 @@ def fokker_planck_residual(
         (one a probe). A term that depends on t alone adds its own rate.
     """
     potential, t, x, keys = _asked(process, potential, t, x, trace, key, _checks.potential_shape)
-    return _potential_residuals(process, potential, t, x, trace, keys, batch_size)
+    return _potential_residuals(process, potential, t, x, trace, keys, solve.batch_size)
 
 
 def score_residual(
@@ -98,7 +98,7 @@ def score_residual(
     *,
     trace: TraceEstimator = Exact(),
     key: PRNGKeyArray | None = None,
-    batch_size: int = BATCH,
+    solve: Solve = SOLVE,
 ) -> Float[Array, "M *shape"]:
     """The residual of a score in the score's own equation (7.1s), 0 for the score of a noised law.
 
@@ -118,7 +118,7 @@ def score_residual(
         Lai et al. 2023, arXiv 2210.04296, eq. 9 (there for VP and VE).
     """
     score, t, x, keys = _asked(process, score, t, x, trace, key, _checks.score_shape)
-    return _score_residuals(process, score, t, x, trace, keys, batch_size)
+    return _score_residuals(process, score, t, x, trace, keys, solve.batch_size)
 
 
 def non_conservative_part(
@@ -128,7 +128,7 @@ def non_conservative_part(
     *,
     trace: TraceEstimator = Exact(),
     key: PRNGKeyArray | None = None,
-    batch_size: int = BATCH,
+    solve: Solve = SOLVE,
 ) -> NonConservative:
     """The size of the antisymmetric part of a score's Jacobian, 0 for every gradient.
 
@@ -146,7 +146,7 @@ def non_conservative_part(
         probes).
     """
     score, t, x, keys = _asked(None, score, t, x, trace, key, _checks.score_shape)
-    return _non_conservative(score, t, x, trace, keys, batch_size)
+    return _non_conservative(score, t, x, trace, keys, solve.batch_size)
 
 
 # ------------------------------------------------------------------ at one point

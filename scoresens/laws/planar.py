@@ -34,13 +34,13 @@ CORNERS = (
 )  # fmt: skip
 
 
-def sample_law(name: str, key: PRNGKeyArray, count: int) -> Float[Array, "count 2"]:
+def sample_law(name: str, count: int, *, key: PRNGKeyArray) -> Float[Array, "count 2"]:
     """Returns draws from one of the planar laws.
 
     Args:
         name: ``"blob"``, ``"circles2"`` or ``"checker"``.
-        key: random key.
         count: how many.
+        key: random key.
 
     Returns:
         ``[count, 2]``, independent, in JAX's current precision. May be called within ``jit``.

@@ -85,14 +85,14 @@ class Process(abc.ABC):
         """log K_t(x|y) = log N(x; alpha(t) y, sigma(t)^2 I), in nats."""
         return jnp.sum(norm.logpdf(x, self.alpha(t) * y, self.sigma(t)))
 
-    def perturb(
-        self, key: PRNGKeyArray, t: Scalar, y: Float[Array, "*shape"]
+    def noised(
+        self, t: Scalar, y: Float[Array, "*shape"], *, key: PRNGKeyArray
     ) -> Float[Array, "*shape"]:
         """One draw of x_t given x_0 = y."""
         return self.alpha(t) * y + self.sigma(t) * jax.random.normal(key, y.shape, y.dtype)
 
     def sample_prior(
-        self, key: PRNGKeyArray, shape: tuple[int, ...], *, first: int = 0
+        self, shape: tuple[int, ...], *, key: PRNGKeyArray, first: int = 0
     ) -> Float[Array, "M *shape"]:
         """Starting noise `[M, *shape]` at t_max, drawn from N(0, prior_std^2 I).
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from scoresens.flow import ode, riders, sde
 from scoresens.flow.riders import Law, Riders, Seen, Smoothed, check_law, starts
+from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.solve import (
     Solve,
     Stats,
@@ -81,7 +82,7 @@ def attribute(
     base: Base = "data",
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
-    brownian: PRNGKeyArray | None = None,
+    route: Route = Flow(),
     key: PRNGKeyArray | Key[Array, " M"] | None = None,
     top: int | None = None,
     profile: bool = False,
@@ -99,7 +100,7 @@ def attribute(
         base: whose law density ratios are taken against: the data's (the default), another
             measure's, or the model's own (black box), as it is (None) or `Smoothed(h)`.
         trace, prior, key: for `base=None`, as in `sample_sensitivity`.
-        brownian: the key of the reverse SDE's Brownian path; None follows the probability flow.
+        route: the probability flow, or `Diffusion(key)`, the reverse SDE.
         top: None returns all scores; k the k largest and the k smallest of each functional, so
             that nothing of size N is kept.
         profile: whether to return which noise levels the influence comes from.
@@ -132,9 +133,9 @@ def attribute(
     functional = as_pytree(functional)
     scalar = _check_functional(functional, noise[0])
     check_top(top, data)
-    noisy = brownian is not None
+    noisy = isinstance(route, Diffusion)
     keys = ode.sample_keys(trace, key, len(noise), noisy=noisy) if law.rides else None
-    walks = None if brownian is None else ode.fold(brownian, len(noise))
+    walks = ode.fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
     rule = trace if law.rides else None
     run = _attribute_batch if is_on_host(data) else _attribute_on_device
     levels, parts = zip(

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow import ode, riders, sde
 from scoresens.flow.riders import Base
+from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.solve import (
     Solve,
     Stats,
@@ -151,7 +152,7 @@ def sample_sensitivity(
     base: Base | Pair = None,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | Pair | None = None,
-    brownian: PRNGKeyArray | None = None,
+    route: Route = Flow(),
     key: PRNGKeyArray | Key[Array, " M"] | None = None,
     solve: Solve = Solve(),
 ) -> SampleSensitivity:
@@ -169,9 +170,8 @@ def sample_sensitivity(
             best predictor where it can be had.
         trace: estimator of tr J_D for the log-density, used with `base=None` alone.
         prior: as in `ode.sample_ode`.
-        brownian: the key of the Brownian path of the reverse SDE, as `key` of `sample_sde`, held
-            fixed while the data change (4.2); None follows the probability flow. Along the SDE
-            `trace` may be `Ito()`.
+        route: the probability flow, or `Diffusion(key)`, the reverse SDE with its Brownian path
+            held fixed while the data change (4.2), where `trace` may be `Ito()`.
         key: for estimators that draw probes; sample i uses `fold_in(key, i)`, or its own of a row
             of keys `[M]`.
         solve: the numerics.
@@ -196,12 +196,13 @@ def sample_sensitivity(
     noise, _ = ode.checked_start(process, score, noise, shape=riders.shape_of(laws))
     rides = any(law.rides or law.others for law in laws)
     estimator = trace if rides else None
-    noisy = brownian is not None
+    noisy = isinstance(route, Diffusion)
     keys = ode.sample_keys(trace, key, len(noise), noisy=noisy) if rides else None
-    if brownian is None:
-        result = _push(laws, noise, estimator, keys, solve)
+    if isinstance(route, Diffusion):
+        walks = ode.fold(route.key, len(noise))
+        result = _push_noisy(laws, noise, estimator, keys, walks, solve)
     else:
-        result = _push_noisy(laws, noise, estimator, keys, ode.fold(brownian, len(noise)), solve)
+        result = _push(laws, noise, estimator, keys, solve)
     raise_if_failed(solve, result.stats)
     return result
 

@@ -155,7 +155,7 @@ def _model(dataset, data, settings):
         )
     process, count = EDM(), len(data)
     score = from_denoiser(process, other)
-    noise = process.sample_prior(jax.random.key(settings.seed), (count, *data.shape))
+    noise = process.sample_prior((count, *data.shape), key=jax.random.key(settings.seed))
     drawn = np.asarray(sample_ode(process, score, noise.astype(data.points.dtype)).x)
     law = Learned(process, score, data.shape, prior=Points(drawn))
     own, new = np.repeat([1.0, 0.0], count) / count, np.repeat([0.0, 1.0], count) / count

@@ -91,7 +91,7 @@ def sample_network(
     flow_times = rising_times(PROCESS, FLOW)[::-1]
     for batch, start in enumerate(range(0, samples, BATCH)):
         own = jax.random.fold_in(key, batch)
-        noise = PROCESS.sample_prior(own, (min(BATCH, samples - start), 2))
+        noise = PROCESS.sample_prior((min(BATCH, samples - start), 2), key=own)
         both = sample_both(
             PROCESS, score, noise, times, key=jax.random.fold_in(own, 1), table=table
         )
@@ -136,7 +136,7 @@ def truth_of(data: str, histograms: Mapping[str, np.ndarray]) -> np.ndarray | No
         return np.asarray(histograms[f"truth_{data}"], np.int64)
     if data not in planar.LAWS:
         return None
-    x = planar.sample_law(data, jax.random.key(0), TRUTH)
+    x = planar.sample_law(data, TRUTH, key=jax.random.key(0))
     return histogram(np.asarray(x), GRID, clip=True).counts
 
 
@@ -223,11 +223,17 @@ def _beside(found, theirs, seed):
 def _residuals(potential, key):
     """E[R^2] over the box, and by time, each with its interval."""
     whole, sliced = jax.random.split(key)
-    t, x = in_box(whole, POINTS, GRID.half_width, (T_MIN, PROCESS.t_max), 2)
+    t, x = in_box(POINTS, 2, half_width=GRID.half_width, times=(T_MIN, PROCESS.t_max), key=whole)
     squares = jnp.square(fokker_planck_residual(PROCESS, potential, t, x))
     rows = []
     for i, span in enumerate(pairwise(EDGES)):
-        t, x = in_box(jax.random.fold_in(sliced, i), POINTS // 20, GRID.half_width, span, 2)
+        t, x = in_box(
+            POINTS // 20,
+            2,
+            half_width=GRID.half_width,
+            times=span,
+            key=jax.random.fold_in(sliced, i),
+        )
         here = jnp.square(fokker_planck_residual(PROCESS, potential, t, x))
         rows.append(np.array(estimates.mean(here)))
     return np.array(estimates.mean(squares)), np.array(rows)

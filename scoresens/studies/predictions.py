@@ -137,7 +137,7 @@ def equal_pull(case: Case, _: float) -> np.ndarray:
 def optimal_transport(case: Case, _: float) -> np.ndarray:
     """The map is made from the samples and more of the same model."""
     key = jax.random.fold_in(case.questions.key, 2)
-    noise = PROCESS.sample_prior(key, (ALONGSIDE, *case.images.shape[1:]))
+    noise = PROCESS.sample_prior((ALONGSIDE, *case.images.shape[1:]), key=key)
     more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
     x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
     rows = len(case.samples)

@@ -356,7 +356,7 @@ def _block(question, key, block, layout):
     a row or column too, so that there is one program."""
     begin, rows = block.sample.start, layout.rows
     for_noise, for_probes = jax.random.split(key)
-    noise = question.process.sample_prior(for_noise, (rows, *question.shape), first=begin)
+    noise = question.process.sample_prior((rows, *question.shape), key=for_noise, first=begin)
     keys = fold(for_probes, rows, first=begin) if question.draws else None
     which = np.minimum(block.direction.start + np.arange(layout.columns), question.directions - 1)
     kept = {"direction": block.direction.stop - block.direction.start}

@@ -321,7 +321,8 @@ def _collocation(process, x0, key, settings):
     if settings.where == "box":
         return t, jax.random.uniform(of_place, shape, x0.dtype, -width, width), weight
     x0 = x0[jax.random.randint(of_data, (count,), 0, len(x0))]
-    return t, jax.vmap(process.perturb)(jax.random.split(of_place, count), t, x0), weight
+    keys = jax.random.split(of_place, count)
+    return t, jax.vmap(lambda key, t, x: process.noised(t, x, key=key))(keys, t, x0), weight
 
 
 def _mixed_times(share, t_min, t_max):

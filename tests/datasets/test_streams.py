@@ -79,7 +79,7 @@ def test_attribution_from_files_is_that_from_memory(tmp_path, write):
     whole = ss.Points(written.astype(np.float32), bandwidth=0.5)
     there = ss.Points.on_host(streams.stream(write(tmp_path, BYTES)), bandwidth=0.5)
     process = ss.VP()
-    noise = process.sample_prior(jax.random.key(0), (2, *whole.shape))
+    noise = process.sample_prior((2, *whole.shape), key=jax.random.key(0))
     ask = inner_product(np.ones(whole.shape))
     a, b = (
         ss.attribute(process, ss.exact_score(process, whole), data, ask, noise,

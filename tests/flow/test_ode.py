@@ -27,9 +27,7 @@ def test_laws_of_paths(name):
 def sample_and_log_density(process, noise):
     measure = laws.mixture()
     score = ss.exact_score(process, measure)
-    path = ss.sample_ode(
-        process, score, noise, log_density=ss.Exact(), prior=measure, solve=laws.FINE
-    )
+    path = ss.sample_ode(process, score, noise, trace=ss.Exact(), prior=measure, solve=laws.FINE)
     return path.x, path.log_density
 
 
@@ -42,7 +40,7 @@ def test_log_density_along_a_smooth_curve():
         ss.exact_score(process, measure),
         swirl,
         noise / 10,
-        log_density=ss.Exact(),
+        trace=ss.Exact(),
         prior=measure,
         solve=ss.Solve(solver=diffrax.Tsit5(), steps=100, tau_min=0.05),
     )
@@ -68,9 +66,9 @@ def test_log_density_starts_at_the_process_s_prior():
     """Without `prior`, log rho starts as N(0, prior_std^2 I): for a standard normal law, whose
     noised law in VP is that prior, it stays exact."""
     process = ss.VP()
-    noise = process.sample_prior(jax.random.key(0), (4, 2))
+    noise = process.sample_prior((4, 2), key=jax.random.key(0))
     score = ss.exact_score(process, normal())
-    path = ss.sample_ode(process, score, noise, log_density=ss.Exact(), solve=laws.FINE)
+    path = ss.sample_ode(process, score, noise, trace=ss.Exact(), solve=laws.FINE)
     density = oracles.Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
     expected = density.noised(1.0, laws.BOTTOM).log_density(np.asarray(path.x))
     laws.close(path.log_density, expected, absolute=1e-7)
@@ -147,9 +145,7 @@ def test_samples_do_not_know_their_batch():
 
     def flow(noise, size):
         solve = ss.Solve(steps=10, tau_min=0.1, batch_size=size)
-        path = ss.sample_ode(
-            process, score, noise, log_density=ss.Hutchinson(), key=key, solve=solve
-        )
+        path = ss.sample_ode(process, score, noise, trace=ss.Hutchinson(), key=key, solve=solve)
         noisy = ss.sample_sde(process, score, noise, key=key, solve=solve)
         return np.column_stack([path.x, path.log_density, noisy.x])
 
@@ -166,7 +162,7 @@ def test_samples_do_not_know_their_batch():
 def diffused():
     """Draws of LAW by the reverse SDE, 160 steps, from its noised law's own noise."""
     process, count = ss.VP(), 20_000
-    noise = process.sample_prior(jax.random.key(0), (count, 2))
+    noise = process.sample_prior((count, 2), key=jax.random.key(0))
     return ss.sample_sde(
         process,
         ss.exact_score(process, laws.mixture()),
@@ -247,7 +243,7 @@ def test_weak_order_of_heun_on_the_sde():
     (each coordinate is one), and Heun's own errs to second order in the step."""
     process, variance, steps = ss.EDM(t_max=10.0), 0.25, 12
     score = ss.from_denoiser(process, jax.tree_util.Partial(_shrink, variance))
-    noise = process.sample_prior(jax.random.key(5), (256, 1024))
+    noise = process.sample_prior((256, 1024), key=jax.random.key(5))
     solve = ss.Solve(steps=steps, tau_min=0.1)
     x = ss.sample_sde(process, score, noise, key=jax.random.key(6), solve=solve).x
 
@@ -275,7 +271,7 @@ def log_density_errors(rule, steps):
         ss.exact_score(process, laws.mixture()),
         noise,
         key=jax.random.key(8),
-        log_density=rule,
+        trace=rule,
         prior=laws.mixture(),
         solve=ss.Solve(steps=steps, tau_min=laws.BOTTOM, rho=1000.0),  # even in log tau
     )

@@ -55,7 +55,7 @@ def test_duality(noisy):
         "base": ss.Smoothed(H),
         "trace": ss.Exact(),
         "prior": laws.mixture(),
-        "brownian": jax.random.key(0) if noisy else None,
+        "route": ss.Diffusion(jax.random.key(0)) if noisy else ss.Flow(),
         "solve": ss.Solve(steps=10, tau_min=laws.BOTTOM),
     }
     pixel = ss.functionals.pixel(0)
@@ -76,6 +76,6 @@ def test_what_does_not_fit_is_refused():
             NOISE,
             base=ss.Smoothed(H),
             trace=ss.Ito(),
-            brownian=jax.random.key(0),
+            route=ss.Diffusion(jax.random.key(0)),
             solve=ss.Solve(steps=4),
         )

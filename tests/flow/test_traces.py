@@ -104,7 +104,7 @@ def test_probes_are_kept_along_a_path():
             process,
             ss.exact_score(process, laws.mixture()),
             noise,
-            log_density=estimator,
+            trace=estimator,
             key=jax.random.key(0),
             solve=solve,
         ).stats.steps

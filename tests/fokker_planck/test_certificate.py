@@ -37,7 +37,7 @@ def test_certificate_from_samples():
     """Within 4 standard errors of the grids, for the potential that is most wrong; the growth,
     which samples see from below, to 5 %."""
     on = solved(WIDE)
-    noise = LINE.sample_prior(jax.random.key(0), (2000, 1))
+    noise = LINE.sample_prior((2000, 1), key=jax.random.key(0))
     found = ss.gap_certificate(
         LINE, WAVES[WIDE].potential, noise, key=KEY, solve=ss.Solve(steps=80)
     )
@@ -53,7 +53,7 @@ def test_certificate_from_samples():
 def test_gap_from_samples():
     """Both sides of (7.3), within 4 standard errors and the bias of 64 paths (2 %)."""
     on = solved(WIDE)
-    noise = LINE.sample_prior(jax.random.key(0), (816, 1))
+    noise = LINE.sample_prior((816, 1), key=jax.random.key(0))
     found = ss.ode_sde_gap(
         LINE, WAVES[WIDE].potential, noise, key=KEY, paths=64, solve=ss.Solve(steps=50)
     )
@@ -72,7 +72,7 @@ def test_a_function_of_time_cancels():
     """(7.4) as a whole, path by path: rounding, over 100 nodes; the trapezoid is exact for what is
     linear in t."""
     wave = WAVES[0]
-    noise = LINE.sample_prior(jax.random.key(0), (50, 1))
+    noise = LINE.sample_prior((50, 1), key=jax.random.key(0))
     ask = functools.partial(ss.gap_certificate, LINE, key=KEY, solve=ss.Solve(steps=40))
     plain = ask(wave.potential, noise=noise)
     shifted = ask(lambda t, x: wave.potential(t, x) + 3 * t - 2, noise=noise)
@@ -85,7 +85,7 @@ def test_exact_potentials_have_no_gap():
     law."""
     process = ss.OU(theta=1.0, g=1.0, t_max=6.0)
     measure = laws.mixture()
-    noise = process.sample_prior(jax.random.key(0), (64, 2))
+    noise = process.sample_prior((64, 2), key=jax.random.key(0))
     found = ss.gap_certificate(
         process,
         lambda t, x: measure.noised_log_density(process, t, x),
@@ -98,7 +98,7 @@ def test_exact_potentials_have_no_gap():
 
 
 def test_probes_leave_the_certificate_unbiased():
-    wave, noise = WAVES[1], LINE.sample_prior(jax.random.key(0), (30, 1))
+    wave, noise = WAVES[1], LINE.sample_prior((30, 1), key=jax.random.key(0))
     ask = functools.partial(ss.gap_certificate, LINE, wave.potential, noise, key=KEY)
     solve = ss.Solve(steps=20)
     exact = ask(solve=solve)

@@ -30,10 +30,10 @@ def solved():
 def test_euler_is_its_recursion():
     """Both laws, a loop of three steps in numpy with the same draws."""
     score = ss.exact_score(PLANE, laws.mixture())
-    noise = PLANE.sample_prior(jax.random.key(0), (3, 2))
+    noise = PLANE.sample_prior((3, 2), key=jax.random.key(0))
     times = np.array([4.0, 2.0, 1.5, 1.4])
     flow = ss.sample_euler(PLANE, score, noise, jnp.asarray(times)).x
-    noisy = ss.sample_euler(PLANE, score, noise, jnp.asarray(times), key=KEY).x
+    noisy = ss.sample_euler(PLANE, score, noise, jnp.asarray(times), route=ss.Diffusion(KEY)).x
     for i in range(3):
         x = y = np.asarray(noise[i])
         key = jax.random.fold_in(KEY, i)
@@ -49,7 +49,7 @@ def test_euler_is_its_recursion():
 def test_euler_converges_to_the_flow_at_first_order():
     """Halving the steps halves the distance to `sample_ode`, within a fifth."""
     score = ss.exact_score(PLANE, laws.mixture())
-    noise = PLANE.sample_prior(jax.random.key(0), (64, 2))
+    noise = PLANE.sample_prior((64, 2), key=jax.random.key(0))
     end = float(PLANE.time(0.3))
     truth = ss.sample_ode(PLANE, score, noise, solve=ss.Solve(steps=200, tau_min=0.3)).x
     errors = []
@@ -68,7 +68,9 @@ def test_a_diverging_score_is_an_error_or_is_told():
 
     with pytest.raises(FloatingPointError, match="3 of 3 results hold NaN"):
         ss.sample_euler(PLANE, field, noise, times)
-    told = ss.sample_euler(PLANE, field, noise.at[0, 0].set(-1.0), times, throw=False)
+    told = ss.sample_euler(
+        PLANE, field, noise.at[0, 0].set(-1.0), times, solve=ss.Solve(throw=False)
+    )
     np.testing.assert_array_equal(told.stats.finite, [True, False, False])
 
 
@@ -93,7 +95,7 @@ def test_bad_times(times, words):
 
 def test_reverse_paths_end_where_sample_sde_does():
     score, solve = ss.exact_score(PLANE, laws.mixture()), ss.Solve(steps=30)
-    noise = PLANE.sample_prior(jax.random.key(0), (5, 2))
+    noise = PLANE.sample_prior((5, 2), key=jax.random.key(0))
     paths = ss.reverse_paths(PLANE, score, noise, key=KEY, solve=solve)
     end = ss.sample_sde(PLANE, score, noise, key=KEY, solve=solve).x
     laws.close(paths.x[0] / PLANE.alpha(paths.times[0]), end, absolute=1e-12)
@@ -170,10 +172,10 @@ def test_looked_up_samples_are_the_evaluated_ones():
     """200 samples in blocks of 64, some of which start beyond the table. 2e-3: cubic interpolation
     at this spacing."""
     score, times = ss.exact_score(PLANE, laws.mixture()), jnp.linspace(4.0, 0.1, 60)
-    noise = PLANE.sample_prior(jax.random.key(0), (200, 2)).at[3].set(jnp.array([7.0, 1.0]))
+    noise = PLANE.sample_prior((200, 2), key=jax.random.key(0)).at[3].set(jnp.array([7.0, 1.0]))
     both = sample_both(PLANE, score, noise, times, key=KEY, table=SMALL)
     flow = ss.sample_euler(PLANE, score, noise, times).x
-    noisy = ss.sample_euler(PLANE, score, noise, times, key=KEY).x
+    noisy = ss.sample_euler(PLANE, score, noise, times, route=ss.Diffusion(KEY)).x
     laws.close(both.ode, flow, absolute=2e-3)
     laws.close(both.sde, noisy, absolute=2e-3)
 
@@ -188,7 +190,7 @@ def test_blocks_that_are_mostly_beyond_the_table_are_evaluated():
 
 def test_looked_up_flow_is_the_flow():
     score = ss.exact_score(PLANE, laws.mixture())
-    noise = PLANE.sample_prior(jax.random.key(0), (50, 2))
+    noise = PLANE.sample_prior((50, 2), key=jax.random.key(0))
     solve = ss.Solve(steps=60, tau_min=0.1)
     times = rising_times(PLANE, solve)[::-1]
     found = sample_flow(PLANE, score, noise, times, table=SMALL)

@@ -59,7 +59,9 @@ def test_paths_are_those_of_the_rule_in_numpy():
     assert histogram(truth, GRID).dropped < 8  # the others are compared
     inside = np.abs(truth).max(1) < GRID.half_width
     score, times = from_potential(read_potential(OURS)), jnp.asarray(euler_times())
-    found = ss.sample_euler(PROCESS, score, jnp.asarray(noise), times, throw=False).x
+    found = ss.sample_euler(
+        PROCESS, score, jnp.asarray(noise), times, solve=ss.Solve(throw=False)
+    ).x
     laws.close(np.asarray(found)[inside], truth[inside], absolute=1e-6)
 
 

@@ -158,7 +158,7 @@ def test_probes_of_a_point_do_not_depend_on_the_batch():
     ask = functools.partial(
         ss.fokker_planck_residual, process, right, trace=ss.Hutchinson(), key=jax.random.key(1)
     )
-    laws.close(ask(t[:5], x[:5]), ask(t, x, batch_size=4)[:5], absolute=1e-12)
+    laws.close(ask(t[:5], x[:5]), ask(t, x, solve=ss.Solve(batch_size=4))[:5], absolute=1e-12)
 
 
 # ------------------------------------------------------------------ transformations

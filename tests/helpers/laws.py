@@ -349,7 +349,7 @@ def check_log_density_on_flow(process):
     process, noise = between_levels(process)
     measure = mixture()
     score = ss.exact_score(process, measure)
-    path = ss.sample_ode(process, score, noise, log_density=ss.Exact(), prior=measure, solve=FINE)
+    path = ss.sample_ode(process, score, noise, trace=ss.Exact(), prior=measure, solve=FINE)
     expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(path.x))
     close(path.log_density, expected, absolute=1e-6)
 
@@ -364,7 +364,7 @@ def check_log_density_on_foreign_curve(process):
         ss.exact_score(process, measure),
         velocity,
         noise,
-        log_density=ss.Exact(),
+        trace=ss.Exact(),
         prior=measure,
         solve=FINE,
     )
@@ -379,7 +379,7 @@ def check_encode(process):
     measure = mixture()
     score = ss.exact_score(process, measure)
     x = jnp.asarray(LAW.sample(np.random.default_rng(4), 4))
-    path = ss.encode(process, score, x, log_density=ss.Exact(), prior=measure, solve=FINE)
+    path = ss.encode(process, score, x, trace=ss.Exact(), prior=measure, solve=FINE)
     expected = LAW.noised(1.0, BOTTOM).log_density(np.asarray(x))
     close(path.log_density, expected, absolute=1e-6)
     close(flow_of(process, measure, path.x), x, absolute=1e-6)

@@ -275,7 +275,7 @@ def test_latents_and_the_attribution_of_decoded_images(tmp_path):
     close(jax.jit(jax.vmap(vae.decode))(latents), np.moveaxis(back.numpy(), 1, -1))
 
     data = ss.Points(latents, bandwidth=0.3)
-    noise = foreign.process.sample_prior(jax.random.key(0), (1, 4, 4, 2))
+    noise = foreign.process.sample_prior((1, 4, 4, 2), key=jax.random.key(0))
     question = importers.decoded(squared_distance(images[0]), vae)
     solve = ss.Solve(steps=8)
     who = ss.attribute(

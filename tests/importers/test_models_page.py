@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_gaussian(page, framework, part):
 def test_samples_are_carried_to_where_the_flow_goes(page, framework):
     """To 40 steps' error of the closed form, and to rounding of the closed-form score's path."""
     process, _ = FRAMEWORKS[framework]
-    noise = process.sample_prior(page["key"], (4, 2))
+    noise = process.sample_prior((4, 2), key=page["key"])
     found = page[f"from_{framework}"]
     laws.close(found, carried(process, noise, MEAN, STD), absolute=HEUN)
     score = ss.exact_score(process, gaussian(MEAN, STD))
@@ -222,7 +222,7 @@ PROCESS = ss.VP()
 def test_other_parameters_are_not_traced_again(framework):
     """After the first call only the check at the door looks at the network; each gives its own."""
     networks = [NETWORKS[framework](seed) for seed in range(3)]
-    noise = PROCESS.sample_prior(jax.random.key(0), (2, 2))
+    noise = PROCESS.sample_prior((2, 2), key=jax.random.key(0))
 
     def sampled(network):
         return ss.sample_ode(PROCESS, ss.from_noise(PROCESS, network), noise, solve=COARSE).x
@@ -267,7 +267,7 @@ def test_labels_cross_every_verb():
     """Integers among a score's leaves: paths, tangents and adjoints, each traced once."""
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)))
     data = ss.Points(jnp.asarray(np.random.default_rng(1).normal(size=(5, 2))), bandwidth=0.3)
-    noise, calls = PROCESS.sample_prior(jax.random.key(0), (2, 2)), []
+    noise, calls = PROCESS.sample_prior((2, 2), key=jax.random.key(0)), []
 
     def labelled(rows, label, t, x):
         calls.append(None)
@@ -296,7 +296,7 @@ def test_labels_cross_every_verb():
 
 
 def test_a_closure_keeps_the_old_parameters_and_a_partial_does_not():
-    noise = PROCESS.sample_prior(jax.random.key(0), (2, 2))
+    noise = PROCESS.sample_prior((2, 2), key=jax.random.key(0))
     parameters = {"mean": jnp.zeros(2)}
 
     def shifted(parameters, t, x):
@@ -333,6 +333,6 @@ class Counting(nnx.Module):
 
 
 def test_modules_that_change_when_called_are_refused_by_flax():
-    noise = PROCESS.sample_prior(jax.random.key(0), (2, 2))
+    noise = PROCESS.sample_prior((2, 2), key=jax.random.key(0))
     with pytest.raises(Exception, match="Cannot mutate"):
         ss.sample_ode(PROCESS, ss.from_noise(PROCESS, Counting()), noise, solve=COARSE)

@@ -110,10 +110,10 @@ def test_prior_is_the_noised_law_s_far_end(process):
 
 def test_draws_have_their_moments(process):
     count, key, y = 20_000, jax.random.key(0), jnp.array([1.0, -2.0])
-    noise = process.sample_prior(key, (count, 2))
+    noise = process.sample_prior((count, 2), key=key)
     _has_moments(noise, np.zeros(2), float(process.prior_std))
     t = 0.3 * process.t_max
-    draws = jax.vmap(lambda k: process.perturb(k, t, y))(jax.random.split(key, count))
+    draws = jax.vmap(lambda k: process.noised(t, y, key=k))(jax.random.split(key, count))
     alpha, sigma = laws.scales(process, t)
     _has_moments(draws, alpha * np.asarray(y), sigma)
 
@@ -126,7 +126,7 @@ def _has_moments(draws, mean, std):
 
 
 def test_first_samples_of_a_larger_prior_batch():
-    few, many = (ss.EDM().sample_prior(jax.random.key(1), (m, 2, 3)) for m in (4, 9))
+    few, many = (ss.EDM().sample_prior((m, 2, 3), key=jax.random.key(1)) for m in (4, 9))
     np.testing.assert_array_equal(few, many[:4])
 
 

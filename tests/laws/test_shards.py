@@ -77,14 +77,14 @@ def test_sums_are_those_of_the_whole(mesh, data):
 )
 def test_attributions_are_those_of_the_whole(mesh, data, base, samples, noisy):
     score, functional = ss.exact_score(PROCESS, data), inner_product(jnp.ones(SHAPE))
-    noise = PROCESS.sample_prior(jax.random.key(2), (samples, *SHAPE))
+    noise = PROCESS.sample_prior((samples, *SHAPE), key=jax.random.key(2))
 
     def attributed(data, score, noise):
         keys = {"key": jax.random.key(3)} if base != "data" else {}
-        brownian = jax.random.key(4) if noisy else None
+        route = ss.Diffusion(jax.random.key(4)) if noisy else ss.Flow()
         return ss.attribute(
             PROCESS, score, data, functional, noise,
-            base=base, prior=None if base == "data" else GAUSSIAN, brownian=brownian,
+            base=base, prior=None if base == "data" else GAUSSIAN, route=route,
             **keys, **OPTIONS,
         )  # fmt: skip
 

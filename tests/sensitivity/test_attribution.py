@@ -29,9 +29,9 @@ def test_duality_in_every_process(name):
     [
         {"base": BROAD},
         BLACK_BOX,
-        {"brownian": WALK},
-        {**BLACK_BOX, "brownian": WALK},
-        {**BLACK_BOX, "brownian": WALK, "trace": ss.Ito()},
+        {"route": ss.Diffusion(WALK)},
+        {**BLACK_BOX, "route": ss.Diffusion(WALK)},
+        {**BLACK_BOX, "route": ss.Diffusion(WALK), "trace": ss.Ito()},
         {"solve": ss.Solve(solver=diffrax.Tsit5(), steps=10, tau_min=laws.BOTTOM)},
     ],
     ids=["measure", "black box", "SDE", "SDE black box", "SDE by Ito", "Tsit5"],
@@ -203,7 +203,7 @@ def test_digits_in_float32():
         data = ss.Points(images, None, ss.default_bandwidth(images))
         process = ss.EDM()
         score = ss.from_denoiser(process, network)
-        noise = process.sample_prior(jax.random.key(0), (2, *data.shape))
+        noise = process.sample_prior((2, *data.shape), key=jax.random.key(0))
         target = ss.functionals.squared_distance(images[3])
         solve = ss.Solve(steps=10)
         found = ss.attribute(process, score, data, target, noise, solve=solve)

@@ -100,8 +100,8 @@ def test_tangent_toward_another_model():
     laws.close(found.log_density, known.log_density, absolute=1e-7)
 
 
-@pytest.mark.parametrize("brownian", [None, jax.random.key(0)], ids=["flow", "SDE"])
-def test_a_model_added_to_itself(brownian):
+@pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(jax.random.key(0))], ids=["flow", "SDE"])
+def test_a_model_added_to_itself(route):
     """Law 8, to rounding: both log-densities follow the same rule on the same path."""
     process, noise = laws.between_levels(ss.EDM())
     law = laws.mixture()
@@ -114,7 +114,7 @@ def test_a_model_added_to_itself(brownian):
         noise,
         trace=ss.Exact(),
         prior=law,
-        brownian=brownian,
+        route=route,
         solve=laws.SHORT,
     )
     laws.close(found.tangent, np.zeros((4, 1, 2)), absolute=1e-11)
@@ -180,7 +180,7 @@ def test_tangent_along_the_sde():
         ss.add(laws.mixture(1.0)),
         noise,
         base=law,
-        brownian=WALK,
+        route=ss.Diffusion(WALK),
         solve=laws.SHORT,
     )
     expected = laws.difference(lambda mass: noisy(process, laws.mixture(mass), noise).x)
@@ -197,7 +197,7 @@ def test_tangent_of_a_black_box_along_the_sde():
     noise = laws.TOP * jnp.asarray(np.random.default_rng(0).normal(size=(256, 2)))
     law, errors = laws.mixture(), []
     for steps in (160, 640):
-        given = {"brownian": WALK, "solve": ss.Solve(steps=steps, tau_min=laws.BOTTOM)}
+        given = {"route": ss.Diffusion(WALK), "solve": ss.Solve(steps=steps, tau_min=laws.BOTTOM)}
         run = (process, ss.exact_score(process, law), ss.add(laws.mixture(1.0)), noise)
         own = ss.sample_sensitivity(*run, trace=ss.Exact(), prior=law, **given)
         known = ss.sample_sensitivity(*run, base=law, **given)
@@ -216,9 +216,9 @@ def test_log_density_along_the_sde_beside_a_tangent():
         noise,
         trace=ss.Exact(),
         prior=law,
-        brownian=WALK,
+        route=ss.Diffusion(WALK),
         solve=laws.SHORT,
     )
-    path = noisy(process, law, noise, log_density=ss.Exact(), prior=law)
+    path = noisy(process, law, noise, trace=ss.Exact(), prior=law)
     laws.close(found.x, path.x, absolute=1e-12)
     laws.close(found.log_density, path.log_density, absolute=1e-10)

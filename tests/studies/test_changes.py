@@ -56,7 +56,7 @@ def test_another_model_is_its_own_samples_in_training(dataset, data, checkpoint)
     settings = ChangeSettings("model", mass=0.25, checkpoint=checkpoint, seed=4)
     named = make_change(dataset, data, settings)
     (nu,) = named.perturbation.learned
-    noise = ss.EDM().sample_prior(jax.random.key(4), (12, 2, 2, 1)).astype(jnp.float32)
+    noise = ss.EDM().sample_prior((12, 2, 2, 1), key=jax.random.key(4)).astype(jnp.float32)
     drawn = ss.sample_ode(nu.process, nu.score, noise).x
     np.testing.assert_array_equal(named.images[:12], dataset.images)
     np.testing.assert_allclose(named.images[12:], drawn, rtol=1e-3, atol=1e-4)

@@ -164,7 +164,7 @@ def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path):
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
-    noise = ss.EDM().sample_prior(jax.random.key(1), (3, *data.shape)).astype(jnp.float32)
+    noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1)).astype(jnp.float32)
     settings = TrainSettings(steps=5, batch_size=4, warmup=1, ema_halflife=2.0)
     solve = ss.Solve(steps=5)
 
@@ -191,7 +191,7 @@ def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
     """At a constant learning rate, after k steps it is the fine-tuning of k steps."""
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
-    noise = ss.EDM().sample_prior(jax.random.key(1), (3, *data.shape)).astype(jnp.float32)
+    noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1)).astype(jnp.float32)
     named = make_change(dataset, data, ChangeSettings("half"))
 
     def run(folder, steps, after=()):
@@ -213,7 +213,7 @@ def test_predictions_are_displacements_of_the_named_samples(dataset):
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
-    noise = ss.EDM().sample_prior(jax.random.key(1), (3, *data.shape)).astype(jnp.float32)
+    noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1)).astype(jnp.float32)
     named = make_change(dataset, data, ChangeSettings("add", ("b",), mass=0.3))
     solve = ss.Solve(steps=5)
     found = predict_change(model, data, named, 0.3, noise, solve)

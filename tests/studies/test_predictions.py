@@ -28,7 +28,7 @@ def case():
     model = jax.tree.map(
         lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size * 1.0)).reshape(leaf.shape), model
     )
-    noise = PROCESS.sample_prior(jax.random.key(1), (2, 2, 2, 1))
+    noise = PROCESS.sample_prior((2, 2, 2, 1), key=jax.random.key(1))
     queries = jnp.asarray(IMAGES[:2] + 0.3)
     questions = Questions(noise, queries, jnp.array([0.5, 3.0]), jax.random.key(2))
     x = ss.sample_ode(PROCESS, ss.from_denoiser(PROCESS, model), noise, solve=SOLVE).x

@@ -26,7 +26,7 @@ SETTINGS = TrainSettings(steps=4, batch_size=4, warmup=1)
 IMAGES = np.random.default_rng(0).normal(size=(6, 2, 2, 1)).astype(np.float32)
 LEVELS = jnp.asarray([0.3, 2.0], jnp.float32)
 QUESTIONS = Questions(
-    PROCESS.sample_prior(jax.random.key(0), (3, 2, 2, 1)).astype(jnp.float32),
+    PROCESS.sample_prior((3, 2, 2, 1), key=jax.random.key(0)).astype(jnp.float32),
     jnp.asarray(IMAGES[:2]),
     LEVELS,
     jax.random.key(1),

@@ -82,7 +82,7 @@ def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score,
     asked = question("sensitivity", data, score, mesh)
     _, found = swept(tmp_path, asked, Layout(2, SAMPLES, 5, 8, 2))
     for seed, key in enumerate(KEYS):
-        noise = PROCESS.sample_prior(jax.random.split(key)[0], (SAMPLES, 3))
+        noise = PROCESS.sample_prior((SAMPLES, 3), key=jax.random.split(key)[0])
         whole = ss.sample_sensitivity(
             PROCESS, score, directions(data), noise, base=data, solve=SOLVE
         )
@@ -96,7 +96,7 @@ def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, n
     mesh = mesh_named(name)
     asked = question("attribution", data, score, mesh, top=top)
     _, found = swept(tmp_path, asked, Layout(2, SAMPLES, 1, 8, 1))
-    noise = PROCESS.sample_prior(jax.random.split(KEYS[1])[0], (SAMPLES, 3))
+    noise = PROCESS.sample_prior((SAMPLES, 3), key=jax.random.split(KEYS[1])[0])
     whole = ss.attribute(
         PROCESS, score, data, inner_product(jnp.ones(3)), noise, base=data, top=top, solve=SOLVE
     )
