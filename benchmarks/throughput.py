@@ -42,7 +42,7 @@ from torch.autograd import forward_ad
 
 import scoresens as ss
 from scoresens import datasets
-from scoresens.flow import ode
+from scoresens.flow import starts
 from scoresens.flow.solve import grid
 from scoresens.importers import to_torch
 from scoresens.models.preconditioning import TAU_FLOOR
@@ -180,7 +180,7 @@ def _setup(setting, push, written_out: bool) -> Setup:
         return spread**2 / total * x + tau * spread * total.rsqrt() * inner
 
     t_max = jnp.float32(PROCESS.t_max)
-    end = ode.lowest_level(PROCESS, setting.solve)
+    end = starts.lowest_level(PROCESS, setting.solve)
     levels = grid(PROCESS.noise_level(t_max), end, setting.solve)
     log_alpha = float(PROCESS.log_alpha(t_max))
     return Setup(denoise, push, _tensor(_image(setting)), _tensor(levels), log_alpha)
@@ -215,7 +215,7 @@ def rates(setup: Setup, tau: torch.Tensor, state: State, probe: torch.Tensor) ->
     x, gain, tangent = state
     size, each = x[0].numel(), (-1, *[1] * (x.ndim - 1))
     denoised, image, pushed = setup.push(functools.partial(setup.denoise, tau), x, probe, tangent)
-    grown = (_dot(probe, image) - size) / tau + size * tau / (tau**2 + ode.BREADTH**2)
+    grown = (_dot(probe, image) - size) / tau + size * tau / (tau**2 + starts.BREADTH**2)
     away = setup.image - x
     log_kernel = -0.5 * _dot(away, away) / tau**2
     log_kernel = log_kernel - size * (tau.log() + 0.5 * math.log(2 * math.pi))
@@ -249,7 +249,7 @@ def stacked(
 
 def yardstick(tau: torch.Tensor, size: int) -> torch.Tensor:
     """A gain minus its log-density, as in `paths`."""
-    return 0.5 * size * (tau**2 + ode.BREADTH**2).log()
+    return 0.5 * size * (tau**2 + starts.BREADTH**2).log()
 
 
 def _dot(a, b):
@@ -320,7 +320,7 @@ def _noise(setting, samples):
 
 def _keys(samples):
     """The library's own keys, one a sample."""
-    return ode.sample_keys(TRACE, KEY, samples)
+    return starts.sample_keys(TRACE, KEY, samples)
 
 
 def _image(setting):

@@ -11,9 +11,9 @@ from scoresens.cli.config import ConfigError
 from scoresens.cli.functionals import Question, make_question
 from scoresens.cli.progress import Stages, blaming
 from scoresens.cli.settings import AttributeRun
-from scoresens.flow.ode import lowest_level
 from scoresens.flow.routes import Diffusion
 from scoresens.flow.solve import Solve
+from scoresens.flow.starts import lowest_level
 from scoresens.report.influence import PART, Influence, draw_influence, median_levels
 from scoresens.report.samples import SHOWN, table
 from scoresens.sensitivity.attribution import attribute

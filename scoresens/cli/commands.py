@@ -35,8 +35,7 @@ from scoresens.cli.settings import (
     TrainRun,
 )
 from scoresens.datasets.images import prepare
-from scoresens.flow.ode import sample_ode
-from scoresens.flow.sde import sample_sde
+from scoresens.flow import sample_ode, sample_sde
 from scoresens.flow.solve import Solve
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import build

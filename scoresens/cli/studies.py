@@ -15,7 +15,7 @@ from scoresens._files import write_text
 from scoresens.cli.common import write_arrays
 from scoresens.cli.config import ConfigError
 from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun, ValidateRun
-from scoresens.flow.ode import sample_ode
+from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser, load, save

@@ -2,11 +2,11 @@
 log-densities that are followed along them.
 """
 
+from scoresens.flow.diffusion import Ito
 from scoresens.flow.euler import sample_euler
-from scoresens.flow.ode import Path, encode, log_density_along, sample_ode
 from scoresens.flow.riders import Smoothed
 from scoresens.flow.routes import Diffusion, Flow, Route
-from scoresens.flow.sde import Ito, sample_sde
+from scoresens.flow.sampling import Path, encode, log_density_along, sample, sample_ode, sample_sde
 from scoresens.flow.solve import Solve, Stats
 from scoresens.flow.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
 
@@ -25,6 +25,7 @@ __all__ = [
     "TraceEstimator",
     "encode",
     "log_density_along",
+    "sample",
     "sample_euler",
     "sample_ode",
     "sample_sde",

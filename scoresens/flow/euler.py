@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens import _checks
-from scoresens.flow.ode import Path, checked_start, fold
 from scoresens.flow.routes import Diffusion, Flow, Route
+from scoresens.flow.sampling import Path
 from scoresens.flow.solve import Solve, in_batches, raise_if_failed, stats_of
+from scoresens.flow.starts import checked_start, fold
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 

@@ -1,18 +1,18 @@
-r"""What drives a path, and the log-densities that ride on it.
+r"""What drives a path, and the log-densities that ride along it.
 
-A path's denoiser is a weighted sum over the laws that a score is made of: one law with weight 1, or
-the two of a guided score, `D = (1 - g) D_u + g D_c` (6.2). Whatever the sum drives, the log-density
-of each law's own flow is known along the path: at noise level tau, with dx/dtau = (x - D) / tau,
+A path's denoiser is a weighted sum over the laws that a score is made of, its **drivers**: one law
+with weight 1, or the two of a guided score, `D = (1 - g) D_u + g D_c` (6.2). Whatever drives the
+path, the log-density of each driver's own law can ride along: at noise level tau, on the flow,
 
-    (3.2)  d log rho_i / dtau = (tr J_Di - d) / tau + (D_i - D).(D_i - x) / tau^3
+    (3.2)  d log rho_i / dtau = (tr J_Di - d) / tau + (D_i - x).(D_i - D) / tau^3
 
-The same holds for another model `nu` that takes no part in the sum (`Learned`), and for either law
-**smoothed** by h (6.5, `learned`), which is followed at `tau_h = sqrt(tau^2 + h^2)`:
+which is (3.1) where D_i = D. The same holds for another model `nu` that takes no part in the sum
+(`Learned`), and for either law **smoothed** by h (6.5), followed at `tau_h = sqrt(tau^2 + h^2)`:
 
            d log rho_{tau_h} / dtau = (tr J_D - d) tau / tau_h^2
                + (D - x).( tau^2 / tau_h^2 (D - x) + x - D_path ) / (tau tau_h^2),    D at tau_h
 
-What is integrated are gains (see `paths`).
+What is integrated are gains (`starts`). Along the reverse SDE see `diffusion`.
 """
 
 import functools
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
-from scoresens.flow.ode import gain_rate, noise_end, prior_log_density_at, yardstick
+from scoresens.flow.starts import gain_rate, noise_end, prior_log_density_at, yardstick
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.learned import Known, Learned, level_of, smoothed_mean
 from scoresens.laws.measures import Measure, check_base
@@ -61,17 +61,17 @@ Base = Measure | Smoothed | None
 
 @register_dataclass
 @dataclass(frozen=True)
-class Law:
-    """One law that a score is made of: its share of the sum, how it changes, and the law that
-    density ratios are taken against (None: its own, which then rides along)."""
+class Driver:
+    """A law that a score is made of: its share of the sum, how it changes, and the law that density
+    ratios are taken against (None: its own, which then rides along)."""
 
     process: Process
     score: Score
-    weight: Scalar
-    perturbation: Perturbation | None
-    base: Base
-    prior: Measure | None
-    rides: bool = field(metadata={"static": True})  # whether its own log-density is followed
+    weight: Scalar = 1.0
+    perturbation: Perturbation | None = None
+    base: Base = None
+    prior: Measure | None = None
+    rides: bool = field(default=False, metadata={"static": True})  # its own log-density is followed
 
     @property
     def measure(self) -> Measure | None:
@@ -89,10 +89,10 @@ class Law:
         return () if self.perturbation is None else self.perturbation.learned
 
 
-Laws = tuple[Law, ...]
+Drivers = tuple[Driver, ...]
 
 
-class Seen(NamedTuple):
+class Evaluation(NamedTuple):
     """A network at one place."""
 
     denoised: Float[Array, "*shape"]
@@ -100,33 +100,33 @@ class Seen(NamedTuple):
 
 
 class Riders(NamedTuple):
-    """One thing for each log-density that is followed: what is seen, its gain, its node."""
+    """One thing for each log-density that is followed: an evaluation, a gain, a node, a `Known`."""
 
-    own: Any  # of the law, None where it does not ride
+    own: Any  # of the driver, None where it does not ride
     others: tuple  # of the models that ride with it
 
 
-class Look(NamedTuple):
-    """A law at one place."""
+class View(NamedTuple):
+    """A driver at one place."""
 
     denoised: Float[Array, "*shape"]  # what drives the path
     pushed: Float[Array, "K *shape"] | None  # J_D tangents
-    seen: Riders
+    riders: Riders  # of evaluations
 
 
-def laws_of(
+def drivers_of(
     process: Process,
     score: Score,
     perturbation: Perturbation | Pair,
     base: Base | Pair,
     prior: Measure | Pair | None,
-) -> Laws:
+) -> Drivers:
     """The laws that a score is made of, refused if what comes with it does not fit."""
     if not isinstance(score, Guided):
-        return (_law(process, score, 1.0, perturbation, base, prior),)
+        return (_driver(process, score, 1.0, perturbation, base, prior),)
     pairs = [
-        _pair(name, value, nothing)
-        for name, value, nothing in (
+        _pair(name, value, optional)
+        for name, value, optional in (
             ("perturbation", perturbation, False),
             ("base", base, True),
             ("prior", prior, True),
@@ -136,80 +136,104 @@ def laws_of(
         raise ValueError("the Pair of perturbations changes neither of the two laws")
     scores = ((1 - score.weight, score.unconditional), (score.weight, score.conditional))
     return tuple(
-        _law(process, own, w, *rest) for (w, own), *rest in zip(scores, *pairs, strict=True)
+        _driver(process, part, weight, *rest)
+        for (weight, part), *rest in zip(scores, *pairs, strict=True)
     )
 
 
-def directions(laws: Laws) -> int:
-    """K, the number of directions, one for all laws."""
-    counts = {len(law.perturbation) for law in laws if law.perturbation is not None}
+def rides(drivers: Drivers) -> bool:
+    """Whether any log-density is followed."""
+    return any(driver.rides or driver.others for driver in drivers)
+
+
+def directions(drivers: Drivers) -> int:
+    """K, the number of directions, one for all drivers."""
+    counts = {len(d.perturbation) for d in drivers if d.perturbation is not None}
     if len(counts) > 1:
         raise ValueError(f"the two perturbations of a Pair have {sorted(counts)} directions")
     return counts.pop()
 
 
-def shape_of(laws: Laws) -> tuple[int, ...]:
-    """Shape of one sample, one for all laws."""
-    shapes = {law.perturbation.shape for law in laws if law.perturbation is not None}
-    shapes |= {law.base.shape for law in laws if isinstance(law.base, Measure)}
+def shape_of(drivers: Drivers) -> tuple[int, ...]:
+    """Shape of one sample, one for all drivers."""
+    shapes = {d.perturbation.shape for d in drivers if d.perturbation is not None}
+    shapes |= {d.base.shape for d in drivers if isinstance(d.base, Measure)}
     if len(shapes) > 1:
         raise ValueError(f"perturbation and base are of samples of shapes {sorted(shapes)}")
     return shapes.pop()
 
 
-def starts(laws: Laws, noise: Float[Array, "*shape"]) -> tuple[Riders, ...]:
+def gains_at_noise(driver: Driver, noise: Float[Array, "*shape"]) -> Riders:
     """Gains at the noise, where every path begins."""
+    hat, tau = noise_end(driver.process, noise)
 
-    def one(law):
-        hat, tau, _ = noise_end(law.process, noise, None)
+    def gain(process, prior, blur):
+        level = level_of(blur, tau)
+        return prior_log_density_at(process, prior, level, hat) + yardstick(level, hat.size)
 
-        def gain(process, prior, blur):
-            level = level_of(blur, tau)
-            return prior_log_density_at(process, prior, level, hat) + yardstick(level, hat.size)
-
-        own = gain(law.process, law.prior, law.blur) if law.rides else None
-        return Riders(own, tuple(gain(nu.process, nu.prior, nu.bandwidth) for nu in law.others))
-
-    return tuple(map(one, laws))
+    own = gain(driver.process, driver.prior, driver.blur) if driver.rides else None
+    return Riders(own, tuple(gain(nu.process, nu.prior, nu.bandwidth) for nu in driver.others))
 
 
-def look(
-    law: Law,
+def view(
+    driver: Driver,
     tau: Scalar,
     x: Float[Array, "*shape"],
     tangents: Float[Array, "K *shape"],
     trace: TraceEstimator | None,
     probes: Any,
-) -> Look:
-    """A law's networks at one place; `tangents` are pushed through the driving one."""
+) -> View:
+    """A driver's networks at one place; `tangents` are pushed through the driving one."""
 
-    def follow(denoise, tangents):
-        denoised, push = jax.linearize(denoise, x)
+    def follow(denoiser, tangents):
+        denoised, push = jax.linearize(denoiser, x)
         rule = cast(TraceEstimator, trace)  # given wherever a log-density rides
         spread, pushed = rule.apply(jax.vmap(push), probes, tangents)
-        return Seen(denoised, spread), pushed
+        return Evaluation(denoised, spread), pushed
 
     def denoiser(of, level):
         return lambda x: canonical_denoiser(of.process, of.score, level, x)
 
-    nothing = jnp.zeros((0, *x.shape), x.dtype)
+    none = jnp.zeros((0, *x.shape), x.dtype)
     others = tuple(
-        follow(denoiser(nu, level_of(nu.bandwidth, tau)), nothing)[0] for nu in law.others
+        follow(denoiser(nu, level_of(nu.bandwidth, tau)), none)[0] for nu in driver.others
     )
-    if law.rides and not isinstance(law.base, Smoothed):
-        own, pushed = follow(denoiser(law, tau), tangents)
-        return Look(own.denoised, pushed, Riders(own, others))
-    own = follow(denoiser(law, level_of(law.blur, tau)), nothing)[0] if law.rides else None
+    if driver.rides and not isinstance(driver.base, Smoothed):
+        own, pushed = follow(denoiser(driver, tau), tangents)
+        return View(own.denoised, pushed, Riders(own, others))
+    own = follow(denoiser(driver, level_of(driver.blur, tau)), none)[0] if driver.rides else None
     if not len(tangents):
-        return Look(denoiser(law, tau)(x), None, Riders(own, others))
-    denoised, push = jax.linearize(denoiser(law, tau), x)
-    return Look(denoised, jax.vmap(push)(tangents), Riders(own, others))
+        return View(denoiser(driver, tau)(x), None, Riders(own, others))
+    denoised, push = jax.linearize(denoiser(driver, tau), x)
+    return View(denoised, jax.vmap(push)(tangents), Riders(own, others))
 
 
-def rates(
-    law: Law, seen: Riders, tau: Scalar, x: Float[Array, "*shape"], denoised: Float[Array, "*shape"]
+def held_view(
+    driver: Driver,
+    tau: Scalar,
+    x: Float[Array, "*shape"],
+    trace: TraceEstimator | None,
+    probes: Any,
+) -> View:
+    """A driver at one place, its denoiser to be differentiated by the place, and what rides not:
+    the weights of a direction are held where the path is."""
+    denoised = canonical_denoiser(driver.process, driver.score, tau, x)
+    if not driver.rides:
+        return View(denoised, None, Riders(None, ()))
+    none = jnp.zeros((0, *x.shape), x.dtype)
+    return View(
+        denoised, None, view(driver, tau, jax.lax.stop_gradient(x), none, trace, probes).riders
+    )
+
+
+def gain_rates(
+    driver: Driver,
+    evaluated: Riders,
+    tau: Scalar,
+    x: Float[Array, "*shape"],
+    denoised: Float[Array, "*shape"],
 ) -> Riders:
-    """How the gains grow along the path that `denoised` drives (3.2)."""
+    """How the gains grow along the flow that `denoised` drives (3.2)."""
 
     def one(own, blur):
         if own is None:
@@ -219,10 +243,12 @@ def rates(
         grown = gain_rate(own.trace, level, x.size) * tau / level
         return grown + across / (tau * jnp.square(level))
 
-    return over_riders(one, law, seen)
+    return over_riders(one, driver, evaluated)
 
 
-def known(law: Law, seen: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*shape"]) -> Riders:
+def known_from_gains(
+    driver: Driver, evaluated: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*shape"]
+) -> Riders:
     """What is known of each law at level tau: its log-density, in nats, and its denoiser."""
 
     def one(own, blur, gain):
@@ -231,13 +257,13 @@ def known(law: Law, seen: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*
         density = nats(gain, level_of(blur, tau), x)
         return Known(density, smoothed_mean(blur, tau, x, own.denoised))
 
-    return over_riders(one, law, seen, gains)
+    return over_riders(one, driver, evaluated, gains)
 
 
-def over_riders(function: Callable, law: Law, first: Riders, *rest: Riders) -> Riders:
-    """`function(first, blur, *rest)` of the law and of each model that rides with it."""
-    own = function(first.own, law.blur, *(riders.own for riders in rest))
-    each = zip(first.others, law.others, *(riders.others for riders in rest), strict=True)
+def over_riders(function: Callable, driver: Driver, first: Riders, *rest: Riders) -> Riders:
+    """`function(first, blur, *rest)` of the driver and of each model that rides with it."""
+    own = function(first.own, driver.blur, *(riders.own for riders in rest))
+    each = zip(first.others, driver.others, *(riders.others for riders in rest), strict=True)
     return Riders(own, tuple(function(part, nu.bandwidth, *more) for part, nu, *more in each))
 
 
@@ -246,31 +272,10 @@ def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "
     return jnp.asarray(gain - yardstick(tau, x.size))
 
 
-def derivative(
-    law: Law, perturbation: Perturbation, here: Riders, tau: Scalar, x: Float[Array, "*shape"]
-) -> Float[Array, "K *shape"]:
-    """dD of one law at one place: (2.1) against its own law, or (6.3) against its base."""
-    own = here.own if law.measure is None else law.measure
-    known = perturbation.with_known(here.others)
-    return known.denoiser_derivative(tau, x, *own.posterior(tau, x))
-
-
-def driven(
-    laws: Laws, looks: list[Look], here: list[Riders], tau: Scalar, x: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Float[Array, "K *shape"]]:
-    """The denoiser of the path, and how much it moves with the K tangents: J_D dx + dD."""
-    moved = jnp.zeros((directions(laws), *x.shape), x.dtype)
-    for law, seen, now in zip(laws, looks, here, strict=True):
-        moved += law.weight * cast(Array, seen.pushed)
-        if law.perturbation is not None:
-            moved += law.weight * derivative(law, law.perturbation, now, tau, x)
-    return denoised(laws, looks), moved
-
-
-def denoised(laws: Laws, looks: list[Look]) -> Float[Array, "*shape"]:
-    """The denoiser of the path, the weighted sum over the laws."""
-    parts = [law.weight * seen.denoised for law, seen in zip(laws, looks, strict=True)]
-    return functools.reduce(jnp.add, parts)
+def total(drivers: Drivers, parts: list[Array]) -> Array:
+    """The weighted sum over the drivers of one array each."""
+    weighted = [d.weight * part for d, part in zip(drivers, parts, strict=True)]
+    return functools.reduce(jnp.add, weighted)
 
 
 def check_law(base: Any) -> None:
@@ -279,7 +284,7 @@ def check_law(base: Any) -> None:
         check_base(base)
 
 
-def _law(process, score, weight, perturbation, base, prior):
+def _driver(process, score, weight, perturbation, base, prior):
     if isinstance(perturbation, Pair) or isinstance(base, Pair) or isinstance(prior, Pair):
         raise ValueError("a Pair belongs to a guided score, made by guide; this score has one law")
     if perturbation is not None:
@@ -290,13 +295,13 @@ def _law(process, score, weight, perturbation, base, prior):
             check_law(base)
             perturbation = perturbation.with_default_bandwidth(base.bandwidth)
     rides = perturbation is not None and not isinstance(base, Measure)
-    return Law(process, as_pytree(score), weight, perturbation, base, prior, rides)
+    return Driver(process, as_pytree(score), weight, perturbation, base, prior, rides)
 
 
-def _pair(name, value, nothing):
+def _pair(name, value, optional):
     if isinstance(value, Pair):
         return value
-    if value is None and nothing:
+    if value is None and optional:
         return Pair()
     raise ValueError(
         f"a guided score has two laws: give Pair(unconditional, conditional) as {name}, "

@@ -204,17 +204,18 @@ def walk(
         k_j = (t_{i+1} - t_i) rate(y_j) + kick_i,    y_j = y_i + sum_l a_jl k_l
 
     Args:
-        evaluate: `(t, state, before, tap) -> (rates, view)`; `before` is the view of the last node
-            passed, `tap` this stage's own slice of `taps`.
+        evaluate: `(t, state, before, tap) -> (rates, memory, seen)`; `before` is the memory of the
+            last node passed, `tap` this stage's own slice of `taps`.
         state: a tuple; kicks act on its first part.
-        before: a view for the first node to begin with.
+        before: a memory for the first node to begin with.
         nodes: `[S + 1]`.
         kicks: `[S, *shape]`, noise increments.
         taps: leaves `[S, stages, ...]`, what is injected at each stage: the gradient with respect
             to them is the discrete adjoint. Each step is checkpointed.
 
     Returns:
-        The state at the end, the view of the last step's first node, all views `[S, stages, ...]`.
+        The state at the end, the memory of the last step's first node, all that was seen, `[S,
+        stages, ...]`.
     """
 
     table = tableau(solve)
@@ -223,20 +224,20 @@ def walk(
     def step(carry, given):
         state, before = carry
         start, size, kick, tap = given
-        gains, views = [], []
+        gains, seen = [], []
         for j, (c, row) in enumerate(zip(table.c, table.a, strict=True)):
             here = _combine(state, row, gains)
             own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
-            rates, view = evaluate(start + c * size, here, before, own)
+            rates, memory, sight = evaluate(start + c * size, here, before, own)
             gain = jax.tree.map(lambda rate: size * rate, rates)
             gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
-            views.append(view)
-            before = views[0]
-        return (_combine(state, table.b, gains), before), _stack(views)
+            seen.append(sight)
+            before = memory if j == 0 else before
+        return (_combine(state, table.b, gains), before), _stack(seen)
 
     given = (nodes[:-1], jnp.diff(nodes), kicks, taps)
-    (state, before), views = jax.lax.scan(step, (state, before), given)
-    return state, before, views
+    (state, before), seen = jax.lax.scan(step, (state, before), given)
+    return state, before, seen
 
 
 def _combine(state, weights, gains):
@@ -247,8 +248,8 @@ def _combine(state, weights, gains):
     return state
 
 
-def _stack(views):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+def _stack(parts):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
 
 
 def _diffeqsolve(vector_field, args, state, start, end, solve, saves):

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow.euler import euler_step, falling, unit_noise
-from scoresens.flow.ode import checked_start, fold
 from scoresens.flow.solve import in_batches
+from scoresens.flow.starts import checked_start, fold
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 

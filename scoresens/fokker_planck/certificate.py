@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.ode import sample_keys
 from scoresens.flow.solve import Solve, in_batches
+from scoresens.flow.starts import sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.fokker_planck.induced import (
     Paths,

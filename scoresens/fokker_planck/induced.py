@@ -28,9 +28,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
+from scoresens.flow.diffusion import brownian
 from scoresens.flow.euler import falling
-from scoresens.flow.ode import checked_start, encode, fold, lowest_level, sample_keys
-from scoresens.flow.sde import brownian
+from scoresens.flow.sampling import encode
 from scoresens.flow.solve import (
     Solve,
     grid,
@@ -38,6 +38,7 @@ from scoresens.flow.solve import (
     over_samples,
     walk,
 )
+from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.fokker_planck.residuals import potential_residual_at
 from scoresens.laws.processes import Process
@@ -254,10 +255,9 @@ def _reverse(process, score, noise, keys, solve):
 
         def evaluate(w, state, before, tap):
             x = state[0] / w
-            return (canonical_denoiser(process, score, w**-0.5, x),), x
+            return (canonical_denoiser(process, score, w**-0.5, x),), before, x
 
-        start = jnp.zeros_like(noise)
-        (z,), _, seen = walk(evaluate, (run.z,), start, run.clock, solve, kicks=run.kicks)
+        (z,), _, seen = walk(evaluate, (run.z,), (), run.clock, solve, kicks=run.kicks)
         return jnp.concatenate([seen[:, 0], z[None] / run.clock[-1]])[::-1]
 
     times = rising_times(process, solve).astype(noise.dtype)

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.ode import check_process, sample_keys
 from scoresens.flow.solve import Solve, in_batches
+from scoresens.flow.starts import check_process, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Potential, Score, as_pytree

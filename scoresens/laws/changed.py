@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoresens import _checks
 from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.learned import Known, Learned
+from scoresens.laws.learned import Learned
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.processes import Scalar
@@ -41,40 +41,44 @@ class Share:
     """What K mixtures hold of one measure: its weights in each, and the log of its mass."""
 
     measure: Measure
-    weights: Float[Array, "K n"] | None  # None: the measure's own in all of them
-    log_mass: Float[Array, " K"]
+    weights: Float[Array, "*K n"] | None  # None: the measure's own in all of them
+    log_mass: Float[Array, "*K"]
     rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
 
-    def posterior(self, tau: Scalar, x: Float[Array, "K *shape"]) -> Posterior:
-        """Log-density, mass included, and posterior mean of share k at sample k."""
+    def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
+        """Log-density, mass included, and posterior mean of one mixture's share."""
+        whole = self.weights is None
+        found = (self.measure if whole else self.measure.with_weights(self.weights)).posterior(
+            tau, x
+        )
+        return Posterior(found.log_density + self.log_mass, found.mean)
 
-        def one(measure, x, weights):
-            measure = measure if weights is None else measure.with_weights(weights)
-            return measure.posterior(tau, x)
-
-        each = 0 if isinstance(self.measure, Known) else None  # known at each of the K places
-        log_density, mean = jax.vmap(one, in_axes=(each, 0, 0))(self.measure, x, self.weights)
-        return Posterior(log_density + self.log_mass, mean)
+    def __getitem__(self, which: Int[Array, ""] | int) -> "Share":
+        """What one of the mixtures holds."""
+        weights = None if self.weights is None else self.weights[which]
+        return replace_field(self, weights=weights, log_mass=self.log_mass[which])
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class ChangedLaw:
     """K laws `rho + mass chi_k`: what is kept of rho, what more there is, and what less. Made by
-    `change`."""
+    `change`; one of them is `law[k]`."""
 
     kept: Share | None  # of the data; None where rho is a model's law, known along the path
-    log_kept: Float[Array, " K"]  # the share of a model's law
+    log_kept: Float[Array, "*K"]  # the share of a model's law
     more: tuple[Share, ...]
     less: tuple[Share, ...]
 
-    def __len__(self) -> int:
-        """K, the number of laws."""
-        return self.log_kept.shape[0]
+    def __getitem__(self, which: Int[Array, ""] | int) -> "ChangedLaw":
+        """One of the laws."""
+        kept = None if self.kept is None else self.kept[which]
+        more, less = (tuple(share[which] for share in shares) for shares in (self.more, self.less))
+        return ChangedLaw(kept, self.log_kept[which], more, less)
 
     def with_known(self, known: Sequence[Measure]) -> "ChangedLaw":
-        """The same with each model among the components replaced by what is known of it at the K
-        places; in the order of `Perturbation.learned`."""
+        """The same with each model among the components replaced by what is known of it at one
+        place; in the order of `Perturbation.learned`."""
 
         def resolved(shares):
             return tuple(
@@ -85,27 +89,26 @@ class ChangedLaw:
         return replace_field(self, more=resolved(self.more), less=resolved(self.less))
 
     def denoise(
-        self, tau: Scalar, x: Float[Array, "K *shape"], own: Posterior | None = None
-    ) -> tuple[Float[Array, "K *shape"], Bool[Array, " K"]]:
-        """The ideal denoiser of law k at sample k (6.1), and whether M/P was bounded.
+        self, tau: Scalar, x: Float[Array, "*shape"], own: Posterior | None = None
+    ) -> tuple[Float[Array, "*shape"], Bool[Array, ""]]:
+        """The ideal denoiser of one law (6.1), and whether M/P was bounded.
 
         Where two laws do not fit each other M/P can come near 1, the pole, or pass it: it is
         bounded at `1 - POLE`.
 
         Args:
             tau: noise level.
-            x: `[K, *shape]`.
-            own: log-density and denoiser of rho at the K places, where it is a model's law.
+            x: `[*shape]`.
+            own: log-density and denoiser of rho at the place, where it is a model's law.
         """
         kept = self._own(own) if self.kept is None else self.kept.posterior(tau, x)
         plus = _merged([kept, *(share.posterior(tau, x) for share in self.more)])
         if not self.less:
-            return plus.mean, jnp.zeros(len(x), bool)
+            return plus.mean, jnp.zeros((), bool)
         minus = _merged([share.posterior(tau, x) for share in self.less])
         gap, most = minus.log_density - plus.log_density, jnp.log1p(-POLE)
         ratio = jnp.exp(jnp.minimum(gap, most))
-        pushed = jax.vmap(jnp.multiply)(ratio / (1 - ratio), plus.mean - minus.mean)
-        return plus.mean + pushed, gap > most
+        return plus.mean + ratio / (1 - ratio) * (plus.mean - minus.mean), gap > most
 
     def _own(self, own):
         return Posterior(own.log_density + self.log_kept, own.mean)
@@ -170,11 +173,11 @@ def _may(flags):
 
 
 def _merged(parts):
-    """Log-density and mean of a mixture of K laws each."""
+    """Log-density and mean of a mixture."""
     logs = jnp.stack([part.log_density for part in parts])
-    weights = jax.nn.softmax(logs, axis=0)
     means = jnp.stack([part.mean for part in parts])
-    return Posterior(jax.nn.logsumexp(logs, axis=0), contracted("jk,jk...->k...", weights, means))
+    mean = contracted("j,j...->...", jax.nn.softmax(logs), means)
+    return Posterior(jax.nn.logsumexp(logs), mean)
 
 
 def _kept(data, edits, left, mass):

@@ -20,41 +20,34 @@ divides by the log-density that rides along, and D_r is the network's; against t
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from scoresens.flow import ode, riders, sde
-from scoresens.flow.riders import Law, Riders, Seen, Smoothed, check_law, starts
-from scoresens.flow.routes import Diffusion, Flow, Route
-from scoresens.flow.solve import (
-    Solve,
-    Stats,
-    grid,
-    over_samples,
-    raise_if_failed,
-    stats_of,
-    tableau,
-    walk,
-)
+from scoresens.flow.riders import Base
+from scoresens.flow.routes import Cargo, Flow, Route
+from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of, tableau
+from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.learned import Known
 from scoresens.laws.measures import Measure, Points
 from scoresens.laws.processes import Process
-from scoresens.laws.scores import Guided, Score, as_pytree, canonical_denoiser
-from scoresens.laws.shards import Shard, all_rows, own_rows
-from scoresens.sensitivity.tables import (
-    Influences,
-    Levers,
-    States,
-    influences,
-    is_on_host,
-    posteriors,
+from scoresens.laws.scores import Score, as_pytree
+from scoresens.laws.shards import all_rows, own_rows
+from scoresens.sensitivity._trails import (
+    Trail,
+    batches,
+    check_points,
+    check_top,
+    driver_of,
+    flat,
+    influences_along,
+    joined,
+    states_first,
+    without_p,
 )
-
-Base = Measure | Smoothed | Literal["data"] | None
+from scoresens.sensitivity.tables import States, is_on_host
 
 
 class Attribution(NamedTuple):
@@ -79,7 +72,7 @@ def attribute(
     functional: Callable[[Float[Array, "*shape"]], Float[Array, "*P"]],
     noise: Float[Array, "M *shape"],
     *,
-    base: Base = "data",
+    base: Base | Literal["data"] = "data",
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
     route: Route = Flow(),
@@ -128,20 +121,18 @@ def attribute(
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
     """
     check_points(data)
-    base, law = law_of(process, score, data, base, prior)
-    noise, _ = ode.checked_start(process, score, noise, shape=data.shape)
+    base, driver = driver_of(process, score, data, base, prior)
+    noise, _ = checked_start(process, score, noise, shape=data.shape)
     functional = as_pytree(functional)
     scalar = _check_functional(functional, noise[0])
     check_top(top, data)
-    noisy = isinstance(route, Diffusion)
-    keys = ode.sample_keys(trace, key, len(noise), noisy=noisy) if law.rides else None
-    walks = ode.fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
-    rule = trace if law.rides else None
+    keys = sample_keys(trace, key, len(noise), noisy=route.noisy) if driver.rides else None
+    rule = trace if driver.rides else None
     run = _attribute_batch if is_on_host(data) else _attribute_on_device
     levels, parts = zip(
         *(
-            run(law, data, base, functional, batch, rule, top, profile, solve)
-            for batch in batches((noise, keys, walks), solve.batch_size)
+            run(driver, data, base, functional, batch, rule, top, profile, solve)
+            for batch in batches((noise, keys, route.of_samples(len(noise))), solve.batch_size)
         ),
         strict=True,
     )
@@ -152,40 +143,20 @@ def attribute(
     return Attribution(*flat(found, scalar), x, value, levels[0], found.profile, stats)
 
 
-# ------------------------------------------------------------------ attribution of one batch
+# ------------------------------------------------------------------ one batch
 
 
-class Trail(NamedTuple):
-    """Where a batch's paths have been, and what a change of the denoiser there does."""
-
-    x: Float[Array, "M *shape"]
-    value: Float[Array, "M P"]
-    states: States
-    omega: Float[Array, "S M P d"]
-    nats: Float[Array, "S M"] | None  # the model's log-density, of the black box,
-    denoised: Float[Array, "S M d"] | None  # and its denoiser
-
-
-class _View(NamedTuple):
-    """What one stage of a path saw."""
-
-    tau: Array
-    x: Array
-    known: Known | None  # of the model's law, of the black box
-    riders: Riders | None = None  # along the SDE, where its log-density is followed from
-
-
-def _attribute_batch(law, data, base, functional, batch, trace, top, profile, solve):
+def _attribute_batch(driver, data, base, functional, batch, trace, top, profile, solve):
     rows = own_rows(batch, data)
-    trail = _down_and_up(law, functional, *rows, trace, solve)
+    trail = _down_and_up(driver, functional, *rows, trace, solve)
     trail = trail if rows is batch else _of_all_devices(trail, data.axis)
-    group = len(tableau(solve).b) if profile else None
-    found = influences(data, trail.states, levers(base, trail), top=top, group=group)
+    stages = len(tableau(solve).b)
+    found = influences_along(trail, data, base, top=top, group=stages if profile else None)
     if found.profile is not None:
         found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
     stats = stats_of((trail.x, trail.value, found), steps, solved)
-    return trail.states.tau[:: len(tableau(solve).b)], (trail.x, trail.value, found, stats)
+    return trail.states.tau[::stages], (trail.x, trail.value, found, stats)
 
 
 def _of_all_devices(trail, axis):
@@ -200,135 +171,26 @@ _attribute_on_device = jax.jit(_attribute_batch, static_argnames=("top", "profil
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _down_and_up(law, functional, noise, keys, walks, trace, solve):
-    stages = len(tableau(solve).b)
-    walked = _flow if walks is None else _diffusion
-
-    def one(noise, key, walk_key):
-        probes = trace and trace.draw(key, noise)
+def _down_and_up(driver, functional, noise, keys, route, trace, solve):
+    def one(noise, key, route):
+        cargo = Cargo((driver,), trace, trace and trace.draw(key, noise))
 
         def run(taps):
-            x, views = walked(law, noise, walk_key, trace, probes, taps, solve)
-            return jnp.atleast_1d(functional(x)), (x, views._replace(riders=None))
+            end = route.follow(cargo, noise, solve, taps=taps)
+            return jnp.atleast_1d(functional(end.x)), (end.x, end.passed)
 
-        taps = jnp.zeros((solve.steps, stages, *noise.shape), noise.dtype)
-        value, pull, (x, views) = jax.vjp(run, taps, has_aux=True)
-        return x, value, jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))[0], views
+        taps = jnp.zeros((solve.steps, len(tableau(solve).b), *noise.shape), noise.dtype)
+        value, pull, (x, passed) = jax.vjp(run, taps, has_aux=True)
+        return x, value, jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))[0], passed
 
-    x, value, omega, views = over_samples(one, solve, noise, keys, walks)
-    omega = jnp.moveaxis(omega.reshape(*value.shape, solve.steps * stages, -1), 2, 0)
-    states = States(views.tau[0].reshape(-1), states_first(views.x, noise[0].size))
-    if views.known is None:
+    x, value, omega, passed = over_samples(one, solve, noise, keys, route)
+    size, known = noise[0].size, passed.known
+    omega = jnp.moveaxis(omega.reshape(*value.shape, -1, size), 2, 0)
+    states = States(passed.tau[0].reshape(-1), states_first(passed.x, size))
+    if known is None:
         return Trail(x, value, states, omega, None, None)
-    density = views.known.nats.reshape(len(noise), -1).T
-    return Trail(x, value, states, omega, density, states_first(views.known.mean, noise[0].size))
-
-
-def _flow(law, noise, _, trace, probes, taps, solve):
-    """The end of the probability flow, and what its stages saw."""
-    hat, tau, _ = ode.noise_end(law.process, noise, None)
-    gain = starts((law,), noise)[0].own
-
-    def evaluate(tau, state, before, tap):
-        x, gain = state
-        denoised, seen = _see(law, tau, x, trace, probes)
-        rates = riders.rates(law, seen, tau, *jax.lax.stop_gradient((x, denoised)))
-        return ((x - denoised - tap) / tau, rates.own), view(tau, x, seen, gain)
-
-    def view(tau, x, seen, gain):
-        return _View(tau, x, riders.known(law, seen, Riders(gain, ()), tau, x).own)
-
-    nodes = grid(tau, ode.lowest_level(law.process, solve), solve)
-    before = view(nodes[0], hat, _unseen(law, hat), gain)
-    (x, _), _, views = walk(evaluate, (hat, gain), before, nodes, solve, taps=taps)
-    return x, views
-
-
-def _diffusion(law, noise, walk_key, trace, probes, taps, solve):
-    """The end of the reverse SDE along one Brownian path, and what its stages saw."""
-    run = sde.brownian(law.process, noise, walk_key, solve)
-
-    def evaluate(w, state, before, tap):
-        z, tau = state[0], w**-0.5
-        denoised, seen = _see(law, tau, z / w, trace, probes)
-        riders = sde.advance(law, before.riders, seen, *_fixed((denoised, w, z)))
-        return (denoised + tap,), view(w, z, riders)
-
-    def view(w, z, riders):
-        return _View(w**-0.5, z / w, sde.known(law, riders, w, _fixed(z)).own, riders)
-
-    before = view(run.clock[0], run.z, sde.begin((law,), noise, run, trace)[0])
-    (z,), _, views = walk(evaluate, (run.z,), before, run.clock, solve, kicks=run.kicks, taps=taps)
-    return z / run.clock[-1], views
-
-
-def _see(law, tau, x, trace, probes):
-    """The denoiser, to be differentiated, and for the black box what is followed, which is not:
-    the weights of a direction are held where the path is."""
-    denoised = canonical_denoiser(law.process, law.score, tau, x)
-    if not law.rides:
-        return denoised, Riders(None, ())
-    nothing = jnp.zeros((0, *x.shape), x.dtype)
-    return denoised, riders.look(law, tau, _fixed(x), nothing, trace, probes).seen
-
-
-def _unseen(law, x):
-    return Riders(Seen(jnp.zeros_like(x), None) if law.rides else None, ())
-
-
-def _fixed(x):
-    return jax.lax.stop_gradient(x)
-
-
-def levers(base, trail):
-    """The trail's levers, with the law that kernels are divided by: a measure, or the model's."""
-    if not isinstance(base, Measure):
-        return Levers(trail.omega, trail.nats, trail.denoised)
-    return Levers(trail.omega, *posteriors(base, trail.states))
-
-
-def states_first(leaf, size):
-    """[M, steps, stages, *shape] as [S, M, d]."""
-    return jnp.swapaxes(leaf.reshape(len(leaf), -1, size), 0, 1)
-
-
-def flat(found: Influences, scalar: bool) -> tuple[Any, Any, Any, Any, Any]:
-    """Scores and ranks in the order of the results, without the axis P of a scalar functional."""
-    (first, where), (last, place) = (ranked or (None, None) for ranked in (found.top, found.bottom))
-    scores = found.scores
-    if scalar:
-        scores, first, where, last, place = map(without_p, (scores, first, where, last, place))
-    return scores, first, where, last, place
-
-
-def without_p(part: Any) -> Any:
-    """`[M, 1, ...]` as `[M, ...]`; what is not there stays so."""
-    return None if part is None else part[:, 0]
-
-
-# ------------------------------------------------------------------ what `losses` shares
-
-
-def law_of(process, score, data, base, prior):
-    """The base as a measure or the model's law, and the law that drives a path; refuses what is
-    neither."""
-    if isinstance(score, Guided):
-        raise ValueError("a guided score is made of two laws; attribute takes a score of one")
-    if isinstance(base, str):
-        if base != "data":
-            raise ValueError(f"base must be 'data', a measure, or None, got {base!r}")
-        base = data
-    if base is not None:
-        check_law(base)
-    rides = not isinstance(base, Measure)  # else the path knows nothing of it
-    own = base if rides else None
-    return base, Law(process, as_pytree(score), 1.0, None, own, prior, rides)
-
-
-def check_points(data):
-    """Refuses data that are no `Points`."""
-    if not isinstance(data, Points):
-        raise ValueError(f"data must be Points(images), got {type(data)}")
+    density = known.nats.reshape(len(noise), -1).T
+    return Trail(x, value, states, omega, density, states_first(known.mean, size))
 
 
 def _check_functional(functional, x):
@@ -342,27 +204,3 @@ def _check_functional(functional, x):
             f"{out.shape}; flatten it"
         )
     return out.shape == ()
-
-
-def check_top(top, data):
-    """Refuses a `top` that is not between 1 and N."""
-    count = data.count if isinstance(data, Shard) else len(data)
-    if top is not None and not (isinstance(top, int) and 1 <= top <= count):
-        raise ValueError(f"top must be a whole number from 1 to {count}, got {top!r}")
-
-
-def batches(arrays, size):
-    """The arrays `size` rows at a time."""
-    count = len(arrays[0])
-    if count <= size:
-        yield arrays
-        return
-    for start in range(0, count, size):
-        yield jax.tree.map(lambda leaf, start=start: leaf[start : start + size], arrays)
-
-
-def joined(parts):
-    """Results of several batches as one."""
-    if len(parts) == 1:
-        return parts[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -4,16 +4,17 @@ When the law rho of the data becomes `rho_eps = (1 - eps) rho + eps nu`, the ide
 
     (6.1)  D_eps = D + w (D_nu - D),   logit w = log eps + log nu_tau - log(1 - eps) - log rho_tau
 
-exactly, for finite eps (`finite` has it for every kind of change). Black box (`base=None`) rho is
-the model's law: D is the network's, and log rho rides along the *changed* path by (3.2). With the
-data at hand (`base=data`) both laws are closed forms, every point a bump of one bandwidth h,
+exactly, for finite eps (`laws.changed` has it for every kind of change). Black box (`base=None`)
+rho is the model's law: D is the network's, and log rho rides along the *changed* path by (3.2) or
+(3.3). With the data at hand (`base=data`) both laws are closed forms, every point a bump of one
+bandwidth h,
 
     (6.3)  D_new(x, tau) = D(x, tau) + D^'_h(x, tau) - D^_h(x, tau)
 
 a difference of two closed-form denoisers: exact whenever the model's law is the data's law smoothed
 by h, without a log-density, a trace, or (for edits of the data) a pole. With `base=Smoothed(h)` the
-model's own law blurred by h takes the data's place (6.5, `drives`). Of a guided score both laws
-change (6.2), and the sum of their new denoisers drives the path.
+model's own law blurred by h takes the data's place (6.5, `flow.riders`). Of a guided score both
+laws change (6.2), and the sum of their new denoisers drives the path.
 """
 
 import functools
@@ -22,11 +23,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray
 
-from scoresens.flow import ode, riders
-from scoresens.flow.riders import Base, Seen
-from scoresens.flow.solve import Solve, Stats, integrate, over_samples, raise_if_failed, stats_of
+from scoresens.flow import riders
+from scoresens.flow.riders import Base
+from scoresens.flow.routes import Cargo, Flow, Route
+from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
+from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
 from scoresens.laws.changed import change
 from scoresens.laws.measures import Measure, Posterior
@@ -54,7 +58,8 @@ def counterfactual(
     base: Base | Pair = None,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | Pair | None = None,
-    key: PRNGKeyArray | None = None,
+    route: Route = Flow(),
+    key: PRNGKeyArray | Key[Array, " M"] | None = None,
     solve: Solve = Solve(),
 ) -> Counterfactual:
     """Samples, from the same noise, of the model as it would be had its data changed by a finite
@@ -73,6 +78,8 @@ def counterfactual(
             None is the black box: the model's own law, whose log-density is followed; and
             `Smoothed(h)` the better black box, that law and what is added blurred alike (6.5).
         trace, prior, key: for the black box, as in `sample_sensitivity`.
+        route: the probability flow, or `Diffusion(key)`, the reverse SDE with its Brownian path
+            held fixed while the data change; log-densities are followed along the changed path.
         solve: the numerics.
 
     Returns:
@@ -91,17 +98,19 @@ def counterfactual(
     References:
         Skreta et al. 2024, arXiv 2412.17762, for densities along foreign paths.
     """
-    laws = riders.laws_of(process, score, perturbation, base, prior)
-    noise, _ = ode.checked_start(process, score, noise, shape=riders.shape_of(laws))
-    rides = any(law.rides or law.others for law in laws)
-    keys = ode.sample_keys(trace, key, len(noise)) if rides else None
+    drivers = riders.drivers_of(process, score, perturbation, base, prior)
+    noise, _ = checked_start(process, score, noise, shape=riders.shape_of(drivers))
+    rides = riders.rides(drivers)
+    keys = sample_keys(trace, key, len(noise), noisy=route.noisy) if rides else None
 
     def samples(mass):
-        changed = [
-            None if law.perturbation is None else change(law.measure, law.perturbation, mass)
-            for law in laws
+        laws = [
+            None
+            if driver.perturbation is None
+            else change(driver.measure, driver.perturbation, mass)
+            for driver in drivers
         ]
-        result = _walk(laws, changed, noise, trace if rides else None, keys, solve)
+        result = _walk(drivers, laws, noise, route, trace if rides else None, keys, solve)
         raise_if_failed(solve, result.stats)
         return result
 
@@ -124,67 +133,59 @@ def _masses(mass):
     return list(jnp.asarray(mass))
 
 
+# ------------------------------------------------------------------ kernel, compiled once a shape
+
+
 @functools.partial(jax.jit, static_argnames="solve")
-def _walk(laws, changed, noise, trace, keys, solve):
-    count = riders.directions(laws)
+def _walk(drivers, laws, noise, route, trace, keys, solve):
+    def one(noise, key, route):
+        probes = trace and trace.draw(key, noise)
 
-    def one(noise, key):
-        hat, tau, _ = ode.noise_end(laws[0].process, noise, None)
-        start = (hat, riders.starts(laws, noise))
-        state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), start)
-        args = (laws, changed, trace, trace and trace.draw(key, hat))
-        end = ode.lowest_level(laws[0].process, solve)
-        return integrate(_changed_field, args, state, tau, end, solve, count=_bounded)
+        def toward(which):
+            here = [law and law[which] for law in laws]
+            flagged = Partial(_bounded, here) if any(law and law.less for law in laws) else None
+            cargo = Cargo(drivers, trace, probes, None, Partial(_denoised, here), flagged)
+            end = route.follow(cargo, noise, solve)
+            flags = jnp.zeros((), int) if end.flags is None else end.flags
+            return (end.x, end.nats), flags, end.steps, end.solved
 
-    (x, gains), *ran, bounded = over_samples(one, solve, noise, keys)
-    return Counterfactual(x, bounded, stats_of((x, gains), *ran))
+        return jax.vmap(toward)(jnp.arange(riders.directions(drivers)))
 
-
-def _changed_field(tau, state, args):
-    """K changed flows of one sample, x [K, *shape], and the gains of log rho along each."""
-    x, gains = state
-    laws, changed, trace, probes = args
-    nothing = jnp.zeros((0, *x.shape[1:]), x.dtype)
-
-    def look(law):
-        return jax.vmap(lambda x: riders.look(law, tau, x, nothing, trace, probes))(x)
-
-    looks = [look(law) for law in laws]
-    denoised = jnp.zeros_like(x)
-    for law, new, seen, own in zip(laws, changed, looks, gains, strict=True):
-        denoised += law.weight * _denoised(law, new, seen, own, tau, x)
-    grow = jax.vmap(riders.rates, in_axes=(None, 0, None, 0, 0))
-    grown = (grow(law, seen.seen, tau, x, denoised) for law, seen in zip(laws, looks, strict=True))
-    return (x - denoised) / tau, tuple(grown)
+    found, bounded, steps, solved = over_samples(
+        one, solve, noise, keys, route.of_samples(len(noise))
+    )
+    stats = stats_of(found, jnp.max(steps, -1), jnp.all(solved, -1))
+    return Counterfactual(found[0], bounded, stats)
 
 
-def _denoised(law, changed, seen, gains, tau, x):
-    """The new denoiser of one law at its K places."""
-    if changed is None:
-        return seen.denoised
-    new, own, _ = _new_law(law, changed, seen.seen, gains, tau, x)
-    if law.base is None:
-        return new
-    before = jax.vmap(functools.partial(law.base.denoise, tau))(x) if own is None else own.mean
-    return seen.denoised + new - before
+# ------------------------------------------------------------------ one stage of a path
 
 
-def _bounded(tau, state, args):
-    """Where a pole is bounded, [K]: the log-densities tell, whatever the networks say."""
-    x, gains = state
-    laws, changed, _, _ = args
-    flags = jnp.zeros(len(x), bool)
-    for law, new, own in zip(laws, changed, gains, strict=True):
-        if new is not None and new.less:
-            anything = jax.tree.map(lambda gain: Seen(x, None), own)
-            flags |= _new_law(law, new, anything, own, tau, x)[-1]
-    return flags
+def _denoised(laws, drivers, stage):
+    """The denoiser of the changed score."""
+    parts = []
+    for driver, law, view, known in zip(drivers, laws, stage.views, stage.known, strict=True):
+        part = view.denoised
+        if law is not None:
+            part, own, _ = _changed(law, known, stage)
+            if driver.base is not None:
+                before = driver.base.denoise(stage.tau, stage.x) if own is None else own.mean
+                part = view.denoised + part - before
+        parts.append(part)
+    return riders.total(drivers, parts)
 
 
-def _new_law(law, changed, seen, gains, tau, x):
-    """The changed law's denoiser, what is known of the unchanged one where it rides, and where a
-    pole was bounded."""
-    here = jax.vmap(riders.known, in_axes=(None, 0, 0, None, 0))(law, seen, gains, tau, x)
-    own = here.own and Posterior(here.own.nats, here.own.mean)
-    denoised, bounded = changed.with_known(here.others).denoise(tau, x, own)
+def _bounded(laws, drivers, stage):
+    """Where a pole is bounded."""
+    removing = [
+        (law, known) for law, known in zip(laws, stage.known, strict=True) if law and law.less
+    ]
+    return jnp.any(jnp.stack([_changed(law, known, stage)[-1] for law, known in removing]))
+
+
+def _changed(law, known, stage):
+    """The changed law's denoiser, what is known of the unchanged one where it rides, and whether
+    a pole was bounded."""
+    own = known.own and Posterior(known.own.nats, known.own.mean)
+    denoised, bounded = law.with_known(known.others).denoise(stage.tau, stage.x, own)
     return denoised, own, bounded

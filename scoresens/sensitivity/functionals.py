@@ -12,8 +12,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from scoresens import _checks
-from scoresens.flow import ode
+from scoresens.flow.riders import Driver
+from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve
+from scoresens.flow.starts import lowest_level
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process
@@ -110,9 +112,10 @@ def _logit(classifier, label, x):
 
 
 def _log_density(process, score, trace, prior, solve, x):
-    tau = jnp.asarray(ode.lowest_level(process, solve), x.dtype)
+    tau = jnp.asarray(lowest_level(process, solve), x.dtype)
     here = jax.lax.stop_gradient(x)
-    value = ode.climb_one(process, score, here, tau, trace, prior, None, solve)[1]
+    cargo = Cargo((Driver(process, score, prior=prior, rides=True),), trace)
+    value = climb(cargo, here, tau, solve)[1]
     slope = (canonical_denoiser(process, score, tau, here) - here) / jnp.square(tau)
     value, slope = jax.lax.stop_gradient((value, slope))
     return value + jnp.vdot(slope, x - here)  # the score is its gradient: nothing is differentiated

@@ -8,33 +8,34 @@ of z alone, so that its derivative takes the tables of `attribution` and no path
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow import ode
+from scoresens.flow.riders import Base, Driver
+from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
+from scoresens.flow.starts import checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
 from scoresens.laws.learned import Known, level_of, smoothed_mean
 from scoresens.laws.measures import Measure, Points
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, canonical_denoiser
-from scoresens.sensitivity.attribution import (
-    Base,
+from scoresens.sensitivity._trails import (
     Trail,
     batches,
     check_points,
     check_top,
+    driver_of,
     flat,
+    influences_along,
     joined,
-    law_of,
-    levers,
     states_first,
 )
-from scoresens.sensitivity.tables import States, influences, is_on_host
+from scoresens.sensitivity.tables import States, is_on_host
 
 
 class LossSensitivity(NamedTuple):
@@ -59,7 +60,7 @@ def loss_sensitivity(
     key: PRNGKeyArray,
     weights: Float[ArrayLike, " Q"] | None = None,
     draws: int = 1,
-    base: Base = "data",
+    base: Base | Literal["data"] = "data",
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
     top: int | None = None,
@@ -98,28 +99,28 @@ def loss_sensitivity(
         Scarvelis & Solomon 2025, arXiv 2509.23092, section on losses.
     """
     check_points(data)
-    base, law = law_of(process, score, data, base, prior)
-    x, _ = ode.checked_start(process, score, x, name="x", shape=data.shape)
+    base, driver = driver_of(process, score, data, base, prior)
+    x, _ = checked_start(process, score, x, name="x", shape=data.shape)
     levels, weights = _check_levels(levels, weights, draws)
     check_top(top, data)
     _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
-    if law.rides:
-        ode.sample_keys(trace, key, len(x))  # refuses what takes no trace
-    rule = trace if law.rides else None
+    if driver.rides:
+        sample_keys(trace, key, len(x))  # refuses what takes no trace
+    rule = trace if driver.rides else None
     run = _loss_batch if is_on_host(data) else _loss_on_device
     loss, found, stats = joined(
         [
-            run(law, data, base, batch, levels, weights, rule, top, solve)
-            for batch in batches((x, ode.fold(key, len(x))), solve.batch_size)
+            run(driver, data, base, batch, levels, weights, rule, top, solve)
+            for batch in batches((x, fold(key, len(x))), solve.batch_size)
         ]
     )
     raise_if_failed(solve, stats)
     return LossSensitivity(*flat(found, True), loss[:, 0], stats)
 
 
-def _loss_batch(law, data, base, batch, levels, weights, trace, top, solve):
-    trail = _noised(law, *batch, levels, weights, trace, solve)
-    found = influences(data, trail.states, levers(base, trail), top=top)
+def _loss_batch(driver, data, base, batch, levels, weights, trace, top, solve):
+    trail = _noised(driver, *batch, levels, weights, trace, solve)
+    found = influences_along(trail, data, base, top=top)
     steps, solved = jnp.zeros(len(trail.x), int), jnp.ones(len(trail.x), bool)
     return trail.value, found, stats_of((trail.value, found), steps, solved)
 
@@ -128,7 +129,7 @@ _loss_on_device = jax.jit(_loss_batch, static_argnames=("top", "solve"))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _noised(law, x, keys, levels, weights, trace, solve):
+def _noised(driver, x, keys, levels, weights, trace, solve):
     """Noised copies of each point, and what their denoiser does to the loss. `levels` and
     `weights` are `[S]`, one a copy."""
 
@@ -136,9 +137,9 @@ def _noised(law, x, keys, levels, weights, trace, solve):
         def copy(i, tau, weight):
             own = jax.random.fold_in(key, i)
             place = x + tau * jax.random.normal(own, x.shape, x.dtype)
-            denoised = canonical_denoiser(law.process, law.score, tau, place)
+            denoised = canonical_denoiser(driver.process, driver.score, tau, place)
             error = denoised - x
-            known = _known_at(law, tau, place, trace, own, solve) if law.rides else None
+            known = _known_at(driver, tau, place, trace, own, solve) if driver.rides else None
             return place, 2 * weight * error, weight * jnp.sum(error**2), known
 
         return jax.lax.map(lambda row: copy(*row), (jnp.arange(len(levels)), levels, weights))
@@ -152,13 +153,14 @@ def _noised(law, x, keys, levels, weights, trace, solve):
     return Trail(x, loss, states, omega, known.nats.T, states_first(known.mean, x[0].size))
 
 
-def _known_at(law, tau, x, trace, key, solve):
+def _known_at(driver, tau, x, trace, key, solve):
     """What the model knows of its own law at one place, by the path up to the noise (3.1)."""
-    level = level_of(law.blur, tau)
-    probe_key = jax.random.fold_in(key, 0) if trace.needs_key else None
-    climb = (law.process, law.score, x, level, trace, law.prior, probe_key, solve)
-    denoised = canonical_denoiser(law.process, law.score, level, x)
-    return Known(ode.climb_one(*climb)[1], smoothed_mean(law.blur, tau, x, denoised))
+    level = level_of(driver.blur, tau)
+    probes = trace.draw(jax.random.fold_in(key, 0) if trace.needs_key else None, x)
+    own = Driver(driver.process, driver.score, prior=driver.prior, rides=True)
+    density = climb(Cargo((own,), trace, probes), x, level, solve)[1]
+    denoised = canonical_denoiser(driver.process, driver.score, level, x)
+    return Known(density, smoothed_mean(driver.blur, tau, x, denoised))
 
 
 def _check_levels(levels, weights, draws):

@@ -15,35 +15,29 @@ closed forms of the data,
 
 and neither a log-density nor a trace is needed. Every point is a bump of the data's bandwidth h.
 
-Along the reverse SDE with its Brownian path held fixed, in the variables of `sde`,
+Along the reverse SDE with its Brownian path held fixed, in the variables of `flow.diffusion`,
 
     (4.2)  d(dz)/dw = J_D dx + dD,  dx = dz / w,  dz = 0 at the noise
 
-A guided score is a weighted sum of two (`drives`), and so are J_D and dD.
+A guided score is a weighted sum of two (`flow.riders`), and so are J_D and dD.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow import ode, riders, sde
-from scoresens.flow.riders import Base
-from scoresens.flow.routes import Diffusion, Flow, Route
-from scoresens.flow.solve import (
-    Solve,
-    Stats,
-    integrate,
-    over_samples,
-    raise_if_failed,
-    stats_of,
-    walk,
-)
+from scoresens.flow import riders
+from scoresens.flow.riders import Base, Driver
+from scoresens.flow.routes import Cargo, Flow, Route, Stage
+from scoresens.flow.sampling import climb_all
+from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
+from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.learned import level_of
 from scoresens.laws.measures import Measure, check_base
 from scoresens.laws.perturbations import Perturbation, check_perturbation
 from scoresens.laws.processes import Process, Scalar
@@ -96,7 +90,7 @@ def score_sensitivity(
         base: None divides by the model's law; a measure (the data) divides by it instead (6.3).
         log_density: `[M]`, log rho_t(x) of the model where it is known already; None solves (3.1)
             for it.
-        trace, prior, key: as `log_density, prior, key` of `ode.sample_ode`, for that solve.
+        trace, prior, key: as in `encode`, for that solve.
         solve: its numerics.
 
     Returns:
@@ -108,7 +102,7 @@ def score_sensitivity(
 
     Notes:
         Cost: with `base` or a known `log_density` at most one network evaluation a sample; else
-        the path from x up to the noise, as `ode.encode`.
+        the path from x up to the noise, as `encode`.
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
@@ -118,7 +112,7 @@ def score_sensitivity(
         raise ValueError("a guided score is that of no law: ask for each of its two scores apart")
     if base is not None:
         check_base(base)
-    x, score = ode.checked_start(process, score, x, name="x", shape=perturbation.shape)
+    x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)
     if base is not None:
@@ -129,12 +123,11 @@ def score_sensitivity(
             raise ValueError(f"log_density must have shape ({len(x)},), got {density.shape}")
         tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
     else:
-        keys = ode.sample_keys(trace, key, len(x))
+        keys = sample_keys(trace, key, len(x))
         hat, tau = process.to_canonical(t, x), process.noise_level(t)
         taus = jnp.full(len(x), tau, x.dtype)
-        _, density, climb = ode.climb_with_density(
-            process, score, hat, taus, trace, prior, keys, solve
-        )
+        driver = Driver(process, score, prior=prior, rides=True)
+        _, density, climb = climb_all(driver, hat, taus, trace, keys, solve)
         raise_if_failed(solve, climb)
         density = density - x[0].size * process.log_alpha(t)
         tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
@@ -169,7 +162,7 @@ def sample_sensitivity(
             bandwidth=default_bandwidth(images))`, divides by it (6.3), needs no trace, and is the
             best predictor where it can be had.
         trace: estimator of tr J_D for the log-density, used with `base=None` alone.
-        prior: as in `ode.sample_ode`.
+        prior: as in `sample`.
         route: the probability flow, or `Diffusion(key)`, the reverse SDE with its Brownian path
             held fixed while the data change (4.2), where `trace` may be `Ito()`.
         key: for estimators that draw probes; sample i uses `fold_in(key, i)`, or its own of a row
@@ -192,17 +185,11 @@ def sample_sensitivity(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
     """
-    laws = riders.laws_of(process, score, perturbation, base, prior)
-    noise, _ = ode.checked_start(process, score, noise, shape=riders.shape_of(laws))
-    rides = any(law.rides or law.others for law in laws)
-    estimator = trace if rides else None
-    noisy = isinstance(route, Diffusion)
-    keys = ode.sample_keys(trace, key, len(noise), noisy=noisy) if rides else None
-    if isinstance(route, Diffusion):
-        walks = ode.fold(route.key, len(noise))
-        result = _push_noisy(laws, noise, estimator, keys, walks, solve)
-    else:
-        result = _push(laws, noise, estimator, keys, solve)
+    drivers = riders.drivers_of(process, score, perturbation, base, prior)
+    noise, _ = checked_start(process, score, noise, shape=riders.shape_of(drivers))
+    rides = riders.rides(drivers)
+    keys = sample_keys(trace, key, len(noise), noisy=route.noisy) if rides else None
+    result = _push(drivers, noise, route, trace if rides else None, keys, solve)
     raise_if_failed(solve, result.stats)
     return result
 
@@ -220,63 +207,17 @@ def check_time(process: Process, t: Scalar) -> None:
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _push(laws, noise, trace, keys, solve):
-    process = laws[0].process
-    end = ode.lowest_level(process, solve)
-
-    def one(noise, key):
-        hat, tau, _ = ode.noise_end(process, noise, None)
-        state = (hat, riders.starts(laws, noise), _no_tangents(laws, hat))
-        args = (laws, trace, trace and trace.draw(key, hat))
-        (x, gains, tangent), *ran = integrate(_tangent_field, args, state, tau, end, solve)
-        own = [gain.own for gain in gains]
-        densities = [
-            gain if gain is None else riders.nats(gain, level_of(law.blur, end), x)
-            for law, gain in zip(laws, own, strict=True)
-        ]
-        return (x, tangent, densities), *ran
-
-    (x, tangent, densities), *ran = over_samples(one, solve, noise, keys)
-    return _sensitivity(x, tangent, densities, ran)
-
-
-@functools.partial(jax.jit, static_argnames="solve")
-def _push_noisy(laws, noise, trace, keys, brownian_keys, solve):
-    def one(noise, key, brownian_key):
-        run = sde.brownian(laws[0].process, noise, brownian_key, solve)
+def _push(drivers, noise, route, trace, keys, solve):
+    def one(noise, key, route):
         probes = trace and trace.draw(key, noise)
+        cargo = Cargo(drivers, trace, probes, moved=Partial(moved))
+        end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
+        return (end.x, end.tangents, end.nats), end.steps, end.solved
 
-        def evaluate(w, state, before, tap):
-            (z, tangent), tau = state, w**-0.5
-            x = z / w
-            looks = [riders.look(law, tau, x, tangent / w, trace, probes) for law in laws]
-            denoised = riders.denoised(laws, looks)
-            nodes = tuple(
-                sde.advance(law, was, seen.seen, denoised, w, z)
-                for law, was, seen in zip(laws, before, looks, strict=True)
-            )
-            here = [sde.known(law, own, w, z) for law, own in zip(laws, nodes, strict=True)]
-            return riders.driven(laws, looks, here, tau, x), nodes
-
-        state, nodes = (run.z, _no_tangents(laws, run.z)), sde.begin(laws, noise, run, trace)
-        state, nodes, _ = walk(evaluate, state, nodes, run.clock, solve, kicks=run.kicks)
-        end = run.clock[-1]
-        _, nodes = evaluate(end, state, nodes, None)
-        densities = [node.own and node.own.nats for node in nodes]
-        return state[0] / end, state[1] / end, densities
-
-    x, tangent, densities = over_samples(one, solve, noise, keys, brownian_keys)
-    ran = jnp.full(len(noise), solve.steps), jnp.ones(len(noise), bool)
-    return _sensitivity(x, tangent, densities, ran)
-
-
-def _no_tangents(laws, x):
-    return jnp.zeros((riders.directions(laws), *x.shape), x.dtype)
-
-
-def _sensitivity(x, tangent, densities, ran):
-    density = densities[0] if len(densities) == 1 else Pair(*densities)
-    return SampleSensitivity(x, tangent, density, stats_of((x, density, tangent), *ran))
+    found, *ran = over_samples(one, solve, noise, keys, route.of_samples(len(noise)))
+    x, tangent, nats = found
+    density = nats[0] if len(nats) == 1 else Pair(*nats)
+    return SampleSensitivity(x, tangent, density, stats_of(found, *ran))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
@@ -313,22 +254,20 @@ def _score_change(alpha, tau, denoiser_change):
     return denoiser_change / (alpha * jnp.square(tau))
 
 
-# ------------------------------------------------------------------ fields of one sample
+# ------------------------------------------------------------------ one stage of a path
 
 
-def _tangent_field(tau, state, args):
-    """(x, gains of log rho, K tangents) together: one linearisation a network, one linear pass over
-    tangents and probes."""
-    x, gains, tangent = state
-    laws, trace, probes = args
-    looks = [riders.look(law, tau, x, tangent, trace, probes) for law in laws]
-    here = [
-        riders.known(law, seen.seen, own, tau, x)
-        for law, seen, own in zip(laws, looks, gains, strict=True)
-    ]
-    denoised, moved = riders.driven(laws, looks, here, tau, x)
-    grown = tuple(
-        riders.rates(law, seen.seen, tau, x, denoised)
-        for law, seen in zip(laws, looks, strict=True)
-    )
-    return (x - denoised) / tau, grown, (tangent - moved) / tau
+def moved(drivers: riders.Drivers, stage: Stage) -> Float[Array, "K *shape"]:
+    """How much the denoiser of a path moves with its K tangents: J_D dx + dD (4.1)."""
+    parts = [cast(Array, view.pushed) for view in stage.views]
+    for i, (driver, known) in enumerate(zip(drivers, stage.known, strict=True)):
+        if driver.perturbation is not None:
+            parts[i] = parts[i] + _derivative(driver, known, stage.tau, stage.x)
+    return riders.total(drivers, parts)
+
+
+def _derivative(driver, known, tau, x):
+    """dD of one law at one place: (2.1) against its own law, or (6.3) against its base."""
+    law = known.own if driver.measure is None else driver.measure
+    perturbation = driver.perturbation.with_known(known.others)
+    return perturbation.denoiser_derivative(tau, x, *law.posterior(tau, x))

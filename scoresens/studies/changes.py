@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scoresens.datasets.images import BACKGROUND, Dataset
-from scoresens.flow.ode import sample_ode
+from scoresens.flow import sample_ode
 from scoresens.laws.learned import Learned
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import Perturbation, add, move, remove, reweight

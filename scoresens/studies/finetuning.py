@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.stats import rankdata
 
-from scoresens.flow.ode import sample_ode
+from scoresens.flow import sample_ode
 from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial.distance import cdist
 
-from scoresens.flow.ode import sample_ode
+from scoresens.flow import sample_ode
 from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import ndtri
 
 from scoresens._files import replacing
-from scoresens.flow.ode import sample_ode
+from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.laws.processes import EDM
 from scoresens.laws.scores import from_denoiser

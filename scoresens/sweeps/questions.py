@@ -23,9 +23,9 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from scoresens.flow.ode import fold
 from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
+from scoresens.flow.starts import fold
 from scoresens.flow.traces import Hutchinson, TraceEstimator
 from scoresens.laws.measures import Measure, Points
 from scoresens.laws.perturbations import Perturbation

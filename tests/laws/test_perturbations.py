@@ -30,8 +30,8 @@ def test_mass_one_is_the_whole_change(kind):
     perturbation, law_at = laws.changes()[kind]
     perturbation = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
     for mass in (0.0, 0.3, 1.0):
-        found = change(laws.data_set(), perturbation, mass).denoise(TAU, jnp.asarray(X)[None])[0]
-        laws.close(found, law_at(mass).denoised(TAU, X[None]), absolute=1e-12)
+        found = change(laws.data_set(), perturbation, mass)[0].denoise(TAU, jnp.asarray(X))[0]
+        laws.close(found, law_at(mass).denoised(TAU, X[None])[0], absolute=1e-12)
 
 
 @pytest.mark.parametrize("kind", laws.CHANGES)
@@ -105,9 +105,9 @@ def test_a_removed_point_leaves_no_ghost():
     """At small noise a weight of rounding, 1e-17, would beat a far point's 1."""
     points = jnp.array([[0.0], [1.0], [2.0]])
     data = ss.Points(points, jnp.array([0.1, 0.2, 0.7]))
-    law = change(data, ss.remove(data, [0]), 1.0)
-    found, _ = law.denoise(0.01, jnp.array([[0.0]]))
-    laws.close(found, [[1.0]], absolute=1e-12)
+    law = change(data, ss.remove(data, [0]), 1.0)[0]
+    found, _ = law.denoise(0.01, jnp.array([0.0]))
+    laws.close(found, [1.0], absolute=1e-12)
 
 
 def test_perturbations_are_pytrees():
@@ -123,12 +123,12 @@ def test_perturbations_are_pytrees():
 
 
 def denoised(law):
-    return law.denoised(TAU, X[None])
+    return law.denoised(TAU, X[None])[0]
 
 
 def changed(perturbation, mass):
     own = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
-    return change(laws.data_set(), own, mass).denoise(TAU, jnp.asarray(X)[None])[0]
+    return change(laws.data_set(), own, mass)[0].denoise(TAU, jnp.asarray(X))[0]
 
 
 def test_several_edits_add_up():

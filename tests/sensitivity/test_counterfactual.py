@@ -108,6 +108,62 @@ def test_a_class_removed_from_a_narrower_model_is_bounded():
     assert np.any(found.bounded > 0) and np.all(found.bounded <= 10)
 
 
+# ------------------------------------------------------------------ along the reverse SDE
+
+WALK = jax.random.key(7)
+
+
+def noisy(process, measure, noise, solve=laws.SHORT):
+    return ss.sample_sde(process, ss.exact_score(process, measure), noise, key=WALK, solve=solve).x
+
+
+@pytest.mark.parametrize("kind", ["remove", "replace", "toward", "move"])
+def test_along_the_sde(kind):
+    """Where the model's law is the base, the changed denoiser is the changed law's: the same steps
+    of the sampler, on the same Brownian path."""
+    process, noise = laws.between_levels(ss.EDM())
+    data, (perturbation, law_at) = laws.data_set(), laws.changes()[kind]
+    for mass in (0.05, 0.6):
+        found = ss.counterfactual(
+            process, ss.exact_score(process, data), perturbation, noise,
+            mass=mass, base=data, route=ss.Diffusion(WALK), solve=laws.SHORT,
+        )  # fmt: skip
+        expected = noisy(process, laws.points_of(law_at(mass)), noise)
+        laws.close(found.x[:, 0], expected, absolute=1e-10)
+
+
+def test_a_black_box_along_the_sde():
+    """log rho followed along the changed path tends to the law's own, and so do the samples: with
+    the step, order 1 (bounds as for the tangents of a black box along the SDE)."""
+    process, _ = laws.between_levels(ss.EDM())
+    noise = laws.TOP * jnp.asarray(np.random.default_rng(0).normal(size=(256, 2)))
+    law, errors = laws.mixture(), []
+    for steps in (160, 640):
+        solve = ss.Solve(steps=steps, tau_min=laws.BOTTOM)
+        found = ss.counterfactual(
+            process, ss.exact_score(process, law), ss.add(laws.mixture(1.0)), noise,
+            mass=0.5, trace=ss.Exact(), prior=law, route=ss.Diffusion(WALK), solve=solve,
+        )  # fmt: skip
+        expected = noisy(process, laws.mixture(0.5), noise, solve)
+        errors.append(np.median(np.abs(found.x[:, 0] - expected)))
+    order = np.log(errors[0] / errors[1]) / np.log(4)
+    assert abs(order - 1) < 0.3, (order, errors)
+
+
+@pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(WALK)], ids=["flow", "SDE"])
+def test_bounds_are_counted_at_every_step(route):
+    """Of a law that grows by a share e, and loses as much of itself, e / (1 + e) goes everywhere:
+    10 / 11 is above the bound of 0.9 at every step, 2 / 3 at none."""
+    process, noise = laws.between_levels(ss.EDM())
+    law = laws.mixture()
+    for factor, count in ((-20.0, 10), (-4.0, 0)):
+        found = ss.counterfactual(
+            process, ss.exact_score(process, law), factor * ss.add(law), noise,
+            mass=0.5, base=law, route=route, solve=laws.SHORT,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.bounded, np.full((4, 1), count))
+
+
 # ------------------------------------------------------------------ other models
 
 

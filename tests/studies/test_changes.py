@@ -48,7 +48,7 @@ def test_a_shift_trains_on_the_law_that_it_predicts_with(dataset, data):
     trained_on = ss.Points(jnp.asarray(shifted), bandwidth=0.5)
     x = jnp.asarray(dataset.images[5])
     np.testing.assert_allclose(
-        law.denoise(0.3, x[None])[0][0], trained_on.denoise(0.3, x), rtol=1e-5, atol=1e-6
+        law[0].denoise(0.3, x)[0], trained_on.denoise(0.3, x), rtol=1e-5, atol=1e-6
     )
 
 
