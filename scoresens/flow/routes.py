@@ -18,7 +18,7 @@ denoiser at every stage, so that the gradient with respect to them is the path's
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -134,7 +134,7 @@ class Flow(Route):
         (hat, tau), end = noise_end(process, noise), lowest_level(process, solve)
         gains = tuple(gains_at_noise(driver, noise) for driver in cargo.drivers)
         state = (hat, _zeros(directions, hat), gains)
-        flags, passed = (), None
+        flags, passed = [], None
         if taps is None:
             count = cargo.flagged and _flow_flag
             state, steps, solved, *flags = integrate(
@@ -148,7 +148,7 @@ class Flow(Route):
             None if riders.own is None else nats(riders.own, level_of(driver.blur, end), x)
             for driver, riders in zip(cargo.drivers, gains, strict=True)
         ]
-        return End(x, tangents, tuple(own), steps, solved, *flags or (None,), passed)
+        return End(x, tangents, tuple(own), steps, solved, flags[0] if flags else None, passed)
 
 
 @register_dataclass
@@ -189,13 +189,13 @@ class Diffusion(Route):
         (z, tangents), before, seen = walk(
             evaluate, start, before, run.clock, solve, kicks=run.kicks, taps=taps
         )
-        bottom, flags, passed = run.clock[-1], None, seen if held else None
+        bottom, flags = run.clock[-1], None
         if not held and (rides(drivers) or cargo.flagged):
             _, before, last = evaluate(bottom, (z, tangents), before, None)
-            flags = cargo.flagged and jnp.sum(seen[1:, 0]) + last
+            flags = cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0]) + cast(Array, last)
         own = tuple(riders.own and riders.own.nats for riders in before[0])
         x, tangents = z / bottom, tangents / bottom
-        return End(x, tangents, own, solve.steps, jnp.array(True), flags, passed)
+        return End(x, tangents, own, solve.steps, jnp.array(True), flags, seen if held else None)
 
 
 def climb(

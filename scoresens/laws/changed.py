@@ -47,10 +47,8 @@ class Share:
 
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
         """Log-density, mass included, and posterior mean of one mixture's share."""
-        whole = self.weights is None
-        found = (self.measure if whole else self.measure.with_weights(self.weights)).posterior(
-            tau, x
-        )
+        here = self.measure if self.weights is None else self.measure.with_weights(self.weights)
+        found = here.posterior(tau, x)
         return Posterior(found.log_density + self.log_mass, found.mean)
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Share":

@@ -10,14 +10,14 @@ and the sum is one of matrix products (`tables`).
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens.flow.riders import Base, Driver, check_law
-from scoresens.laws.measures import Measure, Points
+from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Guided, Score, as_pytree
 from scoresens.laws.shards import Shard
@@ -31,8 +31,9 @@ class Trail(NamedTuple):
     value: Float[Array, "M P"]
     states: States
     omega: Float[Array, "S M P d"]
-    nats: Float[Array, "S M"] | None  # the model's log-density, of the black box,
-    denoised: Float[Array, "S M d"] | None  # and its denoiser
+    known: (
+        Posterior | None
+    )  # the model's log-density [S, M] and denoiser [S, M, d]: the black box's
 
 
 def influences_along(
@@ -45,8 +46,9 @@ def influences_along(
 ) -> Influences:
     """What weight on each data point does to each functional, its kernels divided by a measure, or
     by the model's law."""
-    known = trail[4:] if not isinstance(base, Measure) else posteriors(base, trail.states)
-    return influences(data, trail.states, Levers(trail.omega, *known), top=top, group=group)
+    known = posteriors(base, trail.states) if isinstance(base, Measure) else trail.known
+    levers = Levers(trail.omega, *cast(Posterior, known))
+    return influences(data, trail.states, levers, top=top, group=group)
 
 
 def states_first(leaf, size):

@@ -31,7 +31,7 @@ from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of, tableau
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.measures import Measure, Points
+from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, as_pytree
 from scoresens.laws.shards import all_rows, own_rows
@@ -188,9 +188,9 @@ def _down_and_up(driver, functional, noise, keys, route, trace, solve):
     omega = jnp.moveaxis(omega.reshape(*value.shape, -1, size), 2, 0)
     states = States(passed.tau[0].reshape(-1), states_first(passed.x, size))
     if known is None:
-        return Trail(x, value, states, omega, None, None)
+        return Trail(x, value, states, omega, None)
     density = known.nats.reshape(len(noise), -1).T
-    return Trail(x, value, states, omega, density, states_first(known.mean, size))
+    return Trail(x, value, states, omega, Posterior(density, states_first(known.mean, size)))
 
 
 def _check_functional(functional, x):

@@ -5,6 +5,7 @@ Those here are `jax.tree_util.Partial`s, which cross `jit` as arguments and trac
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def _log_density(process, score, trace, prior, solve, x):
     tau = jnp.asarray(lowest_level(process, solve), x.dtype)
     here = jax.lax.stop_gradient(x)
     cargo = Cargo((Driver(process, score, prior=prior, rides=True),), trace)
-    value = climb(cargo, here, tau, solve)[1]
+    value = cast(Array, climb(cargo, here, tau, solve)[1])
     slope = (canonical_denoiser(process, score, tau, here) - here) / jnp.square(tau)
     value, slope = jax.lax.stop_gradient((value, slope))
     return value + jnp.vdot(slope, x - here)  # the score is its gradient: nothing is differentiated

@@ -8,7 +8,7 @@ of z alone, so that its derivative takes the tables of `attribution` and no path
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, st
 from scoresens.flow.starts import checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
 from scoresens.laws.learned import Known, level_of, smoothed_mean
-from scoresens.laws.measures import Measure, Points
+from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, canonical_denoiser
 from scoresens.sensitivity._trails import (
@@ -149,8 +149,9 @@ def _noised(driver, x, keys, levels, weights, trace, solve):
     omega = states_first(omega, x[0].size)[:, :, None]
     loss = jnp.sum(loss, 1, keepdims=True)
     if known is None:
-        return Trail(x, loss, states, omega, None, None)
-    return Trail(x, loss, states, omega, known.nats.T, states_first(known.mean, x[0].size))
+        return Trail(x, loss, states, omega, None)
+    mean = states_first(known.mean, x[0].size)
+    return Trail(x, loss, states, omega, Posterior(known.nats.T, mean))
 
 
 def _known_at(driver, tau, x, trace, key, solve):
@@ -160,7 +161,7 @@ def _known_at(driver, tau, x, trace, key, solve):
     own = Driver(driver.process, driver.score, prior=driver.prior, rides=True)
     density = climb(Cargo((own,), trace, probes), x, level, solve)[1]
     denoised = canonical_denoiser(driver.process, driver.score, level, x)
-    return Known(density, smoothed_mean(driver.blur, tau, x, denoised))
+    return Known(cast(Array, density), smoothed_mean(driver.blur, tau, x, denoised))
 
 
 def _check_levels(levels, weights, draws):
