@@ -30,9 +30,8 @@ import numpy as np
 from rows import measure, read, table
 
 import scoresens as ss
-from scoresens.cli.config import read as settings
-from scoresens.cli.halves import stored
-from scoresens.cli.settings import HalvesRun
+from scoresens.cli._config import read as settings
+from scoresens.cli.halves import HalvesRun, stored
 from scoresens.laws.measures import default_bandwidth
 from scoresens.studies.halves import Judge, components
 from scoresens.studies.retraining import PROCESS

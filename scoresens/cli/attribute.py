@@ -1,17 +1,18 @@
 """`scoresens attribute`: what each training image does to a number of each sample."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from scoresens.cli.common import Setup, about, black_box, set_up, write, write_arrays
-from scoresens.cli.config import ConfigError
-from scoresens.cli.functionals import Question, make_question
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import AttributeRun
-from scoresens.flow.routes import Diffusion
+from scoresens.cli._command import Command
+from scoresens.cli._common import Setup, about, black_box, set_up, write, write_arrays
+from scoresens.cli._config import ConfigError
+from scoresens.cli._functionals import FunctionalSettings, Question, make_question
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import Base, PathSettings, Sampler, at_least, route_of
 from scoresens.flow.solve import Solve
 from scoresens.flow.starts import lowest_level
 from scoresens.report.influence import PART, Influence, draw_influence, median_levels
@@ -20,6 +21,22 @@ from scoresens.sensitivity.attribution import attribute
 from scoresens.statistics.displacements import looks_like
 
 DRAWN = 4  # images of either kind that the picture shows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeRun(PathSettings):
+    """Settings of `scoresens attribute`, explained in its help."""
+
+    functional: FunctionalSettings = field(default_factory=FunctionalSettings)
+    top: int = 10
+    scores: Literal["all", "top"] = "all"
+    sampler: Sampler = "ode"
+    checkpoint: str = "digits"
+    base: Base = "data"
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(1, top=self.top)
 
 
 class Attributed(NamedTuple):
@@ -40,7 +57,15 @@ class Attributed(NamedTuple):
 def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     """Write which training images raise and lower a number of each sample; the table of the run."""
     stages, solve = Stages(), Solve(steps=run.steps)
-    setup = set_up(run, where, stages)
+    setup = set_up(
+        run.data,
+        run.checkpoint,
+        where,
+        stages,
+        count=run.count,
+        seed=run.seed,
+        bandwidth=run.bandwidth,
+    )
     if run.top > len(setup.data):
         raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")
     with blaming(f"{where}: functional"):
@@ -48,9 +73,8 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
             run.functional, setup.dataset, setup.data, setup.process, setup.score, solve
         )
     with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
-        options = black_box(run, setup)
-        if run.sampler == "sde":
-            options["route"] = Diffusion(jax.random.fold_in(jax.random.key(run.seed), 2))
+        options = black_box(setup, run.base, run.trace, run.seed)
+        options["route"] = route_of(run.sampler, run.seed)
         found = attribute_samples(
             setup, question, setup.noise, run.top, solve, run.scores == "all", **options
         )
@@ -58,7 +82,7 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         draw_attributed(out / "report.png", setup, question, found, title)
         write_arrays(out / "scores.npz", **_arrays(found))
-    result = about(setup, run) | attributed_result(setup, found)
+    result = about(setup) | attributed_result(setup, found)
     result |= {"functional": question.name, "parts": question.parts}
     same = result["same_class"]
     write(out, result, run, stages)
@@ -78,7 +102,7 @@ def attribute_samples(
     dense: bool = True,
     **options: Any,
 ) -> Attributed:
-    """What every image does to the number asked for of the sample of each noise.
+    """What every image does to the functional of the sample of each noise.
 
     Args:
         setup: data and model.
@@ -172,7 +196,7 @@ def draw_attributed(
 
 
 def attributed_result(setup: Setup, found: Attributed) -> dict[str, Any]:
-    """What result.json tells of what images do to samples."""
+    """What result.json records of what images do to samples."""
     return {
         "class": _classes(setup, looks_like(found.x, setup.named)),
         "same_class": _same_class(setup, found),
@@ -253,3 +277,37 @@ def _table(setup, question, found):
 
 def _classes(setup, labels):
     return [setup.dataset.class_names[label] for label in labels]
+
+
+COMMAND = Command(
+    name="attribute",
+    run=run_attribute,
+    settings=AttributeRun,
+    brief="training images that raise or lower a number of each sample",
+    about="""\
+Which training images make a sample what it is? Asks of every image at once, by one pass down the
+sample's path and one back up: if a little of the data's weight were moved to it, by how much would
+a number of the sample rise (helpful) or fall (harmful)?
+
+Settings: top (images named of either kind), scores ("all", or "top": keep those of the images
+named, nothing of the data's size), sampler ("ode", or "sde", its Brownian path held); [data],
+checkpoint, count, seed, steps, base, trace, bandwidth as for sensitivity; [functional] kind,
+class_name, image, pixel, components.
+
+[functional] kind, the number that is attributed:
+  "itself"       how far the sample stands from the mean of the data, in its own direction: more of
+                 it is the same sample, more pronounced (default)
+  "class"        log-odds of the class it looks like most, or of class_name
+  "closeness"    minus its distance to the training image with index image
+  "pixel"        one grey value, pixel = [row, column]
+  "components"   the first principal components of the data, components = 3
+  "log_density"  the model's log-density of the sample
+Scores are per unit of mass: 0.01 times a score is what 1 % of the data's weight does, to first
+order, and the scores of a set of images add up. The picture and the table show 0.01 times.""",
+    example="scoresens attribute configs/attribute.toml",
+    writes={
+        "scores.npz": "scores [M, N] ([M, P, N] for components); x, value, levels, profile",
+        "report.png": "helpful and harmful images, and the noise levels at which they act",
+        "result.json": "the images named, with their scores, values, profiles",
+    },
+)

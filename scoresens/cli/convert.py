@@ -3,21 +3,54 @@
 import importlib
 import json
 import sys
+from argparse import ArgumentParser
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from scoresens import importers
-from scoresens.cli.common import write
-from scoresens.cli.config import ConfigError
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import ConvertRun
+from scoresens.cli._command import Command, from_options
+from scoresens.cli._common import write
+from scoresens.cli._config import ConfigError
+from scoresens.cli._progress import Stages, blaming
 from scoresens.importers import Foreign, Schedule
 from scoresens.importers.files import CONTINUOUS
+from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
 from scoresens.report.samples import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRun:
+    """Options of `scoresens convert`, explained in its help."""
+
+    kind: Literal["diffusers", "edm", "torch"]
+    source: str
+    size: int | None = None
+    label: int | None = None
+    conditioning: Path | None = None
+    exported: bool = False
+    trust_pickle: bool = False
+    scheduler: Path | None = None
+    process: str = "EDM"
+    predicts: str = "denoiser"
+    sees: str = "noise_level"
+    scale: float = 1.0
+    shape: tuple[int, ...] = ()
+    weights: Path | None = None
+
+    def __post_init__(self):
+        if self.kind == "torch" and not self.shape:
+            raise ValueError("a torch module needs --shape, of one sample, such as --shape 32 32 3")
+        if self.kind == "torch" and ":" not in self.source:
+            raise ValueError(
+                f"a torch module is named package.module:function, got {self.source!r}"
+            )
+        if self.shape and min(self.shape) < 1:
+            raise ValueError(f"shape must be of numbers of at least 1, got {self.shape}")
 
 
 def run_convert(run: ConvertRun, out: Path, where: str) -> str:
@@ -52,13 +85,13 @@ def run_convert(run: ConvertRun, out: Path, where: str) -> str:
         "sees": schedule.clock.replace("_", " "),
         "noise up to": f"{highest:.4g}",
     }
-    told = f"use it: scoresens sample, attribute, ... with checkpoint = {json.dumps(str(path))}"
-    return f"{table({Path(run.source).name: row}, 'model')}\n\n{told}"
+    hint = f"use it: scoresens sample, attribute, ... with checkpoint = {json.dumps(str(path))}"
+    return f"{table({Path(run.source).name: row}, 'model')}\n\n{hint}"
 
 
 def _from_diffusers(run: ConvertRun, where: str) -> Foreign:
     return importers.from_diffusers(
-        run.source, conditioning=_given(run, where), size=run.size, native=not run.exported
+        run.source, conditioning=_conditioning(run, where), size=run.size, native=not run.exported
     )
 
 
@@ -70,7 +103,7 @@ def _from_torch(run: ConvertRun, where: str) -> Foreign:
     with blaming(f"{where}: schedule"):
         schedule = _schedule(run)
     module = _module(run, where)
-    return importers.from_torch(module, schedule, run.shape, conditioning=_given(run, where))
+    return importers.from_torch(module, schedule, run.shape, conditioning=_conditioning(run, where))
 
 
 MAKERS = {"diffusers": _from_diffusers, "edm": _from_edm, "torch": _from_torch}
@@ -115,10 +148,66 @@ def _load(module: Any, path: Path) -> None:
         raise ValueError(f"{path} does not fit the module: {error}") from error
 
 
-def _given(run: ConvertRun, where: str) -> list[np.ndarray]:
+def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
     """What the network is conditioned on: a label, then what a file holds."""
-    given = [] if run.label is None else [np.asarray(run.label)]
+    arrays = [] if run.label is None else [np.asarray(run.label)]
     if run.conditioning is not None:
         with blaming(f"{where}: conditioning"):
-            given.append(np.load(run.conditioning, allow_pickle=False))
-    return given
+            arrays.append(np.load(run.conditioning, allow_pickle=False))
+    return arrays
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("kind", choices=("diffusers", "edm", "torch"), help="the kind of source")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="the source: a folder, a file, or module:function"
+    )
+    for flag, kind, metavar, what in (
+        ("--size", int, "N", "pixels a side, where a pipeline does not say"),
+        ("--label", int, "N", "the class to condition on"),
+        ("--conditioning", Path, "FILE", "a .npy file: the embedding of a text, for example"),
+        ("--scheduler", Path, "FILE", "torch: a scheduler_config.json of how it was trained"),
+        ("--weights", Path, "FILE", "torch: safetensors to fill the module with"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=what)
+    for flag, choices, what in (
+        ("--process", tuple(CONTINUOUS), "torch: the forward process"),
+        ("--predicts", PREDICTIONS, "torch: what the module returns"),
+        ("--sees", CLOCKS, "torch: what it sees for time"),
+    ):
+        default = getattr(ConvertRun, flag[2:])
+        about = f"{what}, one of {', '.join(choices)} (default: {default})"
+        parser.add_argument(flag, metavar="NAME", choices=choices, default=default, help=about)
+    parser.add_argument("--scale", type=float, default=1.0, help="torch: a factor on that time")
+    parser.add_argument(
+        "--shape", type=int, nargs="+", default=(), metavar="N", help="torch: one sample, H W C"
+    )
+    for flag, what in (
+        ("--exported", "diffusers: through torch, also where a network of JAX is at hand"),
+        ("--trust-pickle", "edm: run what the author of the pickle wrote"),
+    ):
+        parser.add_argument(flag, action="store_true", help=what)
+
+
+COMMAND = Command(
+    name="convert",
+    run=run_convert,
+    settings=ConvertRun,
+    arguments=_add_arguments,
+    read=from_options,
+    brief="bring a model from PyTorch, diffusers or EDM",
+    about="""\
+How does a model of another library become a checkpoint here? Writes one safetensors file that the
+other commands take as checkpoint, and that needs neither torch nor the library it came from.
+
+  diffusers FOLDER      a pipeline, or its name on the hub; safetensors weights only
+  edm FILE.pkl          a pickle of EDM; reading one runs what its author wrote: --trust-pickle
+  torch MODULE:FUNCTION a function that returns a torch module, called as module(x [1, C, H, W],
+                        time [1]); say how it was trained by --scheduler, or by --process,
+                        --predicts and --sees""",
+    example="scoresens convert diffusers my-pipeline --out runs/mine",
+    writes={
+        "model.safetensors": "the checkpoint; name its path in the other settings",
+        "result.json": "shape, parameters, process, what the network predicts and sees",
+    },
+)

@@ -1,133 +1,202 @@
-"""`scoresens demo`: what more of one class does to samples of digits, and who made them so."""
+"""`scoresens demo`: what more of one class does to samples of digits, and what decides them."""
 
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.cli.attribute import (
-    attribute_samples,
-    attributed_result,
-    draw_attributed,
-)
-from scoresens.cli.common import (
+from scoresens.cli._command import Command, from_options
+from scoresens.cli._common import (
+    Setup,
     about_change,
     norms_by_mass,
-    set_up_change,
+    set_up,
     titled,
     words,
     write,
 )
-from scoresens.cli.functionals import FunctionalSettings, make_question
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import DemoRun, SensitivityRun
+from scoresens.cli._functionals import FunctionalSettings, Question, make_question
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import at_least
+from scoresens.cli.attribute import (
+    Attributed,
+    attribute_samples,
+    attributed_result,
+    draw_attributed,
+)
 from scoresens.datasets.images import DataSettings
 from scoresens.flow.solve import Solve
 from scoresens.report.samples import Rows, draw_demo, draw_strip, table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
-from scoresens.statistics.displacements import cosines, looks_like, norms, spread
+from scoresens.statistics.displacements import Batch, cosines, looks_like, norms, spread
+from scoresens.studies.changes import Change, ChangeSettings, make_change
 
 DRAWN = 128  # samples, of which some are shown
-STRIP = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # masses of the strip, beside the one asked for
+STRIP = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # masses of the strip, beside the run's
 NAMED = 10  # images of either kind that result.json names of each sample
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """Options of `scoresens demo`, explained in its help."""
+
+    class_name: str = "3"
+    mass: float = 0.2
+    count: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        at_least(1, count=self.count)
+
+    @property
+    def change(self) -> ChangeSettings:
+        """The change of the data."""
+        return ChangeSettings(kind="add", classes=(self.class_name,), mass=self.mass)
+
+
+class Moves(NamedTuple):
+    """Samples before the change, and after."""
+
+    before: np.ndarray  # [M, *shape]
+    first_order: np.ndarray  # [M, *shape], mass times the derivative
+    after: np.ndarray  # [M, *shape]
+    strip: np.ndarray  # [M, E, *shape], after changes of growing masses
+    masses: list[float]  # [E]
+
+    @property
+    def finite(self) -> Batch:
+        """`[M, *shape]`, how each sample moved."""
+        return self.after - self.before
+
+
 def run_demo(run: DemoRun, out: Path, where: str) -> str:
-    """Write what more of one class does to samples of the bundled digits, and which images made
-    them what they are; the table of the run."""
+    """Write what more of one class does to samples of the bundled digits, and which images decide
+    them; the table of the run."""
     stages = Stages()
     with blaming(where):
-        asked = run.change
+        settings = run.change
     drawn = max(DRAWN, run.count)
-    digits = DataSettings("digits")
-    whole = SensitivityRun(data=digits, change=asked, count=drawn, seed=run.seed)
-    setup, change = set_up_change(whole, where, stages)
-    process, score, direction = setup.process, setup.score, change.perturbation
-    with stages("first_order", f"compiling and integrating {drawn} paths and tangents"):
-        first = sample_sensitivity(process, score, direction, setup.noise, base=setup.data)
-    masses = sorted({*STRIP, run.mass})
-    with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
-        finite = counterfactual(
-            process, score, direction, setup.noise, mass=jnp.asarray(masses), base=setup.data
-        )
-    strip = np.asarray(finite.x[:, :, 0])
-    before, after = np.asarray(first.x), strip[:, masses.index(run.mass)]
-    moved, jumped = run.mass * np.asarray(first.tangent[:, 0]), after - before
-    shown = spread(norms(jumped), run.count)
+    setup = set_up(DataSettings("digits"), "digits", where, stages, count=drawn, seed=run.seed)
+    with blaming(f"{where}: change"):
+        change = make_change(setup.dataset, setup.data, settings)
+    moves = _moves(setup, change, run.mass, stages)
+    shown = spread(norms(moves.finite), run.count)
     with stages("attribution", f"compiling and integrating {len(shown)} paths and adjoints"):
-        itself = FunctionalSettings("itself")
-        question = make_question(itself, setup.dataset, setup.data, process, score, Solve())
+        itself, solve = FunctionalSettings("itself"), Solve()
+        question = make_question(
+            itself, setup.dataset, setup.data, setup.process, setup.score, solve
+        )
         found = attribute_samples(
-            setup, question, setup.noise[shown], NAMED, Solve(), base=setup.data
+            setup, question, setup.noise[shown], NAMED, solve, base=setup.data
         )
-    data = setup.named
-    shares = _shares(setup, change, run.class_name, before, after)
-    title, pictures = titled(setup, change, asked), "samples, from the one that moves most"
+    shares = _shares(setup, change, run.class_name, moves)
     with stages("pictures", "drawing"):
-        draw_demo(
-            out / "report.png",
-            data,
-            change.touched,
-            before,
-            moved,
-            after,
-            count=run.count,
-            title=title,
-            remark=(
-                f"The class's share: {shares['data_before']:.0%} → {shares['data_after']:.0%} of "
-                f"the data, {shares['samples_before']:.0%} → {shares['samples_after']:.0%} of the "
-                "samples. The same samples in strip.png, at growing masses, and in "
-                "attribution.png, beside the images that made them what they are."
-            ),
-        )
-        draw_strip(
-            out / "strip.png",
-            data,
-            change.touched,
-            before,
-            strip,
-            masses,
-            sizes=norms(jumped),
-            count=run.count,
-            title=f"digits: more and more of class {run.class_name}, {len(shown)} samples",
-            verb="added",
-            remark=f"Ranked at mass {run.mass:g}, as in report.png.",
-        )
-        draw_attributed(
-            out / "attribution.png",
-            setup,
-            question,
-            found,
-            question.title(setup.dataset, len(shown)),
-            shown,
-            f"{len(shown)} of {drawn} {pictures} (report.png) to the one that moves least",
-        )
+        _draw_moves(out, run, setup, change, moves, shares)
+        _draw_attributed(out, setup, question, found, shown)
     numbers = {
-        "first_order_norm": norms(moved),
-        "counterfactual_norm": norms(jumped),
-        "cosine": cosines(moved, jumped),
+        "first_order_norm": norms(moves.first_order),
+        "counterfactual_norm": norms(moves.finite),
+        "cosine": cosines(moves.first_order, moves.finite),
     }
-    was, became = (looks_like(x, data) for x in (before, after))
     names = {
-        "class_before": [data.class_names[i] for i in was],
-        "class_after": [data.class_names[i] for i in became],
+        f"class_{when}": [setup.named.class_names[i] for i in looks_like(x, setup.named)]
+        for when, x in (("before", moves.before), ("after", moves.after))
     }
     medians = {name: float(np.median(values)) for name, values in numbers.items()}
-    result = about_change(setup, change, whole) | {"class": run.class_name, "class_share": shares}
+    result = about_change(setup, change, settings)
+    result |= {"class": run.class_name, "class_share": shares}
     result |= {"median": medians, "shown": shown, "samples": numbers | names}
-    result["strip"] = {"masses": masses, "norms": norms_by_mass(strip, before)}
+    result["strip"] = {
+        "masses": moves.masses,
+        "norms": norms_by_mass(moves.strip, moves.before),
+    }
     result["attribution"] = attributed_result(setup, found)
     write(out, result, run, stages)
-    says = [f"{words(name)} {value:.1%}" for name, value in shares.items()]
-    rows = _rows(shown, numbers, names, medians)
-    return f"{title}\n\n{table(rows)}\n\nshare of class {run.class_name}: {', '.join(says)}"
+    says = ", ".join(f"{words(name)} {value:.1%}" for name, value in shares.items())
+    rows = table(_rows(shown, numbers, names, medians))
+    return f"{titled(setup, change, settings)}\n\n{rows}\n\nshare of class {run.class_name}: {says}"
 
 
-def _shares(setup, change, class_name, before, after):
+def _moves(setup: Setup, change: Change, mass: float, stages: Stages) -> Moves:
+    """The samples before, to first order, and at growing masses."""
+    start = setup.process, setup.score, change.perturbation, setup.noise
+    with stages("first_order", f"compiling and integrating {len(setup.noise)} paths and tangents"):
+        first = sample_sensitivity(*start, base=setup.data)
+    masses = sorted({*STRIP, mass})
+    with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
+        finite = counterfactual(*start, mass=jnp.asarray(masses), base=setup.data)
+    before, strip = np.asarray(first.x), np.asarray(finite.x[:, :, 0])
+    moved = mass * np.asarray(first.tangent[:, 0])
+    return Moves(before, moved, strip[:, masses.index(mass)], strip, masses)
+
+
+def _draw_moves(
+    out: Path,
+    run: DemoRun,
+    setup: Setup,
+    change: Change,
+    moves: Moves,
+    shares: Mapping[str, float],
+) -> None:
+    """Write report.png and strip.png."""
+    draw_demo(
+        out / "report.png",
+        setup.named,
+        change.touched,
+        moves.before,
+        moves.first_order,
+        moves.after,
+        count=run.count,
+        title=titled(setup, change, run.change),
+        remark=(
+            f"The class's share: {shares['data_before']:.0%} → {shares['data_after']:.0%} of "
+            f"the data, {shares['samples_before']:.0%} → {shares['samples_after']:.0%} of the "
+            "samples. The same samples in strip.png, at growing masses, and in "
+            "attribution.png, beside the images that decide them."
+        ),
+    )
+    sizes = norms(moves.finite)
+    draw_strip(
+        out / "strip.png",
+        setup.named,
+        change.touched,
+        moves.before,
+        moves.strip,
+        moves.masses,
+        sizes=sizes,
+        count=run.count,
+        title=f"digits: more and more of class {run.class_name}, "
+        f"{min(run.count, len(sizes))} samples",
+        verb="added",
+        remark=f"Ranked at mass {run.mass:g}, as in report.png.",
+    )
+
+
+def _draw_attributed(
+    out: Path, setup: Setup, question: Question, found: Attributed, shown: np.ndarray
+) -> None:
+    """Write attribution.png."""
+    draw_attributed(
+        out / "attribution.png",
+        setup,
+        question,
+        found,
+        question.title(setup.dataset, len(shown)),
+        shown,
+        f"{len(shown)} of {len(setup.noise)} samples, from the one that moves most (report.png) to "
+        "the one that moves least",
+    )
+
+
+def _shares(setup: Setup, change: Change, class_name: str, moves: Moves) -> dict[str, float]:
     """The shares of one class in the samples and in the data."""
     label = setup.dataset.class_names.index(class_name)
-    was, became = (looks_like(x, setup.named) for x in (before, after))
+    was, became = (looks_like(x, setup.named) for x in (moves.before, moves.after))
     return {
         "samples_before": float(np.mean(was == label)),
         "samples_after": float(np.mean(became == label)),
@@ -153,3 +222,40 @@ def _rows(
     return rows | {
         "median of all": {words(name): f"{value:.2f}" for name, value in medians.items()}
     }
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    for flag, field, kind, what in (
+        ("--class", "class_name", str, "the digit to add"),
+        ("--mass", "mass", float, "its additional share of the changed data, in (0, 1]"),
+        ("--count", "count", int, "samples to show"),
+        ("--seed", "seed", int, "of the noise"),
+    ):
+        default = getattr(DemoRun, field)
+        about = f"{what} (default: {default})"
+        parser.add_argument(flag, dest=field, type=kind, default=default, help=about)
+
+
+COMMAND = Command(
+    name="demo",
+    run=run_demo,
+    settings=DemoRun,
+    arguments=_add_arguments,
+    read=from_options,
+    brief="see what more of one class does to samples of digits",
+    about=f"""\
+What do samples of the digits become, when a share of one class is added to the training data?
+
+Draws {DRAWN} samples from the checkpoint that comes with the package, and shows those that move
+most and some that move least: before, their first-order change, the counterfactual sample, and the
+added images nearest to it (report.png); the same samples as the share grows (strip.png); and the
+training images that make each of them what it is, and those that work against it
+(attribution.png).""",
+    example="scoresens demo --class 3 --mass 0.2",
+    writes={
+        "report.png": "samples before, first-order changes, counterfactual samples",
+        "strip.png": "the same samples at growing masses",
+        "attribution.png": "their most helpful and most harmful training images",
+        "result.json": "displacements, cosines, classes; scores of the images named",
+    },
+)

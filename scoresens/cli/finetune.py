@@ -1,27 +1,28 @@
 """`scoresens validate` with experiment = "finetune": predictions against fine-tuning."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from scoresens.cli.common import (
+from scoresens.cli._command import Experiment
+from scoresens.cli._common import (
     about_agreement,
     about_measures,
     agreement,
     as_json,
     set_up_change,
     titled,
-    trace_of,
     trainable,
     write,
     write_arrays,
 )
-from scoresens.cli.progress import Stages
-from scoresens.cli.settings import ValidateRun
-from scoresens.cli.studies import fingerprint, same_study, shown
+from scoresens.cli._progress import Stages
+from scoresens.cli._settings import ComparisonRun, at_least, trace_of
+from scoresens.cli._studies import fingerprint, same_study, shown
 from scoresens.flow.solve import Solve
 from scoresens.report.samples import draw_validation, interval, table, validation_table
 from scoresens.studies.finetuning import (
@@ -34,20 +35,42 @@ from scoresens.studies.finetuning import (
     real_changes,
     reliability,
 )
+from scoresens.training.denoising import TrainSettings
 
 STUDY = ("data", "change", "finetune", "after", "count", "seed", "steps")
 Results = dict[str, dict[str, Interval]]
 
 
-def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRun(ComparisonRun):
+    """Settings of `scoresens validate` with experiment = "finetune", explained in its help."""
+
+    experiment: Literal["finetune"] = "finetune"
+    finetune: TrainSettings
+    after: tuple[int, ...] = ()
+    checkpoint: str = "digits"
+    repeats: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(1, repeats=self.repeats)
+        steps = (*self.after, self.finetune.steps)
+        if list(steps) != sorted(set(steps)) or steps[0] < 1:
+            raise ValueError(
+                f"after must rise from 1 or more to below the {self.finetune.steps} steps of "
+                f"finetune, got {list(self.after)}"
+            )
+
+
+def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     """Write how well predicted changes match what fine-tuning does; the table of the run."""
     stages, solve = Stages(), Solve(steps=run.steps)
-    setup, change = set_up_change(run, where, stages)
+    setup, change = set_up_change(run, run.checkpoint, where, stages)
     model = trainable(setup.model, where)
     same_study(out, run, where, STUDY, checkpoint=fingerprint(model))
     with stages("predict", f"compiling and integrating {run.count} paths by each method"):
         predicted = predict_change(
-            model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run)
+            model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run.trace)
         )
     before = predicted.pop("before")
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
@@ -102,7 +125,7 @@ def run_finetune(run: ValidateRun, out: Path, where: str) -> str:
     return "\n\n".join(parts)
 
 
-def _compared(predicted: Mapping[str, np.ndarray], real: RealChange, run: ValidateRun) -> Results:
+def _compared(predicted: Mapping[str, np.ndarray], real: RealChange, run: FinetuneRun) -> Results:
     """Every method against the truth, and one pair of fine-tunings against the others."""
     results = agreement(predicted, real.displacement, run)
     if run.repeats > 1:
@@ -148,3 +171,19 @@ def _by_steps(found: Mapping[int, Results]) -> str:
         for method in next(iter(found.values()))
     }
     return table(rows, "method")
+
+
+EXPERIMENT = Experiment(
+    name="finetune",
+    run=run_finetune,
+    settings=FinetuneRun,
+    about="""\
+experiment = "finetune" (or left out): fine-tunes the checkpoint on the changed data and, as
+control, on the unchanged data with the same randomness, and compares the real with the predicted
+changes of the same samples: first order (all bases), counterfactual, and baselines. A run that was
+stopped goes on where it was. Settings: checkpoint, count (8 or more), seed, steps, bandwidth, trace
+(of the black boxes) as for sensitivity; after (steps of fine-tuning after which to look as well),
+repeats (pairs of fine-tunings to average; from 2 on, another fine-tuning is compared too),
+resamples; [data] as for train; [change] as for sensitivity; [finetune] as [train] for train.""",
+    writes={"displacements.npz": "finetune: all samples and predicted changes, to look at again"},
+)

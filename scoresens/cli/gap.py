@@ -1,19 +1,23 @@
 """`scoresens gap`: how far the laws of a network's two samplers are apart, beside its residual."""
 
 import json
+import math
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from scoresens._files import replacing
-from scoresens.cli.common import write
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import GapRun
+from scoresens.cli._command import Command, add_optional_config
+from scoresens.cli._common import write
+from scoresens.cli._config import ConfigError, read
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import at_least
 from scoresens.flow.tabulated import Table
 from scoresens.laws import planar
 from scoresens.models.potential import (
@@ -27,7 +31,37 @@ from scoresens.report.gap import Studied, draw_laws, draw_residuals, families, g
 from scoresens.studies.gap import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
 from scoresens.training.residual import RegularizedSettings, train_regularized
 
+Law = Literal["blob", "circles2", "checker"]
 Potentials = Mapping[str, PotentialMLP]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapRun:
+    """Settings of `scoresens gap`, explained in its help."""
+
+    networks: Path | None = None
+    laws: tuple[Law, ...] = ()
+    weights: tuple[float, ...] = (0.0, 0.1, 1.0, 10.0)
+    train: RegularizedSettings = field(default_factory=RegularizedSettings)
+    samples: int = 100_000
+    seed: int = 0
+    bins: int = 320
+
+    def __post_init__(self):
+        if (self.networks is None) != bool(self.laws):
+            raise ValueError(
+                "name either laws to train networks on, such as laws = ['blob'], or networks, a "
+                "folder that holds some"
+            )
+        at_least(1, samples=self.samples)
+        at_least(4, bins=self.bins)
+        for name, values in (("laws", self.laws), ("weights", self.weights)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must differ, got {list(values)}")
+        if not self.weights or not all(0 <= weight < math.inf for weight in self.weights):
+            raise ValueError(f"weights must be 0 or greater, got {list(self.weights)}")
+        if self.train.residual_weight != RegularizedSettings().residual_weight:
+            raise ValueError("train.residual_weight comes from weights: leave it out")
 
 
 def run_gap(run: GapRun, out: Path, where: str) -> str:
@@ -160,3 +194,68 @@ def _study(
         row = {"data": data, "weight": weight}
         row |= measure(name, data, found, {**histograms, **known}, seed=seed)
     return Studied(name, data, weight, found, truth, row)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_optional_config(parser)
+    parser.add_argument(
+        "--networks", metavar="FOLDER", type=Path, help="networks to look at, instead of CONFIG"
+    )
+    for name, what in (("samples", "of each law"), ("seed", "of all that is drawn")):
+        about = f"{what}, with --networks (default: {getattr(GapRun, name)})"
+        parser.add_argument(f"--{name}", metavar="N", type=int, help=about)
+
+
+def _read(given: Namespace, settings: type[GapRun]) -> tuple[GapRun, str]:
+    """The settings of a run, from a file or from options."""
+    if (given.config is None) == (given.networks is None):
+        which = "neither" if given.config is None else "both"
+        raise ConfigError(f"gap: either CONFIG or --networks FOLDER is needed, got {which}")
+    names = [name for name in ("samples", "seed") if getattr(given, name) is not None]
+    if given.config is not None:
+        if names:
+            raise ConfigError(f"gap: --{names[0]} goes with --networks: set it in {given.config}")
+        return read(given.config, settings), str(given.config)
+    with blaming("gap"):
+        options = {name: getattr(given, name) for name in names}
+        return settings(networks=given.networks, **options), "gap"
+
+
+COMMAND = Command(
+    name="gap",
+    run=run_gap,
+    settings=GapRun,
+    arguments=_add_arguments,
+    read=_read,
+    brief="how far the laws of a network's two samplers are apart",
+    about="""\
+Do a network's two samplers draw from one law, and is the difference what its residual says?
+
+A network phi(t, x) estimates the log-density of noised data in the plane. Its reverse SDE and its
+probability flow (ODE) draw from the same law only if phi obeys the Fokker-Planck equation; by how
+much it does not is the residual R. For each network: samples of both laws by Euler's rule, as the
+literature draws them, and of the flow by a converged rule; exact transport distances W2 between
+their histograms and the truth; the mean of R^2.
+
+Either --networks FOLDER: its .npz files in the format of write_potential (DATA_wWEIGHT.npz; other
+names will do), and histograms.npz if published ones are to be compared with. Or CONFIG, which
+trains networks first.
+
+Settings: laws ("blob", "circles2", "checker"), weights (of the residual in the loss; a network is
+trained for each law and weight), networks (a folder of them, instead of laws), samples (of each
+law), seed (of all that is drawn), bins (points a side of the table where scores are looked up);
+[train] steps, batch_size, learning_rate, collocation, where ("box", "forward"), half_width, t_min,
+weighting ("score", "noise").
+
+A run that was stopped goes on where it was: networks trained and samples drawn with the same
+settings are read from DIR. W2 of few samples is mostly their noise: 100000 tell distances above
+about 0.05, a million above 0.03.""",
+    example="scoresens gap --networks FOLDER --samples 1000000",
+    writes={
+        "laws-*.png": "truth and induced laws as densities, a picture a data set",
+        "residual.png": "the residual over time, and against W2",
+        "result.json": "distances and residuals of each network, with intervals",
+        "samples/": "histograms and residuals by network (npz)",
+        "networks/": "the networks trained, with CONFIG",
+    },
+)

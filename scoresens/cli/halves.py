@@ -1,8 +1,9 @@
 """`scoresens validate` with experiment = "halves": predictions against training on halves."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,38 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens._files import replacing
-from scoresens.cli.common import trace_of, write
-from scoresens.cli.progress import Stages, blaming, tell
-from scoresens.cli.settings import HalvesRun
-from scoresens.cli.studies import all_answers, generated, kept_models, same_study
+from scoresens.cli._command import Experiment
+from scoresens.cli._common import write
+from scoresens.cli._progress import Stages, blaming, tell
+from scoresens.cli._settings import Trace, TrainedRun, at_least, check_trace, trace_of
+from scoresens.cli._studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets.images import Dataset, prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.report.halves import draw_halves, halves_table
 from scoresens.studies import halves as lds
+from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
 from scoresens.studies.retraining import PROCESS, Questions, read_answers, training_levels, whole
 
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
 FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths tried, over the default one
 DEFAULT = "1"  # a bandwidth's factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvesRun(TrainedRun):
+    """Settings of `scoresens validate` with experiment = "halves", explained in its help."""
+
+    experiment: Literal["halves"] = "halves"
+    halves: HalvesSettings = field(default_factory=HalvesSettings)
+    trace: Trace = "exact"
+    resamples: int = 300
+
+    def __post_init__(self):
+        at_least(1, steps=self.steps, resamples=self.resamples)
+        check_trace(self.trace)
 
 
 class Study(NamedTuple):
@@ -108,7 +125,7 @@ def _predictions(
     out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By target, method and setting: `[R, S + C, ...]`. Each is kept in a file once made."""
-    width, trace = default_bandwidth(study.images), trace_of(run)
+    width, trace = default_bandwidth(study.images), trace_of(run.trace)
     jobs = [
         (target, method, predict, factor)
         for target, methods in TARGETS.items()
@@ -207,3 +224,19 @@ def _generated(run, study, truth, methods, judged):
             for name, part in (("generated", slice(count)), ("held_out", slice(count, None)))
         }
     return rows
+
+
+EXPERIMENT = Experiment(
+    name="halves",
+    run=run_halves,
+    settings=HalvesRun,
+    about="""\
+experiment = "halves": trains models from scratch on all images and on random halves of them, by
+several seeds, and compares how samples and denoising losses really changed with what is predicted
+from the models of all images: the linear datamodeling score (LDS), beside baselines and what
+another seed's training says. A run that was stopped goes on where it was, and several processes may
+share DIR. Settings: [data], [model], [train] as for train; [halves] seeds, subsets, choosing
+(halves on which bandwidths are chosen), samples, held_out (queries), levels, components, seed;
+steps, trace, resamples.""",
+    writes={"predictions/": "halves: what each method predicted"},
+)

@@ -1,7 +1,8 @@
-"""`scoresens validate` with experiment = "removal": does a sample need the images it is owed to?"""
+"""`scoresens validate` with experiment = "removal": training without what matters to a sample."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
 from scoresens._files import replacing
-from scoresens.cli.common import PROCESS, write
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import RemovalRun
-from scoresens.cli.studies import all_answers, generated, kept_models, same_study
+from scoresens.cli._command import Experiment
+from scoresens.cli._common import PROCESS, write
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import TrainedRun, at_least, check_bandwidth
+from scoresens.cli._studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import Points, default_bandwidth
@@ -29,6 +31,30 @@ from scoresens.studies.retraining import Answers, Questions, Trial, training_lev
 STUDY = ("data", "model", "train", "queries", "shares", "seeds", "levels", "seed", "steps")
 AXES = 8  # principal components along which a sample's movement is attributed
 EFFECTS = {"loss": "rise of the denoising loss at the sample", "moved": "how far the sample moved"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalRun(TrainedRun):
+    """Settings of `scoresens validate` with experiment = "removal", explained in its help."""
+
+    experiment: Literal["removal"] = "removal"
+    queries: int = 8
+    shares: tuple[float, ...] = (0.005, 0.01, 0.05, 0.1)
+    seeds: int = 1
+    levels: int = 32
+    seed: int = 0
+    bandwidth: float | None = None
+    resamples: int = 1000
+
+    def __post_init__(self):
+        at_least(2, queries=self.queries)
+        at_least(1, seeds=self.seeds, levels=self.levels, steps=self.steps)
+        at_least(1, resamples=self.resamples)
+        check_bandwidth(self.bandwidth)
+        if not self.shares or list(self.shares) != sorted(set(self.shares)):
+            raise ValueError(f"shares must rise, got {list(self.shares)}")
+        if not (self.shares[0] > 0 and self.shares[-1] < 1):
+            raise ValueError(f"shares must lie between 0 and 1, got {list(self.shares)}")
 
 
 def run_removal(run: RemovalRun, out: Path, where: str) -> str:
@@ -172,3 +198,16 @@ def _draw(path: Path, run: RemovalRun, effects, title: str) -> None:
     figure.axes[0].legend(fontsize=SMALL, frameon=False, loc="upper left")
     with replacing(path) as beside:
         figure.savefig(beside, dpi=150, format="png")
+
+
+EXPERIMENT = Experiment(
+    name="removal",
+    run=run_removal,
+    settings=RemovalRun,
+    about="""\
+experiment = "removal": trains from scratch without the images that matter most to a sample, by our
+attribution of its loss and of its movement, against the nearest, the least and random images: how
+the loss at the sample rises and how far it moves. A run that was stopped goes on where it was.
+Settings: [data], [model], [train] as for train; queries (samples), shares (of the images left out),
+seeds, levels, seed, steps, bandwidth, resamples.""",
+)

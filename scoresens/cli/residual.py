@@ -1,5 +1,7 @@
 """`scoresens residual`: how far an image model is from being the score of any noised law."""
 
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scoresens.cli.common import TRACES, set_up, write
-from scoresens.cli.config import ConfigError
-from scoresens.cli.progress import Stages
-from scoresens.cli.settings import AttributeRun, ResidualRun
+from scoresens.cli._command import Command, add_optional_config
+from scoresens.cli._common import set_up, write
+from scoresens.cli._config import ConfigError
+from scoresens.cli._progress import Stages
+from scoresens.cli._settings import Trace, at_least, check_trace, trace_of
+from scoresens.datasets.images import DataSettings
+from scoresens.flow.solve import Solve
 from scoresens.flow.traces import TraceEstimator
 from scoresens.fokker_planck.collocation import along_forward
 from scoresens.fokker_planck.residuals import non_conservative_part, score_residual
@@ -21,7 +26,28 @@ from scoresens.report.gap import draw_levels, levels_table
 from scoresens.statistics import estimates
 from scoresens.statistics.estimates import Estimate
 
-BATCH = 16  # points side by side, each with all directions of its trace
+LEVELS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.0, 4.0, 10.0, 20.0)  # of noise, by default
+SOLVE = Solve(batch_size=16)  # points side by side, each with all directions of its trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualRun:
+    """Settings of `scoresens residual`, explained in its help."""
+
+    data: DataSettings = field(default_factory=lambda: DataSettings("digits"))
+    checkpoint: str = "digits"
+    levels: tuple[float, ...] = LEVELS
+    count: int = 32
+    seed: int = 0
+    trace: Trace = "exact"
+
+    def __post_init__(self):
+        at_least(2, count=self.count)
+        check_trace(self.trace)
+        if not self.levels or not 0 < self.levels[0] < math.inf:
+            raise ValueError(f"levels must be positive, got {list(self.levels)}")
+        if list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels must rise, got {list(self.levels)}")
 
 
 class Level(NamedTuple):
@@ -36,8 +62,7 @@ class Level(NamedTuple):
 def run_residual(run: ResidualRun, out: Path, where: str) -> str:
     """Write how well a checkpoint obeys the equations of a score, by noise level; the table."""
     stages = Stages()
-    start = AttributeRun(data=run.data, checkpoint=run.checkpoint, count=run.count, seed=run.seed)
-    setup = set_up(start, where, stages)
+    setup = set_up(run.data, run.checkpoint, where, stages, count=run.count, seed=run.seed)
     process, score = setup.process, setup.score
     highest = float(process.noise_level(process.t_max))
     if run.levels[-1] > highest * (1 + 1e-6):
@@ -45,10 +70,10 @@ def run_residual(run: ResidualRun, out: Path, where: str) -> str:
     for_data, key = jax.random.split(jax.random.key(run.seed))
     few = run.count > len(setup.data)
     chosen = jax.random.choice(for_data, len(setup.data), (run.count,), replace=few)
-    x, rows = jnp.asarray(setup.dataset.images)[chosen], {}
+    x, rows, trace = jnp.asarray(setup.dataset.images)[chosen], {}, trace_of(run.trace)
     with stages("residual", f"{run.count} points at {len(run.levels)} noise levels", bars=True):
         for level in tqdm(run.levels, desc="residuals", unit="level"):
-            rows[level] = _numbers(at_level(process, score, x, level, TRACES[run.trace], key=key))
+            rows[level] = _numbers(at_level(process, score, x, level, trace, key=key))
     title = f"checkpoint {run.checkpoint}: is it the score of noised {setup.dataset.name}?"
     with stages("pictures", "drawing"):
         draw_levels(out / "report.png", rows, title=title, count=run.count, trace=run.trace)
@@ -81,7 +106,7 @@ def at_level(
     denoiser = to_denoiser(process, score)
     t, noised = along_forward(process, jnp.full(len(x), process.time(level)), x, key=key)
     of_residual, of_twist = jax.random.split(jax.random.fold_in(key, len(x)))
-    how = {"trace": trace, "batch_size": BATCH}
+    how = {"trace": trace, "solve": SOLVE}
     residual = score_residual(process, score, t, noised, key=of_residual, **how)
     parts = [
         non_conservative_part(field, t, noised, key=of_twist, **how) for field in (score, denoiser)
@@ -126,3 +151,29 @@ def _ratio(part: np.ndarray, whole: np.ndarray | float = 1.0) -> Estimate:
 
 def _squares(rows: jax.Array) -> np.ndarray:
     return np.sum(np.square(np.asarray(rows, np.float64)).reshape(len(rows), -1), 1)
+
+
+COMMAND = Command(
+    name="residual",
+    run=run_residual,
+    settings=ResidualRun,
+    arguments=add_optional_config,
+    brief="how far an image model is from being a score",
+    about="""\
+Is a network the score of any noised law? A score obeys the Fokker-Planck equation, and is the
+gradient of a log-density. Measures both failings of a checkpoint at noised data, by noise level:
+the residual of the score's equation relative to the score's rate of change (0: obeyed), and the
+antisymmetric part of the score's Jacobian as a share of the whole (0: a gradient); and that of the
+denoiser, where no identity hides it at high noise.
+
+Settings, all optional (without CONFIG, the bundled digits): [data] as for train (what is noised:
+the data that the checkpoint was trained on); checkpoint as for sample; levels (noise levels,
+rising), count (noised data points a level), seed (of their choice, noise and probes), trace
+("exact", or, for large images, a number of random probes a point, which add their own spread to the
+numbers).""",
+    example="scoresens residual configs/residual.toml",
+    writes={
+        "report.png": "residual and antisymmetric part over noise levels",
+        "result.json": "the same numbers, with 95 % intervals",
+    },
+)

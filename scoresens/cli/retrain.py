@@ -1,23 +1,25 @@
 """`scoresens validate` with experiment = "retrain": predictions against training from scratch."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scoresens.cli.common import (
+from scoresens.cli._command import Experiment
+from scoresens.cli._common import (
     PROCESS,
     Setup,
     about_agreement,
     agreement,
     titled,
-    trace_of,
     write,
 )
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import RetrainRun
-from scoresens.cli.studies import all_answers, kept_models, same_study
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
+from scoresens.cli._studies import all_answers, kept_models, same_study
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import Points, default_bandwidth
@@ -27,6 +29,18 @@ from scoresens.studies.finetuning import predict_change
 from scoresens.studies.retraining import Questions, Trial
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainRun(ComparisonRun, TrainedRun):
+    """Settings of `scoresens validate` with experiment = "retrain", explained in its help."""
+
+    experiment: Literal["retrain"] = "retrain"
+    seeds: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(1, seeds=self.seeds)
 
 
 def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
@@ -60,7 +74,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     real = changed - control
     with stages("predict", f"{run.count} paths of {run.seeds} models by each method"):
         each = [
-            predict_change(model, data, change, run.change.mass, noise, solve, trace_of(run))
+            predict_change(model, data, change, run.change.mass, noise, solve, trace_of(run.trace))
             for model in models.values()
         ]
     predicted = {name: np.stack([one[name] for one in each]) for name in each[0]}
@@ -92,3 +106,16 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
 def _pooled(moves: np.ndarray) -> np.ndarray:
     """All samples of all seeds, `[R M, *shape]`."""
     return moves.reshape(-1, *moves.shape[2:])
+
+
+EXPERIMENT = Experiment(
+    name="retrain",
+    run=run_retrain,
+    settings=RetrainRun,
+    about="""\
+experiment = "retrain": predictions against training from scratch, on changed and on unchanged data
+by several seeds, each pair of one seed's parameters and draws, beside what another seed's training
+says. A run that was stopped goes on where it was. Settings: [data], [model], [train] as for train;
+[change] as for sensitivity; seeds (pairs), resamples (of the bootstrap); count, seed, steps,
+bandwidth, trace as for sensitivity.""",
+)

@@ -1,4 +1,4 @@
-"""`scoresens sweep` and `scoresens status`: many samples, many directions, on disk as they come."""
+"""`scoresens sweep`: many samples, many directions or data points, on disk block by block."""
 
 import json
 import os
@@ -6,10 +6,12 @@ import resource
 import signal
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -17,34 +19,85 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from scoresens import sweeps
-from scoresens.cli.common import (
+from scoresens.cli._command import Command, add_config, from_config
+from scoresens.cli._common import (
     Model,
     data_and_model,
     options_of_base,
     points_of,
     write,
 )
-from scoresens.cli.functionals import make_question
-from scoresens.cli.progress import Stages, blaming
-from scoresens.cli.settings import StatusRun, SweepRun
-from scoresens.cli.studies import fingerprint
+from scoresens.cli._config import ConfigError
+from scoresens.cli._functionals import FunctionalSettings, make_question
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import Base, Trace, at_least, check_bandwidth, check_trace
+from scoresens.cli._studies import fingerprint
+from scoresens.cli.status import status
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.datasets.streams import mark, stream
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import Perturbation, reweight
-from scoresens.report.samples import table
 from scoresens.sweeps.store import Block, Layout, Store, progress
 
-UNFINISHED = 75  # the exit code of a sweep that was asked to stop and can go on (EX_TEMPFAIL)
+UNFINISHED = 75  # the exit code of a sweep that SIGTERM stopped and that can go on (EX_TEMPFAIL)
 GIB = 2**30
 
 
+@dataclass(frozen=True, kw_only=True)
+class DirectionSettings:
+    """Directions of a sweep, explained in its help."""
+
+    classes: bool = True
+    images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """Settings of `scoresens sweep`, explained in its help."""
+
+    question: Literal["attribution", "sensitivity"] = "attribution"
+    data: DataSettings
+    stream: bool = False
+    functional: FunctionalSettings = field(default_factory=FunctionalSettings)
+    top: int | None = None
+    directions: DirectionSettings = field(default_factory=DirectionSettings)
+    samples: int = 256
+    seeds: tuple[int, ...] = (0,)
+    memory: float | None = None
+    rows: int | None = None
+    columns: int | None = None
+    mesh: tuple[int, ...] = ()
+    checkpoint: str = "digits"
+    steps: int = 40
+    base: Base = "data"
+    trace: Trace = 1
+    bandwidth: float | None = None
+
+    def __post_init__(self):
+        at_least(1, samples=self.samples, steps=self.steps, seeds=len(self.seeds))
+        for name in ("top", "rows", "columns"):
+            if getattr(self, name) is not None:
+                at_least(1, **{name: getattr(self, name)})
+        check_bandwidth(self.bandwidth)
+        check_trace(self.trace)
+        if self.memory is not None and not self.memory > 0:
+            raise ValueError(f"memory must be more than 0 GiB, got {self.memory}")
+        if self.mesh and (len(self.mesh) != 2 or min(self.mesh) < 1):
+            raise ValueError(f"mesh is [along samples, along directions], got {list(self.mesh)}")
+        if self.stream and self.question != "attribution":
+            raise ValueError("stream goes with question = 'attribution'")
+        if self.stream and (self.data.classes or self.data.count or self.data.size):
+            raise ValueError("stream reads the data as they are: leave out classes, count and size")
+        if self.stream and self.functional.kind not in ("itself", "closeness", "pixel"):
+            raise ValueError("stream goes with functional kind itself, closeness or pixel")
+
+
 class Unfinished(Exception):
-    """A sweep that was asked to stop; its message is the table so far."""
+    """A sweep that SIGTERM stopped; its message is the table so far."""
 
 
-class Asked(NamedTuple):
+class Start(NamedTuple):
     """All that a sweep starts from."""
 
     model: Model
@@ -58,86 +111,65 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
     """Make the blocks that a folder lacks; the table of the sweep.
 
     Raises:
-        Unfinished: if it was asked to stop (SIGTERM) before its end.
+        Unfinished: if SIGTERM stopped it before its end.
     """
     stages = Stages()
     with blaming(f"{where}: mesh"):
         mesh = sweeps.mesh_of((run.mesh[0], run.mesh[1])) if run.mesh else None
-    asked = _asked(run, where, mesh, stages)
+    start = _start(run, where, mesh, stages)
     rank, count = jax.process_index(), jax.process_count()
     with stages("layout", "how large a block may be"):
-        layout = _layout(run, asked, out)
+        layout = _layout(run, start, out)
     with blaming(f"{where}"):
         if rank == 0:
-            store = _store(run, asked, out, layout)
+            store = _store(run, start, out, layout)
         if count > 1:
             multihost_utils.sync_global_devices("the store is there")
-            store = _store(run, asked, out, layout)
+            store = _store(run, start, out, layout)
     file = out / f"log-{rank}.jsonl"
-    with _written(out), _until_told_to_stop() as stop, file.open("a") as log:
+    with _written(out), _catching_sigterm() as stop, file.open("a") as log:
         ran = sweeps.run(
-            asked.question,
+            start.question,
             [jax.random.key(seed) for seed in run.seeds],
             store,
             share=(rank, count),
             shown=lambda blocks: _shown(blocks, layout, rank, log),
             stopping=lambda: bool(stop),
         )
-    told = status(out)
+    printed = status(out)
     if rank == 0:
         found = progress(out)
         about = {name: found[name] for name in ("done", "blocks")} | found["layout"]._asdict()
         write(out, about | {"seconds_a_block": found["seconds"] / found["done"]}, run, stages)
     if ran.left:
-        raise Unfinished(f"{told}\n\nstopped with {ran.left} blocks left: run it again to go on")
-    return told
-
-
-def run_status(run: StatusRun, out: Path, where: str) -> str:
-    """The table of how far a sweep is."""
-    return status(run.folder)
-
-
-def status(folder: Path) -> str:
-    """How far the sweep in a folder is, as a table."""
-    found = progress(folder)
-    layout, done = found["layout"], found["done"]
-    each = found["seconds"] / done if done else float("nan")
-    left = found["blocks"] - done
-    row = {
-        "blocks": f"{done} of {found['blocks']}",
-        "of samples x directions": f"{layout.rows} x {layout.columns}",
-        "samples": f"{layout.seeds} x {layout.samples}",
-        "a block": f"{each:.2f} s" if done else "",
-        "left": f"{left * each / 60:.1f} min" if done and left else "" if left else "none",
-    }
-    return table({found["study"]["question"]: row}, "sweep")
+        raise Unfinished(f"{printed}\n\nstopped with {ran.left} blocks left: run it again to go on")
+    return printed
 
 
 # ------------------------------------------------------------------ the question
 
 
-def _asked(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Asked:
+def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
         if run.stream:
-            dataset, model, _ = data_and_model(run, where, unread)
+            dataset, model, _ = data_and_model(run.data, run.checkpoint, where, unread)
             data = _streamed(run, where, dataset)
         else:
-            dataset, model, _ = data_and_model(run, where, prepare)
-            data = points_of(run, where, dataset)
+            dataset, model, _ = data_and_model(run.data, run.checkpoint, where, prepare)
+            data = points_of(dataset, run.bandwidth, where)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
-    options = options_of_base(run, data) | {"mesh": mesh, "solve": solve}
+    options = options_of_base(data, run.base, run.trace) | {"mesh": mesh, "solve": solve}
     if run.question == "attribution":
         with blaming(f"{where}: functional"):
             functional = make_question(
                 run.functional, dataset, data, process, score, solve
             ).functional
             question = sweeps.attributions(process, score, data, functional, top=run.top, **options)
-        return Asked(model, dataset, data, question, ["all"])
+        return Start(model, dataset, data, question, ["all"])
     with blaming(f"{where}: directions"):
         perturbation, names = _directions(run, dataset, data)
     question = sweeps.sensitivities(process, score, perturbation, **options)
-    return Asked(model, dataset, data, question, names)
+    return Start(model, dataset, data, question, names)
 
 
 def unread(settings: DataSettings) -> Dataset:
@@ -173,52 +205,52 @@ def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturba
 # ------------------------------------------------------------------ layout and store
 
 
-def _layout(run: SweepRun, asked: Asked, out: Path) -> Layout:
+def _layout(run: SweepRun, start: Start, out: Path) -> Layout:
     """That of the store, if there is one, else one that fits the memory."""
     study = out / "study.json"
     if study.is_file() and run.rows is None and run.columns is None and run.memory is None:
         return progress(out)["layout"]
     memory = _free_memory() / 2 if run.memory is None else run.memory * GIB
     return sweeps.layout_of(
-        asked.question, seeds=len(run.seeds), samples=run.samples, memory=memory,
+        start.question, seeds=len(run.seeds), samples=run.samples, memory=memory,
         rows=run.rows, columns=run.columns,
     )  # fmt: skip
 
 
 def _free_memory() -> float:
     """Bytes that the process's devices have left together, or the host if they do not say."""
-    told = [device.memory_stats() for device in jax.local_devices()]
-    if all(told):
-        return float(sum(t["bytes_limit"] - t["bytes_in_use"] for t in told if t))
+    memory = [device.memory_stats() for device in jax.local_devices()]
+    if all(memory):
+        return float(sum(t["bytes_limit"] - t["bytes_in_use"] for t in memory if t))
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _store(run: SweepRun, asked: Asked, out: Path, layout: Layout) -> Store:
-    fields = sweeps.fields_of(asked.question, layout)
+def _store(run: SweepRun, start: Start, out: Path, layout: Layout) -> Store:
+    fields = sweeps.fields_of(start.question, layout)
     coordinates: dict[str, np.ndarray] = {"seed": np.array(run.seeds)}
     coordinates["sample"] = np.arange(run.samples)
     if run.question == "sensitivity":
-        coordinates["direction"] = np.array(asked.names, np.dtypes.StringDType())
-    return Store(out, fields, layout, coordinates, _study(run, asked))
+        coordinates["direction"] = np.array(start.names, np.dtypes.StringDType())
+    return Store(out, fields, layout, coordinates, _study(run, start))
 
 
-def _study(run: SweepRun, asked: Asked) -> dict[str, Any]:
+def _study(run: SweepRun, start: Start) -> dict[str, Any]:
     """What the numbers hang on: settings, model and data. Memory, blocks and devices are not."""
     return {
         "question": run.question,
-        "model": fingerprint(asked.model),
-        "data": fingerprint(asked.data)
+        "model": fingerprint(start.model),
+        "data": fingerprint(start.data)
         if not run.stream
         else mark(Path(run.data.path or run.data.name)),
         "functional": run.functional if run.question == "attribution" else None,
         "top": run.top,
-        "directions": asked.names,
+        "directions": start.names,
         "samples": run.samples,
         "seeds": list(run.seeds),
         "steps": run.steps,
         "base": run.base,
         "trace": run.trace if run.base == "model" else None,
-        "bandwidth": float(asked.data.bandwidth),
+        "bandwidth": float(start.data.bandwidth),
     }
 
 
@@ -254,18 +286,76 @@ def _shown(blocks: list[Block], layout: Layout, rank: int, log: TextIO) -> Itera
 
 def _memory_in_use() -> int:
     """Bytes on the devices, or of this process at its highest if they do not say."""
-    told = [device.memory_stats() for device in jax.local_devices()]
-    if all(told):
-        return sum(t["bytes_in_use"] for t in told if t)
+    memory = [device.memory_stats() for device in jax.local_devices()]
+    if all(memory):
+        return sum(t["bytes_in_use"] for t in memory if t)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager
-def _until_told_to_stop() -> Iterator[list[int]]:
+def _catching_sigterm() -> Iterator[list[int]]:
     """Within it, SIGTERM fills the list that it yields, and does nothing else."""
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     try:
-        yield told
+        yield signals
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# ------------------------------------------------------------------ the command
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser)
+    for flag, kind, metavar, what in (
+        ("--coordinator", str, "HOST:PORT", "of the first process, for several that share a sweep"),
+        ("--processes", int, "N", "how many there are"),
+        ("--process", int, "I", "which of them this is, from 0"),
+    ):
+        parser.add_argument(flag, type=kind, metavar=metavar, help=what)
+
+
+def _read(given: Namespace, settings: type[SweepRun]) -> tuple[SweepRun, str]:
+    """The settings; this process has then joined the others, if there are some."""
+    run = from_config(given, settings)
+    place = given.coordinator, given.processes, given.process
+    if place != (None, None, None):
+        if None in place:
+            raise ConfigError("sweep: --coordinator, --processes and --process go together")
+        jax.distributed.initialize(*place)
+    return run
+
+
+COMMAND = Command(
+    name="sweep",
+    run=run_sweep,
+    settings=SweepRun,
+    arguments=_add_arguments,
+    read=_read,
+    brief="many samples, many directions or data points, on many devices",
+    about="""\
+Which images are thousands of samples attributed to ("attribution"), or how does each change along
+many directions ("sensitivity"), for one seed after another? The work is cut into blocks that fit
+the memory; each is on disk as soon as it is computed, so that a run that was killed goes on where
+it was. SIGTERM ends the block at hand and leaves with code 75: run the same command again.
+
+Settings: question ("attribution", "sensitivity"), samples (a seed), seeds (of the noise, one after
+another), memory (GiB for a block; left out, half of what is free), rows, columns (samples and
+directions a block, instead), mesh (devices along samples, and along directions or data points; left
+out, all along samples), top (images named; left out, the scores of all), stream (the data are read
+in blocks from a .npy file, a Zarr array or a folder of images), trace (as for sensitivity; left
+out: 1 random probe); [functional] as for attribute; [directions] classes (true, or false), images
+(this many of the first); [data], checkpoint, steps, base, bandwidth as for sensitivity.
+
+Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
+one's), --processes N and --process I.""",
+    example="scoresens sweep configs/sweep.toml --out runs/sweep",
+    writes={
+        "store.zarr": "the arrays, with named dimensions; xarray.open_zarr reads them",
+        "blocks": "a mark for each block that is whole, with a checksum",
+        "study.json": "what the numbers are of",
+        "log-*.jsonl": "a line a block, a file a process",
+        "result.json": "how many blocks, how large, and the seconds of one",
+    },
+)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -251,7 +251,9 @@ def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
     return page.save(path)
 
 
-def draw_levels(path: Path, levels: Levels, *, title: str, count: int, trace: str) -> Path:
+def draw_levels(
+    path: Path, levels: Levels, *, title: str, count: int, trace: Literal["exact"] | int
+) -> Path:
     """Write how well a score obeys its equations, over noise levels.
 
     Args:
@@ -259,12 +261,12 @@ def draw_levels(path: Path, levels: Levels, *, title: str, count: int, trace: st
         levels: the numbers by noise level.
         title: of the picture.
         count: points a level.
-        trace: how traces were taken.
+        trace: how traces were taken: exactly, or by so many random probes a point.
     """
     probes = (
         ""
         if trace == "exact"
-        else " Traces are estimated by one random probe a point, which raises the residual."
+        else f" Traces are estimated by random probes ({trace} a point), which raises the residual."
     )
     page, (first, second) = _panels(
         2,

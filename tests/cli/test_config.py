@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scoresens.cli.config import ConfigError, read, read_one_of
-from scoresens.cli.results import versions, write_result
+from scoresens.cli._config import ConfigError, read, read_one_of
+from scoresens.cli._results import versions, write_result
 
 
 @dataclass(frozen=True)

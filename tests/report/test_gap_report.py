@@ -156,10 +156,10 @@ def test_levels_in_a_table_and_in_a_picture(tmp_path, drawn):
     levels = {0.1: row, 2.0: row}
     lines = levels_table(levels).splitlines()
     assert lines[2].startswith("0.1 ") and "0.5 [0, 0.6]" in lines[2] and len(lines) == 4
-    for trace in ("exact", "hutchinson"):
+    for trace in ("exact", 3):
         path = draw_levels(tmp_path / f"{trace}.png", levels, title="t", count=3, trace=trace)
         assert is_picture(path)
-        assert ("probe" in words(drawn[path.name])) == (trace == "hutchinson")
+        assert ("random probes (3 a point)" in words(drawn[path.name])) == (trace == 3)
     first, second = drawn["exact.png"].axes
     np.testing.assert_allclose(first.lines[0].get_xdata(), [0.1, 2.0])
     assert [line.get_label() for line in second.lines] == ["of the score", "of the denoiser"]

@@ -23,7 +23,7 @@ def write_result(
     beside and moved into place, so that a reader never sees half of it.
 
     Args:
-        folder: made if absent.
+        folder: created if absent.
         result: what was found. Arrays become lists, paths strings, dataclasses tables.
         settings: the settings of the run, a dataclass or a mapping.
         seconds: how long the run took.

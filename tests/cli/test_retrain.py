@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
+from scoresens.cli import _studies as studies
 from scoresens.cli import retrain as command
-from scoresens.cli import studies
 
 SETTINGS = """
 experiment = "retrain"

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A settings file that cannot be read as asked: names the file, the key and the remedy."""
+    """A settings file that cannot be used: names the file, the key and the remedy."""
 
 
 def read(path: str | Path, cls: type[T]) -> T:
@@ -62,7 +62,7 @@ def _table(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def _naming(path: str | Path) -> Iterator[None]:
-    """What goes wrong in here is told with the name of the file."""
+    """What goes wrong in here names the file."""
     try:
         yield
     except OSError as error:

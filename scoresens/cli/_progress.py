@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scoresens.cli.config import ConfigError
+from scoresens.cli._config import ConfigError
 
 WIDTH = 62  # columns before the seconds
 

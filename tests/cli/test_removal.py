@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
+from scoresens.cli import _studies as studies
 from scoresens.cli import removal as command
-from scoresens.cli import studies
-from scoresens.cli.settings import RemovalRun
 from scoresens.datasets.images import DataSettings
 from scoresens.models import ModelSettings
 from scoresens.training.denoising import TrainSettings
@@ -67,7 +66,7 @@ def test_the_table_and_the_picture(ran):
 
 def test_what_is_left_out_comes_first_in_the_order():
     tiny = ModelSettings("mlp", 8, 1)
-    run = RemovalRun(
+    run = command.RemovalRun(
         data=DataSettings("digits"), model=tiny, train=TrainSettings(), shares=(0.2, 0.6)
     )
     order = np.array([[3, 0, 4, 1, 2]])

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens._files import write_text
-from scoresens.cli.common import write_arrays
-from scoresens.cli.config import ConfigError
-from scoresens.cli.settings import HalvesRun, RemovalRun, RetrainRun, ValidateRun
+from scoresens.cli._common import write_arrays
+from scoresens.cli._config import ConfigError
+from scoresens.cli._settings import TrainedRun
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.laws.scores import from_denoiser
@@ -29,12 +29,8 @@ from scoresens.studies.retraining import (
     train_trial,
 )
 
-Trained = HalvesRun | RetrainRun | RemovalRun
 
-
-def same_study(
-    out: Path, run: Trained | ValidateRun, where: str, names: Sequence[str], **also: str
-) -> None:
+def same_study(out: Path, run: Any, where: str, names: Sequence[str], **also: str) -> None:
     """Refuse a folder that holds models of another study: of other settings of these names, or with
     other things beside them."""
     file, whole = out / "study.json", asdict(run)
@@ -59,7 +55,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def kept_models(
-    out: Path, trials: Mapping[str, Trial], images: np.ndarray, run: Trained
+    out: Path, trials: Mapping[str, Trial], images: np.ndarray, run: TrainedRun
 ) -> dict[str, Denoiser]:
     """The models of the trials by name, in files once made."""
     models = {}
@@ -77,7 +73,7 @@ def all_answers(
     models: Mapping[str, Denoiser],
     images: np.ndarray,
     asked: Questions,
-    run: Trained,
+    run: TrainedRun,
 ) -> dict[str, Answers]:
     """What every trial's model answers, in files once asked; `models` are there already, and are
     not trained again."""

@@ -11,21 +11,12 @@ from jaxtyping import Float
 
 from scoresens import importers
 from scoresens._files import replacing
-from scoresens.cli.config import ConfigError
-from scoresens.cli.progress import Stages, blaming, tell
-from scoresens.cli.results import write_result
-from scoresens.cli.settings import (
-    AttributeRun,
-    CounterfactualRun,
-    HalvesRun,
-    RetrainRun,
-    SensitivityRun,
-    SweepRun,
-    ValidateRun,
-)
+from scoresens.cli._config import ConfigError
+from scoresens.cli._progress import Stages, blaming, tell
+from scoresens.cli._results import write_result
+from scoresens.cli._settings import Base, ChangeRun, ComparisonRun, Trace, trace_of
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.flow.riders import Smoothed
-from scoresens.flow.traces import Exact, Hutchinson
 from scoresens.importers import Foreign
 from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.laws.processes import EDM, Process
@@ -38,7 +29,7 @@ from scoresens.studies.changes import Change, ChangeSettings, make_change
 from scoresens.studies.finetuning import Interval, compare
 
 PROCESS = EDM()  # denoisers are of the canonical frame
-TRACES = {"exact": Exact(), "hutchinson": Hutchinson(1)}
+GRID = 64  # samples shown at most
 BUNDLED = ("digits",)  # checkpoints that come with the package
 VERBS = {
     "add": "added",
@@ -46,8 +37,7 @@ VERBS = {
     "shift": "moved",
 }  # what happens to the images of a change; else removed
 
-Model = Denoiser | Foreign  # made here, or converted
-ChangeRun = SensitivityRun | CounterfactualRun | ValidateRun
+Model = Denoiser | Foreign  # trained here, or converted
 
 
 class Setup(NamedTuple):
@@ -74,75 +64,99 @@ class Setup(NamedTuple):
         return Named(self.dataset.images, self.dataset.labels, self.dataset.class_names)
 
 
-def set_up(run: ChangeRun | AttributeRun, where: str, stages: Stages) -> Setup:
-    """Data, model and noise, or an error that names the setting to mend."""
-    with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
-        dataset, model, about = data_and_model(run, where, prepare)
-        data = points_of(run, where, dataset)
-        noise = model.process.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
+def set_up(
+    data: DataSettings,
+    checkpoint: str,
+    where: str,
+    stages: Stages,
+    *,
+    count: int,
+    seed: int,
+    bandwidth: float | None = None,
+) -> Setup:
+    """Data, model and noise, or an error that names the setting to mend.
+
+    Args:
+        data: which data.
+        checkpoint: its name, or its path.
+        where: the settings are from, for errors.
+        stages: say what is read.
+        count: of the noise.
+        seed: of the noise.
+        bandwidth: of the data; by default `default_bandwidth`.
+    """
+    with stages("data", f"reading {data.name} and the checkpoint {checkpoint}"):
+        dataset, model, about = data_and_model(data, checkpoint, where, prepare)
+        points = points_of(dataset, bandwidth, where)
+        noise = model.process.sample_prior((count, *points.shape), key=jax.random.key(seed))
     trained_on = about.get("data"), about.get("count")
     if isinstance(model, Foreign):
-        tell(f"note: {run.checkpoint} was converted: nothing tells what it was trained on")
+        tell(f"note: {checkpoint} was converted: nothing tells what it was trained on")
     elif trained_on != (dataset.name, len(dataset.images)):
-        tell(f"note: {run.checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
-    return Setup(dataset, data, model, noise)
+        tell(f"note: {checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
+    return Setup(dataset, points, model, noise)
 
 
 def data_and_model(
-    run: ChangeRun | AttributeRun | SweepRun, where: str, read: Callable[[DataSettings], Dataset]
+    data: DataSettings, checkpoint: str, where: str, read: Callable[[DataSettings], Dataset]
 ) -> tuple[Dataset, Model, dict]:
-    """The data, the model and what is told of it, or an error that names the setting to mend."""
+    """The data, the model and its record, or an error that names the setting to mend."""
     with blaming(f"{where}: data"):
-        dataset = read(run.data)
+        dataset = read(data)
     with blaming(f"{where}: checkpoint"):
-        model, about = checkpoint(run.checkpoint)
+        model, about = load_checkpoint(checkpoint)
     if dataset.images.shape[1:] != model.shape:
         raise ConfigError(
             f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
-            f"{run.checkpoint} takes {model.shape}: choose the data that it was "
+            f"{checkpoint} takes {model.shape}: choose the data that it was "
             f"trained on ({about.get('data')}), or their size"
         )
     return dataset, model, about
 
 
-def points_of(run: ChangeRun | AttributeRun | SweepRun, where: str, dataset: Dataset) -> Points:
-    """The data as points of the bandwidth asked for, or of the default one."""
+def points_of(dataset: Dataset, bandwidth: float | None, where: str) -> Points:
+    """The data as points of a bandwidth, or of the default one."""
     with blaming(f"{where}: bandwidth"):
-        images, own = jnp.asarray(dataset.images), run.bandwidth
-        return Points(images, bandwidth=default_bandwidth(images) if own is None else own)
+        images = jnp.asarray(dataset.images)
+        return Points(
+            images, bandwidth=default_bandwidth(images) if bandwidth is None else bandwidth
+        )
 
 
-def set_up_change(run: ChangeRun, where: str, stages: Stages) -> tuple[Setup, Change]:
+def set_up_change(
+    run: ChangeRun, checkpoint: str, where: str, stages: Stages
+) -> tuple[Setup, Change]:
     """What `set_up` returns, and the change of the data."""
-    setup = set_up(run, where, stages)
+    setup = set_up(
+        run.data,
+        checkpoint,
+        where,
+        stages,
+        count=run.count,
+        seed=run.seed,
+        bandwidth=run.bandwidth,
+    )
     with blaming(f"{where}: change"):
         return setup, make_change(setup.dataset, setup.data, run.change)
 
 
-def black_box(run: SensitivityRun | CounterfactualRun | AttributeRun, setup: Setup) -> dict:
+def black_box(setup: Setup, base: Base, trace: Trace, seed: int) -> dict[str, Any]:
     """Against whose law a verb is to work, as its options: the data's, or the model's own, smoothed
     as much."""
-    options = options_of_base(run, setup.data)
-    if run.base == "model":
-        options["key"] = jax.random.fold_in(jax.random.key(run.seed), 1)
+    options = options_of_base(setup.data, base, trace)
+    if base == "model":
+        options["key"] = jax.random.fold_in(jax.random.key(seed), 1)
     return options
 
 
-def options_of_base(
-    run: SensitivityRun | CounterfactualRun | AttributeRun | SweepRun, data: Points
-) -> dict[str, Any]:
+def options_of_base(data: Points, base: Base, trace: Trace) -> dict[str, Any]:
     """`black_box`, without the key."""
-    if run.base == "data":
+    if base == "data":
         return {"base": data}
-    return {"base": Smoothed(data.bandwidth), "trace": TRACES[run.trace], "prior": data}
+    return {"base": Smoothed(data.bandwidth), "trace": trace_of(trace), "prior": data}
 
 
-def trace_of(run: ValidateRun | RetrainRun | HalvesRun) -> Exact | Hutchinson:
-    """How the black boxes take their traces."""
-    return Exact() if run.probes is None else Hutchinson(run.probes)
-
-
-def checkpoint(name: str) -> tuple[Model, dict]:
+def load_checkpoint(name: str) -> tuple[Model, dict]:
     """A bundled checkpoint by its name, or the one in a file: trained here, or converted."""
     if name in BUNDLED:
         return pretrained(name)
@@ -151,7 +165,7 @@ def checkpoint(name: str) -> tuple[Model, dict]:
 
 
 def trainable(model: Model, where: str) -> Denoiser:
-    """The model, if it was made here: others cannot be trained further."""
+    """The model, if it was trained here: others cannot be trained further."""
     if isinstance(model, Foreign):
         raise ConfigError(
             f"{where}: checkpoint: a converted model cannot be fine-tuned here; choose one of "
@@ -160,23 +174,23 @@ def trainable(model: Model, where: str) -> Denoiser:
     return model
 
 
-def about(setup: Setup, run: ChangeRun | AttributeRun | RetrainRun) -> dict[str, Any]:
-    """What every result tells of its data."""
+def about(setup: Setup) -> dict[str, Any]:
+    """What every result records of its data."""
     return {
-        "count": run.count,
+        "count": len(setup.noise),
         "images": len(setup.dataset.images),
         "bandwidth": float(setup.data.bandwidth),
     }
 
 
-def about_change(setup: Setup, change: Change, run: ChangeRun | RetrainRun) -> dict[str, Any]:
-    """What every result about a change tells of it."""
-    said = {"change": run.change.title, "mass": run.change.mass}
-    return said | about(setup, run) | {"touched_images": int(change.touched.sum())}
+def about_change(setup: Setup, change: Change, settings: ChangeSettings) -> dict[str, Any]:
+    """What every result about a change records of it."""
+    record = {"change": settings.title, "mass": settings.mass}
+    return record | about(setup) | {"touched_images": int(change.touched.sum())}
 
 
 def agreement(
-    predicted: Mapping[str, Batch], real: Batch, run: ValidateRun | RetrainRun
+    predicted: Mapping[str, Batch], real: Batch, run: ComparisonRun
 ) -> dict[str, dict[str, Interval]]:
     """Every measure of every method, in the order of their names."""
     return {
@@ -188,14 +202,14 @@ def agreement(
 def about_agreement(
     setup: Setup,
     change: Change,
-    run: ValidateRun | RetrainRun,
+    run: ComparisonRun,
     results: Mapping[str, Mapping[str, Interval]],
     moves: Mapping[str, Batch],
 ) -> dict[str, Any]:
-    """What a comparison of predicted with real changes tells: measures, and mean sizes of moves."""
-    told: dict[str, Any] = about_measures(results)
-    told |= about_change(setup, change, run) | {"methods": list(results)}
-    return told | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
+    """What a comparison of changes, predicted and real, records: measures, mean sizes of moves."""
+    record: dict[str, Any] = about_measures(results)
+    record |= about_change(setup, change, run.change) | {"methods": list(results)}
+    return record | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
 
 
 def about_measures(results: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:

@@ -1,32 +1,22 @@
-"""`scoresens gap` and `scoresens residual` from end to end on tiny runs."""
+"""`scoresens gap` from end to end on tiny runs."""
 
 import json
 import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import Ran, scoresens, settings_file
+from command_line import Ran, refused, scoresens, settings_file
 from flax import nnx
 
-from scoresens import cli
 from scoresens.cli import gap
-from scoresens.cli.common import PROCESS
-from scoresens.cli.config import read
-from scoresens.cli.residual import at_level
-from scoresens.cli.settings import GapRun, ResidualRun
-from scoresens.datasets.images import load
+from scoresens.cli._config import read
+from scoresens.cli.gap import GapRun
 from scoresens.flow.tabulated import Table
-from scoresens.flow.traces import Exact
-from scoresens.laws.measures import GaussianMixture
-from scoresens.laws.scores import exact_score, from_denoiser
-from scoresens.models import ModelSettings, build, save
 from scoresens.models.potential import PotentialMLP, read_potential, write_potential
 from scoresens.statistics.distances import Grid, wasserstein_of_histograms
 from scoresens.studies import gap as gap_study
-from scoresens.training.residual import RegularizedSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SAMPLES = 500
@@ -239,109 +229,31 @@ def test_a_network_that_drives_all_samples_away_is_named(tmp_path, monkeypatch):
     assert "Traceback" not in ran.told and not (tmp_path / "out" / "result.json").exists()
 
 
-# ------------------------------------------------------------------ residual
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A small network of random parameters."""
-    settings = ModelSettings(kind="mlp", width=8, depth=1)
-    model = build(settings, (8, 8, 1), 0.5, key=jax.random.key(0))
-    rng = np.random.default_rng(0)
-    moved = jax.tree.map(lambda leaf: leaf + np.float32(0.3 * rng.normal(size=leaf.shape)), model)
-    save(tmp_path / "model.safetensors", moved, {})
-    return tmp_path / "model.safetensors"
-
-
-def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
-    text = f"""
-    checkpoint = '{checkpoint}'
-    levels = [0.3, 5]
-    count = 3
-    trace = 'hutchinson'
-    [data]
-    name = 'digits'
-    count = 60
-    """
-    ran = scoresens("residual", settings_file(tmp_path, text), out=tmp_path / "out")
-    assert ran.code == 0, ran.told
-    assert ran.files == {"result.json", "report.png"}
-    fine, coarse = ran.result["levels"]
-    assert (fine["level"], coarse["level"]) == (0.3, 5.0) and ran.result["images"] == 60
-    for row in (fine, coarse):
-        for name in ("relative_residual", "antisymmetric_share", "denoiser_antisymmetric_share"):
-            assert 0 <= row[name]["low"] <= row[name]["value"] <= row[name]["high"]
-        assert row["antisymmetric_share"]["value"] < 1
-        relative = row["residual_norm"]["value"] / row["rate_norm"]["value"]
-        assert row["relative_residual"]["value"] == pytest.approx(relative)
-    # at high noise every score is nearly that of one point, which obeys the equation
-    assert 0 < coarse["relative_residual"]["value"] < fine["relative_residual"]["value"]
-    assert 0 < coarse["antisymmetric_share"]["value"] < fine["antisymmetric_share"]["value"]
-    value = fine["relative_residual"]["value"]
-    (line,) = [line for line in ran.printed.splitlines() if line.startswith("0.3 ")]
-    assert line.split()[1] == f"{value:.3g}"
-    assert "2/2" in ran.told  # the progress bar
-
-
-def test_an_exact_denoiser_leaves_nothing_over():
-    """The score of a mixture of Gaussians obeys all equations."""
-    means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])
-    law = GaussianMixture(jnp.array([0.3, 0.7]), means, jnp.array([0.5, 0.2]))
-    x = jax.random.normal(jax.random.key(0), (5, 2))
-    score, key = exact_score(PROCESS, law), jax.random.key(1)
-    found = at_level(PROCESS, score, x, 0.7, Exact(), key=key)
-    assert (found.residual < 1e-18 * found.rate).all()
-    assert found.twist.shape == (2, 5) and (found.twist < 1e-18 * found.whole).all()
-
-
-def test_shares_are_those_of_dense_jacobians():
-    """A linear denoiser W x: its Jacobian is W, and that of its score (W - I) / tau^2."""
-    matrix = jnp.array([[0.5, 0.3], [-0.1, 0.2]])
-    score = from_denoiser(PROCESS, lambda t, x: matrix @ x)
-    found = at_level(PROCESS, score, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
-    whole = np.array([np.sum((matrix - jnp.eye(2)) ** 2), np.sum(matrix**2)])
-    twisted = 2 * (0.4 / 2) ** 2  # |A|_F^2, A the antisymmetric part of either
-    np.testing.assert_allclose(found.twist / found.whole, np.outer(twisted / whole, np.ones(3)))
-
-
 # ------------------------------------------------------------------ what is refused, and how
 
 
-def refused(ran: Ran) -> str:
-    assert ran.code == 2, ran.told
-    assert not ran.printed and "Traceback" not in ran.told
-    assert not ran.out.exists() or not ran.files
-    return ran.told.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
-    ("command", "text", "complaint"),
+    ("text", "complaint"),
     [
-        ("gap", "laws = ['ring']", "laws[0]: expected 'blob' or 'circles2' or 'checker'"),
-        ("gap", "laws = ['blob']\nweights = [-1]", "weights must be 0 or greater, got [-1.0]"),
-        ("gap", "laws = ['blob']\nweights = []", "weights must be 0 or greater, got []"),
-        ("gap", "laws = ['blob']\nweights = [1, 1.0]", "weights must differ"),
-        ("gap", "laws = ['blob']\nsamples = 0", "samples must be at least 1, got 0"),
-        ("gap", "laws = ['blob']\nbins = 3", "bins must be at least 4, got 3"),
-        ("gap", "laws = ['blob']\n[train]\nsteps = 0", "train: steps must be positive"),
+        ("laws = ['ring']", "laws[0]: expected 'blob' or 'circles2' or 'checker'"),
+        ("laws = ['blob']\nweights = [-1]", "weights must be 0 or greater, got [-1.0]"),
+        ("laws = ['blob']\nweights = []", "weights must be 0 or greater, got []"),
+        ("laws = ['blob']\nweights = [1, 1.0]", "weights must differ"),
+        ("laws = ['blob']\nsamples = 0", "samples must be at least 1, got 0"),
+        ("laws = ['blob']\nbins = 3", "bins must be at least 4, got 3"),
+        ("laws = ['blob']\n[train]\nsteps = 0", "train: steps must be positive"),
         (
-            "gap",
             "laws = ['blob']\n[train]\nresidual_weight = 2",
             "train.residual_weight comes from weights",
         ),
-        ("gap", "samples = 3", "name either laws to train networks on"),
-        ("gap", "laws = ['blob']\nnetworks = 'x'", "name either laws to train networks on"),
-        ("gap", "networks = 'no-such-folder'", "networks: no potential network in no-such-folder"),
-        ("residual", "levels = [1, 0.5]", "levels must rise, got [1.0, 0.5]"),
-        ("residual", "levels = [0, 0.5]", "levels must be positive"),
-        ("residual", "levels = [1, 81]", "levels must be at most 80"),
-        ("residual", "count = 1", "count must be at least 2, got 1"),
-        ("residual", "checkpoint = 'no.safetensors'", "checkpoint: no checkpoint at"),
+        ("samples = 3", "name either laws to train networks on"),
+        ("laws = ['blob']\nnetworks = 'x'", "name either laws to train networks on"),
+        ("networks = 'no-such-folder'", "networks: no potential network in no-such-folder"),
     ],
 )
-def test_wrong_settings_name_the_file_and_the_key(tmp_path, command, text, complaint):
+def test_wrong_settings_name_the_file_and_the_key(tmp_path, text, complaint):
     config = settings_file(tmp_path, text)
-    line = refused(scoresens(command, config, out=tmp_path / "out"))
+    line = refused(scoresens("gap", config, out=tmp_path / "out"))
     assert str(config) in line and complaint in line
 
 
@@ -392,29 +304,8 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path, networks, make, compl
     assert "error: gap: networks:" in line and complaint in line
 
 
-# ------------------------------------------------------------------ words
-
-
-@pytest.mark.parametrize(("command", "kind"), [("gap", GapRun), ("residual", ResidualRun)])
-def test_help_names_every_setting_and_file(capsys, command, kind):
-    assert cli.main([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    for name in kind.__dataclass_fields__:
-        assert name in text, name
-    for file in cli.COMMANDS[command].writes:
-        assert f"  {file}" in text
-    if command == "gap":
-        assert all(
-            name in text
-            for name in RegularizedSettings.__dataclass_fields__
-            if name != "residual_weight"
-        )
-
-
-def test_the_settings_files_that_come_along_are_read():
+def test_the_settings_files_that_come_along_are_of_one_study():
     small, full = (read(CONFIGS / f"{name}.toml", GapRun) for name in ("gap", "gap-full"))
     assert small.laws == full.laws == ("blob", "circles2", "checker")
     assert small.weights == full.weights == (0.0, 0.1, 1.0, 10.0)
     assert small.train.steps < full.train.steps == 100_000 and full.train.collocation == 50_000
-    assert read(CONFIGS / "residual.toml", ResidualRun) == ResidualRun(data=ResidualRun().data)
-    assert len(load("digits").images) >= ResidualRun().count

@@ -1,0 +1,136 @@
+"""`scoresens counterfactual`: samples after finite changes of the data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from scoresens.cli._command import Command
+from scoresens.cli._common import (
+    VERBS,
+    about_change,
+    black_box,
+    norms_by_mass,
+    quantiles,
+    set_up_change,
+    titled,
+    write,
+    write_arrays,
+)
+from scoresens.cli._progress import Stages
+from scoresens.cli._settings import Base, ChangeRun
+from scoresens.flow import sample_ode
+from scoresens.flow.solve import Solve
+from scoresens.report.samples import SHOWN, draw_strip, table
+from scoresens.sensitivity.counterfactual import counterfactual
+from scoresens.statistics.displacements import looks_like
+from scoresens.studies.finetuning import reliability
+
+PARTS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of the change, where no masses are named
+DOUBTFUL = 0.5  # reliability below which the median cosine with fine-tunings was 0.34 to 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class CounterfactualRun(ChangeRun):
+    """Settings of `scoresens counterfactual`, explained in its help."""
+
+    masses: tuple[float, ...] = ()
+    checkpoint: str = "digits"
+    base: Base = "data"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(0 < mass <= 1 for mass in self.masses):
+            raise ValueError(f"masses must lie in (0, 1], got {list(self.masses)}")
+        if list(self.masses) != sorted(set(self.masses)):
+            raise ValueError(f"masses must rise, got {list(self.masses)}")
+
+    @property
+    def ladder(self) -> tuple[float, ...]:
+        """The masses, rising."""
+        return self.masses or tuple(float(f"{part * self.change.mass:.3g}") for part in PARTS)
+
+
+def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
+    """Write samples after a change of the data, at growing masses; the table of the run."""
+    stages, solve, masses = Stages(), Solve(steps=run.steps), run.ladder
+    setup, change = set_up_change(run, run.checkpoint, where, stages)
+    process, score = setup.process, setup.score
+    with stages("sample", f"compiling and integrating {run.count} paths"):
+        before = np.asarray(sample_ode(process, score, setup.noise, solve=solve).x)
+    with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
+        found = counterfactual(
+            process,
+            score,
+            change.perturbation,
+            setup.noise,
+            mass=jnp.asarray(masses),
+            solve=solve,
+            **black_box(setup, run.base, run.trace, run.seed),
+        )
+    after, bounded = np.asarray(found.x[:, :, 0]), np.asarray(found.bounded[:, :, 0])
+    sizes = norms_by_mass(after, before)
+    was = looks_like(before, setup.named)
+    turned = [float(np.mean(looks_like(x, setup.named) != was)) for x in np.moveaxis(after, 1, 0)]
+    title = titled(setup, change, replace(run.change, mass=masses[-1]))
+    with stages("pictures", "drawing"):
+        draw_strip(
+            out / "report.png",
+            setup.named,
+            change.touched,
+            before,
+            after,
+            masses,
+            sizes=sizes[:, -1],
+            count=SHOWN,
+            title=title,
+            verb=VERBS.get(run.change.kind, "removed"),
+            bounded=bounded,
+        )
+        write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
+    result = about_change(setup, change, run.change) | {"masses": masses, "norms": sizes}
+    moved = change.moved * masses[-1] / run.change.mass
+    trust = reliability(after[:, -1] - before, moved, float(setup.data.bandwidth))
+    result |= {"reliability": trust}
+    result |= {"norm": [quantiles(column) for column in sizes.T], "other_class": turned}
+    result |= {"bounded_samples": np.sum(bounded > 0, 0), "bounded_steps": bounded.sum(0)}
+    write(out, result, run, stages)
+    rows = {
+        f"{mass:g}": {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
+        | {"other class": f"{share:.0%}", "bounded": f"{count}"}
+        for mass, spread, share, count in zip(
+            masses, result["norm"], turned, result["bounded_samples"], strict=True
+        )
+    }
+    doubtful = np.mean(trust < DOUBTFUL)
+    note = (
+        f"reliability below {DOUBTFUL:g}, where even the direction is doubtful: {doubtful:.0%} of "
+        "the samples (docs/validation.md)"
+    )
+    return f"{title}, {run.count} samples\n\n{table(rows, 'mass')}\n\n{note}"
+
+
+COMMAND = Command(
+    name="counterfactual",
+    run=run_counterfactual,
+    settings=CounterfactualRun,
+    brief="samples after finite changes of the data",
+    about="""\
+What would each sample be, had the training data changed? The same noise, followed as the model
+would follow it after the change: by a little of it, by more, by all of it. Nothing is trained.
+
+Settings: masses (how much of the change, rising, each above 0 and at most 1; left out: five up to
+the change's mass); [data], [change], checkpoint, count, seed, steps, base, trace, bandwidth as for
+sensitivity.
+
+The mass of "add" and "model" is the share of the new data; of the others it is the part of the
+change that is made, 1 the whole. With base = "model" a removal may ask for more than the model has
+somewhere: it is bounded there, and `bounded` counts the samples (and the steps) where it was.""",
+    example="scoresens counterfactual configs/counterfactual.toml",
+    writes={
+        "samples.npz": "before [M, *shape], x [M, E, *shape] at masses [E], bounded [M, E]",
+        "report.png": "a strip a sample: before, then one image a mass",
+        "result.json": "norms of the changes by mass, how many look like another class",
+    },
+)

@@ -1,0 +1,90 @@
+"""`scoresens sample`: samples of a checkpoint, and their log-densities."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from scoresens.cli._command import Command, add_optional_config
+from scoresens.cli._common import GRID, load_checkpoint, write, write_arrays
+from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._settings import Sampler, Trace, at_least, check_trace, trace_of
+from scoresens.flow import sample_ode, sample_sde
+from scoresens.flow.solve import Solve
+from scoresens.report.page import draw_grid
+from scoresens.report.samples import table
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRun:
+    """Settings of `scoresens sample`, explained in its help."""
+
+    checkpoint: str = "digits"
+    count: int = 64
+    seed: int = 0
+    sampler: Sampler = "ode"
+    steps: int = 40
+    trace: Trace | None = None
+
+    def __post_init__(self):
+        at_least(1, count=self.count, steps=self.steps)
+        check_trace(self.trace)
+
+
+def run_sample(run: SampleRun, out: Path, where: str) -> str:
+    """Draw samples of a checkpoint and write them; the table of the run."""
+    stages = Stages()
+    with blaming(f"{where}: checkpoint"):
+        model, about = load_checkpoint(run.checkpoint)
+    key, other = jax.random.split(jax.random.key(run.seed))
+    process, score, solve = model.process, model.score, Solve(steps=run.steps)
+    noise = process.sample_prior((run.count, *model.shape), key=key)
+    with stages("sample", f"compiling and integrating {run.count} paths"):
+        draw = sample_sde if run.sampler == "sde" else sample_ode
+        trace = None if run.trace is None else trace_of(run.trace)
+        path = draw(process, score, noise, trace=trace, key=other, solve=solve)
+    x, density = jax.device_get((path.x, path.log_density))
+    arrays = {"x": x, "noise": np.asarray(noise)}
+    result: dict[str, Any] = {"count": run.count, "trained_on": about.get("data")}
+    row = {"samples": f"{run.count}", "mean": f"{x.mean():.3f}", "std": f"{x.std():.3f}"}
+    result |= {"mean": float(x.mean()), "std": float(x.std())}
+    if density is not None:
+        arrays["log_density"] = density
+        summary = {"mean": float(density.mean()), "std": float(density.std())}
+        result["log_density"] = summary
+        row |= {f"log-density {name}": f"{value:.1f}" for name, value in summary.items()}
+    with stages("pictures", "drawing"):
+        kind = "probability flow" if run.sampler == "ode" else "reverse SDE"
+        says = f"By the {kind} in {run.steps} steps, seed {run.seed}."
+        says += "" if density is None else " Below each sample its log-density in nats."
+        notes = [] if density is None else [f"{value:.1f}" for value in density[:GRID]]
+        shown = "" if run.count <= GRID else f"{GRID} of "
+        title = f"{shown}{run.count} samples of {run.checkpoint}"
+        draw_grid(out / "samples.png", x[:GRID], title=title, caption=says, notes=notes)
+        write_arrays(out / "samples.npz", **arrays)
+    write(out, result, run, stages)
+    return table({run.checkpoint: row}, "checkpoint")
+
+
+COMMAND = Command(
+    name="sample",
+    run=run_sample,
+    settings=SampleRun,
+    arguments=add_optional_config,
+    brief="draw samples from a checkpoint",
+    about="""\
+What does a checkpoint draw, and how likely does it find its own samples?
+
+Settings, all optional (without CONFIG, the bundled digits): checkpoint ("digits", or the path of a
+model.safetensors), count, seed (of the noise), sampler ("ode": the probability flow, or "sde": the
+reverse SDE), steps (of the solver, two network evaluations each), trace (of the log-density:
+"exact", or a number of random probes; left out: no log-density).""",
+    example="scoresens sample configs/sample.toml",
+    writes={
+        "samples.npz": "x and noise [M, *shape], log_density [M] with trace",
+        "samples.png": f"the first {GRID} samples",
+        "result.json": "their mean, spread and log-density",
+    },
+)

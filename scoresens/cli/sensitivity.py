@@ -1,0 +1,94 @@
+"""`scoresens sensitivity`: first-order changes of samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from scoresens.cli._command import Command
+from scoresens.cli._common import (
+    VERBS,
+    about_change,
+    black_box,
+    quantiles,
+    set_up_change,
+    titled,
+    write,
+    write_arrays,
+)
+from scoresens.cli._progress import Stages
+from scoresens.cli._settings import Base, ChangeRun
+from scoresens.flow.solve import Solve
+from scoresens.report.samples import draw_sensitivity, table
+from scoresens.sensitivity.tangents import sample_sensitivity
+from scoresens.statistics.displacements import norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityRun(ChangeRun):
+    """Settings of `scoresens sensitivity`, explained in its help."""
+
+    checkpoint: str = "digits"
+    base: Base = "data"
+
+
+def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
+    """Write the first-order change of samples under a change of the data; the table of the run."""
+    stages = Stages()
+    setup, change = set_up_change(run, run.checkpoint, where, stages)
+    process, score = setup.process, setup.score
+    with stages("sensitivity", f"compiling and integrating {run.count} paths and tangents"):
+        found = sample_sensitivity(
+            process,
+            score,
+            change.perturbation,
+            setup.noise,
+            solve=Solve(steps=run.steps),
+            **black_box(setup, run.base, run.trace, run.seed),
+        )
+    x, tangent, density = jax.device_get((found.x, found.tangent[:, 0], found.log_density))
+    moved = run.change.mass * tangent
+    title = titled(setup, change, run.change)
+    with stages("pictures", "drawing"):
+        draw_sensitivity(
+            out / "report.png",
+            setup.named,
+            change.touched,
+            x,
+            moved,
+            title=title,
+            verb=VERBS.get(run.change.kind, "removed"),
+            log_density=density,
+        )
+        arrays = {"x": x, "tangent": tangent}
+        arrays |= {} if density is None else {"log_density": density}
+        write_arrays(out / "tangents.npz", **arrays)
+    sizes = norms(moved)
+    spread = quantiles(sizes)
+    result = about_change(setup, change, run.change) | {"first_order_norm": spread, "norms": sizes}
+    write(out, result, run, stages)
+    row = {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
+    return f"{title}\n\n" + table({f"first order ({run.base})": row}, "method")
+
+
+COMMAND = Command(
+    name="sensitivity",
+    run=run_sensitivity,
+    settings=SensitivityRun,
+    brief="first-order changes of samples",
+    about="""\
+How does each sample move, to first order, when the training data change?
+
+Settings: checkpoint, count, seed, steps as for sample; base (whose law the ratio is taken against:
+"data", better where the data are known, or "model", its own smoothed by the bandwidth: a black
+box), trace (for base = "model": "exact", or a number of random probes), bandwidth (of the bump on
+each data point; left out: read off the data); [data] as for train; [change] kind ("add", "remove",
+"half", "shift", "model"), classes, images, random, mass, seed, checkpoint.""",
+    example="scoresens sensitivity configs/sensitivity.toml",
+    writes={
+        "tangents.npz": "x and tangent [M, *shape] per unit of mass; log_density [M], nats,\n"
+        f'{"":22}for base = "model"',
+        "report.png": "samples, their change, the touched images nearest to them",
+        "result.json": "the norms of the changes",
+    },
+)

@@ -1,0 +1,38 @@
+"""`scoresens counterfactual`."""
+
+import numpy as np
+import pytest
+from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("change", "base", "masses"),
+    [
+        (CHANGE, "data", ()),
+        ("[change]\nkind = 'remove'\nclasses = ['3', '5']", "model", (0.5, 1.0)),
+    ],
+)
+def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change, base, masses):
+    text = f"base = '{base}'\nmasses = {list(masses)}\ncount = 3\nsteps = 4\n{DATA}{change}"
+    ran = scoresens(
+        "counterfactual", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out"
+    )
+    assert is_complete(ran, "samples.npz", "report.png")
+    result, arrays = ran.result, np.load(tmp_path / "out" / "samples.npz")
+    added = "remove" not in change
+    masses = masses or (0.008, 0.02, 0.04, 0.08, 0.2)
+    np.testing.assert_allclose(arrays["masses"], masses)
+    assert result["masses"] == pytest.approx(masses)
+    assert arrays["before"].shape == (3, 8, 8, 1)
+    assert arrays["x"].shape == (3, len(masses), 8, 8, 1)
+    moved = (arrays["x"] - arrays["before"][:, None]).reshape(3, len(masses), -1)
+    sizes = np.linalg.norm(moved, axis=2)
+    if added:  # in 4 steps the density ratios of a removal are not to be trusted
+        assert (sizes[:, -1] > sizes[:, 0]).all()
+    np.testing.assert_allclose(result["norms"], sizes, rtol=1e-6)
+    assert [row["max"] for row in result["norm"]] == pytest.approx(sizes.max(0))
+    assert result["bounded_steps"] == arrays["bounded"].sum(0).tolist()
+    assert result["bounded_samples"] == (arrays["bounded"] > 0).sum(0).tolist()
+    assert sum(result["bounded_steps"]) == 0 or (base, added) == ("model", False)
+    assert list(rows(ran.printed)) == [f"{mass:g}" for mass in masses]
+    assert ("add class 3 at mass" in ran.printed) == added
