@@ -1,6 +1,6 @@
 """What less precise matrix products do to attributions: which of the tables' products may be fast.
 
-    kernels    log K = a F^T           its error is an error of the exponent
+    kernels    x Y^T in log K          its error is an error of the exponent
     means      p Y                     the data's denoiser
     levers     b F^T                   what a point does along each change of the denoiser
     all        the three
@@ -24,7 +24,8 @@ import numpy as np
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens import datasets
+from scoresens import _products, datasets
+from scoresens.laws import bumps
 from scoresens.models import pretrained
 from scoresens.sensitivity import attribution, tables
 from scoresens.sensitivity.functionals import inner_product
@@ -33,8 +34,8 @@ PROCESS = ss.VP()
 SAMPLES = 8
 SOLVE = ss.Solve()
 PRODUCTS = {
-    "kernels": ("smf,bf->smb",),
-    "means": ("smb,bd->smd",),
+    "kernels": ("...d,bd->...b",),
+    "means": ("...b,bd->...d",),
     "levers": ("smpf,bf->smpb",),
 }
 PRODUCTS["all"] = tuple(spec for specs in PRODUCTS.values() for spec in specs)
@@ -69,7 +70,7 @@ def _ten_bits(x):
 @contextlib.contextmanager
 def rounded(rule, specs):
     """The tables' products of those forms rounded."""
-    exact = tables.contracted
+    exact = _products.contracted
 
     def product(spec, a, b):
         if spec in specs:
@@ -77,7 +78,8 @@ def rounded(rule, specs):
         return exact(spec, a, b)
 
     jax.clear_caches()
-    with mock.patch.object(tables, "contracted", product):
+    patch = mock.patch.object
+    with patch(tables, "contracted", product), patch(bumps, "contracted", product):
         yield
     jax.clear_caches()
 

@@ -16,8 +16,8 @@ from scoresens.cli._progress import Stages, blaming, tell
 from scoresens.cli._results import write_result
 from scoresens.cli._settings import Base, ChangeRun, ComparisonRun, Trace, trace_of
 from scoresens.datasets.images import Dataset, DataSettings, prepare
-from scoresens.flow.riders import Smoothed
 from scoresens.importers import Foreign
+from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.laws.processes import EDM, Process
 from scoresens.laws.scores import Score

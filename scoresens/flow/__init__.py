@@ -4,7 +4,6 @@ log-densities that are followed along them.
 
 from scoresens.flow.diffusion import Ito
 from scoresens.flow.euler import sample_euler
-from scoresens.flow.riders import Smoothed
 from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.sampling import Path, encode, log_density_along, sample, sample_ode, sample_sde
 from scoresens.flow.solve import Solve, Stats
@@ -19,7 +18,6 @@ __all__ = [
     "Ito",
     "Path",
     "Route",
-    "Smoothed",
     "Solve",
     "Stats",
     "TraceEstimator",

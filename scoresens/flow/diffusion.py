@@ -42,7 +42,6 @@ from scoresens.flow.riders import (
     Drivers,
     Evaluation,
     Riders,
-    Smoothed,
     gains_at_noise,
     nats,
     over_riders,
@@ -50,7 +49,8 @@ from scoresens.flow.riders import (
 from scoresens.flow.solve import Solve, grid
 from scoresens.flow.starts import fold, lowest_level, noise_end
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.learned import Known, level_of, smoothed_mean
+from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.learned import Known, Smoothed
 from scoresens.laws.processes import Process, Scalar
 
 

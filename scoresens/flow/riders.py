@@ -29,34 +29,12 @@ from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
 from scoresens.flow.starts import gain_rate, noise_end, prior_log_density_at, yardstick
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.learned import Known, Learned, level_of, smoothed_mean
-from scoresens.laws.measures import Measure, check_base
+from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.learned import Base, Known, Learned, Smoothed, check_base
+from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Guided, Pair, Score, as_pytree, canonical_denoiser
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Smoothed:
-    """As a `base`: the model's own law, smoothed by a Gaussian of standard deviation `bandwidth`.
-
-    The black box's better half: density ratios are taken between laws blurred alike, those of
-    `base=data` with the model in the data's place. Without data, half the median nearest-neighbour
-    distance of the model's own samples (`default_bandwidth`) is a bandwidth to begin with.
-
-    Notes:
-        One more network evaluation a stage than `base=None`, at noise level
-        `sqrt(tau^2 + bandwidth^2)`, with the trace's products there.
-    """
-
-    bandwidth: Scalar
-
-    def __post_init__(self):
-        _checks.positive("Smoothed.bandwidth", self.bandwidth)
-
-
-Base = Measure | Smoothed | None
 
 
 @register_dataclass
@@ -278,12 +256,6 @@ def total(drivers: Drivers, parts: list[Array]) -> Array:
     return functools.reduce(jnp.add, weighted)
 
 
-def check_law(base: Any) -> None:
-    """Refuse a base that is no law, such as bare images."""
-    if not isinstance(base, Smoothed):
-        check_base(base)
-
-
 def _driver(process, score, weight, perturbation, base, prior):
     if isinstance(perturbation, Pair) or isinstance(base, Pair) or isinstance(prior, Pair):
         raise ValueError("a Pair belongs to a guided score, made by guide; this score has one law")
@@ -292,7 +264,7 @@ def _driver(process, score, weight, perturbation, base, prior):
         for nu in perturbation.learned:
             _check_same_noise(process, nu)
         if base is not None:
-            check_law(base)
+            check_base(base)
             perturbation = perturbation.with_default_bandwidth(base.bandwidth)
     rides = perturbation is not None and not isinstance(base, Measure)
     return Driver(process, as_pytree(score), weight, perturbation, base, prior, rides)

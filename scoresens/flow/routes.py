@@ -44,7 +44,8 @@ from scoresens.flow.riders import (
 from scoresens.flow.solve import Solve, grid, integrate, walk
 from scoresens.flow.starts import fold, lowest_level, noise_end, prior_log_density_at, yardstick
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.learned import Known, level_of
+from scoresens.laws.bumps import level_of
+from scoresens.laws.learned import Known
 from scoresens.laws.processes import Scalar
 
 

@@ -19,7 +19,7 @@ from scoresens import _checks
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.measures import Measure
-from scoresens.laws.processes import Process, Scalar
+from scoresens.laws.processes import Process, Scalar, by_name
 from scoresens.laws.scores import Score, as_pytree
 
 BREADTH = 0.25  # c of the yardstick, for data of order 1
@@ -43,10 +43,8 @@ def checked_start(
 def check_process(process: Process) -> None:
     """Refuse what is no process."""
     if not isinstance(process, Process):
-        raise ValueError(
-            "process must be one of VP, SubVP, VE, EDM, OU, Cosine, FlowMatching, "
-            f"got {type(process)}"
-        )
+        known = ", ".join(by_name())
+        raise ValueError(f"process must be one of {known}, got {type(process)}")
 
 
 def sample_keys(

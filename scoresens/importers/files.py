@@ -7,7 +7,7 @@ of a network that is built here (`UNet2D`).
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,15 @@ from scoresens.importers.foreign import Exported, Foreign, Native
 from scoresens.importers.program import Program
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.unet2d import checkpoint_of, unet2d
-from scoresens.laws.processes import (
-    EDM,
-    OU,
-    VE,
-    VP,
-    Cosine,
-    DiscreteVP,
-    FlowMatching,
-    Process,
-    SubVP,
-)
+from scoresens.laws.processes import Process, by_name
 from scoresens.models.checkpoints import read_file, write_file
 
-CONTINUOUS = {kind.__name__: kind for kind in (VP, SubVP, VE, EDM, OU, Cosine, FlowMatching)}
-PROCESSES = CONTINUOUS | {"DiscreteVP": DiscreteVP}
+# Those that need no argument.
+CONTINUOUS = {
+    name: kind
+    for name, kind in by_name().items()
+    if all(entry.default is not MISSING for entry in fields(kind))  # type: ignore
+}
 
 
 def save(path: str | Path, foreign: Foreign, metadata: dict) -> None:
@@ -90,9 +84,8 @@ def load(path: str | Path) -> tuple[Foreign, dict]:
 
 def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
     said = dict(about["process"])
-    kind = PROCESSES[said.pop("kind")]
-    if kind is DiscreteVP:
-        said["noise_levels"] = jnp.asarray(tensors["process.noise_levels"])
+    kind = by_name()[said.pop("kind")]
+    said |= {name[8:]: jnp.asarray(x) for name, x in tensors.items() if name[:8] == "process."}
     schedule = Schedule(
         kind(**said), about["prediction"], about["clock"], about["scale"], about["sigma_data"]
     )
@@ -106,12 +99,11 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
 
 
 def _described(process: Process) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The process as JSON holds it, and its array."""
-    names = [entry.name for entry in fields(process) if entry.name != "noise_levels"]  # type: ignore
-    said = {"kind": type(process).__name__} | {n: float(getattr(process, n)) for n in names}
-    if isinstance(process, DiscreteVP):
-        return said, {"process.noise_levels": np.asarray(process.noise_levels)}
-    return said, {}
+    """The numbers of the process, as JSON holds them, and its arrays."""
+    given = {e.name: np.asarray(getattr(process, e.name)) for e in fields(process)}  # type: ignore
+    numbers = {name: float(value) for name, value in given.items() if not value.ndim}
+    arrays = {f"process.{name}": value for name, value in given.items() if value.ndim}
+    return {"kind": type(process).__name__} | numbers, arrays
 
 
 # ------------------------------------------------------------------ networks

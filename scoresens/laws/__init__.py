@@ -4,8 +4,16 @@ Processes and the canonical frame; scores and the networks they come from; laws 
 closed form; perturbations of them, infinitesimal and finite.
 """
 
-from scoresens.laws.learned import Learned
-from scoresens.laws.measures import GaussianMixture, Measure, Points, Posterior, default_bandwidth
+from scoresens.laws.learned import Learned, Smoothed
+from scoresens.laws.measures import (
+    GaussianMixture,
+    Law,
+    Measure,
+    Mixture,
+    Points,
+    Posterior,
+    default_bandwidth,
+)
 from scoresens.laws.perturbations import Perturbation, add, move, remove, replace, reweight
 from scoresens.laws.processes import (
     EDM,
@@ -45,13 +53,16 @@ __all__ = [
     "FlowMatching",
     "GaussianMixture",
     "Guided",
+    "Law",
     "Learned",
     "Measure",
+    "Mixture",
     "Pair",
     "Perturbation",
     "Points",
     "Posterior",
     "Process",
+    "Smoothed",
     "SubVP",
     "add",
     "default_bandwidth",

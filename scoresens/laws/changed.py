@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,10 @@ from jaxtyping import Array, Bool, Float, Int
 from scoresens import _checks
 from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.learned import Learned
-from scoresens.laws.measures import Measure, Points, Posterior
+from scoresens.laws.measures import Law, Measure, Mixture, Points, Posterior
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.processes import Scalar
+from scoresens.laws.shards import Shard
 
 POLE = 0.1  # of the density at a place, a change takes at most all but this share
 
@@ -38,16 +38,17 @@ POLE = 0.1  # of the density at a place, a change takes at most all but this sha
 @register_dataclass
 @dataclass(frozen=True)
 class Share:
-    """What K mixtures hold of one measure: its weights in each, and the log of its mass."""
+    """What K mixtures hold of one law: its weights in each, and the log of its mass."""
 
-    measure: Measure
-    weights: Float[Array, "*K n"] | None  # None: the measure's own in all of them
+    measure: Law  # a measure, by the time its posterior is asked for
+    weights: Float[Array, "*K n"] | None  # None: the law's own in all of them
     log_mass: Float[Array, "*K"]
     rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
 
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
         """Log-density, mass included, and posterior mean of one mixture's share."""
-        here = self.measure if self.weights is None else self.measure.with_weights(self.weights)
+        law: Any = self.measure
+        here = law if self.weights is None else law.with_weights(self.weights)
         found = here.posterior(tau, x)
         return Posterior(found.log_density + self.log_mass, found.mean)
 
@@ -145,7 +146,7 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
 class _Term(NamedTuple):
     """Components, and how much of each K laws hold beyond what is kept."""
 
-    measure: Measure
+    measure: Law
     weights: Float[Array, "K n"]  # of either sign
     index: Int[Array, " n"] | None
     rider: int | None
@@ -155,7 +156,7 @@ def _terms(perturbation: Perturbation, mass: Scalar) -> Iterator[_Term]:
     riders = itertools.count()
     for part in perturbation.parts:
         measure, weights = part.measure, part.coefficients
-        rider = next(riders) if isinstance(measure, Learned) else None
+        rider = next(riders) if part.rides else None
         if part.velocity is None:
             yield _Term(measure, mass * weights, part.index, rider)
         else:
@@ -194,13 +195,13 @@ def _kept(data, edits, left, mass):
 
 
 def _share(term, sign, mass):
-    """The part of a term that has this sign; a row without mass keeps the measure's own weights,
-    out of sight."""
-    weights = jnp.maximum(sign * term.weights, 0)
+    """The part of a term that has this sign; a row without mass keeps the law's own weights, out of
+    sight."""
+    weights, rows = jnp.maximum(sign * term.weights, 0), None
     total = jnp.sum(weights, -1, keepdims=True)
-    rows = jnp.where(
-        total > 0, weights / jnp.where(total > 0, total, 1), term.measure.normalized_weights
-    )
+    if isinstance(term.measure, Mixture):
+        shares = weights / jnp.where(total > 0, total, 1)
+        rows = jnp.where(total > 0, shares, term.measure.normalized_weights)
     return Share(term.measure, rows, _log_share(total[:, 0], mass), term.rider)
 
 
@@ -216,6 +217,8 @@ def _log_share(share, mass):
 
 def _same_data(data, edited):
     points = edited.measure.points
+    if isinstance(data, Shard):
+        raise ValueError("points that a perturbation edits cannot be divided over devices")
     if not isinstance(data, Points) or data.shape != points.shape[1:]:
         raise ValueError(
             "a perturbation that edits data points needs base=the same Points that it was made from"

@@ -5,30 +5,33 @@ the sample: for a curve dx/dtau = u in the canonical frame (1.3),
 
     (3.2)  d log nu/dtau = (tr J_D - d) / tau + (u - v_nu).s_nu
 
-So a `Learned` law answers no question at a place of its own; at each stage of a path the verbs put
-in its stead what is `Known` of it there.
+So a `Learned` law is no measure; at each stage of a path the verbs put in its stead what is `Known`
+of it there.
 
 A model's law **smoothed** by h, with every point a bump, is met at level tau as the law itself at
 `tau_h = sqrt(tau^2 + h^2)`, and its denoiser is
 
-    (6.5)  D_h(x, tau) = x + tau^2 / tau_h^2 (D(x, tau_h) - x)
+    (6.5)  D_h(x, tau) = (h^2 x + tau^2 D(x, tau_h)) / tau_h^2
+
+So are a sampler's own model and its density ratios, where the `base` is `Smoothed(h)`.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.measures import Measure, Posterior
+from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.measures import Law, Measure, Posterior, bandwidth_or
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score, as_pytree, canonical_denoiser
 
 
 @register_dataclass
 @dataclass(frozen=True)
-class Learned(Measure):
+class Learned(Law):
     """The law of another diffusion model.
 
     Args:
@@ -55,37 +58,13 @@ class Learned(Measure):
     def shape(self):
         return self.sample_shape
 
-    @property
-    def normalized_weights(self):
-        return jnp.ones(1)
-
     def denoise(self, tau, x):
         level = level_of(self.bandwidth, tau)
         denoised = canonical_denoiser(self.process, self.score, level, x)
         return smoothed_mean(self.bandwidth, tau, x, denoised)
 
     def with_default_bandwidth(self, bandwidth):
-        own = jnp.where(jnp.asarray(self.bandwidth) > 0, self.bandwidth, bandwidth)
-        return replace(self, bandwidth=own)
-
-    def posterior(self, tau, x):
-        raise ValueError("a Learned law has a log-density along paths alone, not at a place")
-
-    def weighted_sums(self, tau, x, log_reference, coefficients):
-        return self.posterior(tau, x)
-
-    def with_weights(self, weights):
-        return self
-
-
-def level_of(bandwidth: Scalar, tau: Scalar) -> Scalar:
-    """The noise level at which a smoothed law's own model is evaluated."""
-    return jnp.sqrt(jnp.square(tau) + jnp.square(bandwidth))
-
-
-def smoothed_mean(bandwidth: Scalar, tau: Scalar, x: Array, denoised: Array) -> Array:
-    """The denoiser of a smoothed law, from its model's at `level_of` (6.5)."""
-    return x + jnp.square(tau / level_of(bandwidth, tau)) * (denoised - x)
+        return replace(self, bandwidth=bandwidth_or(self.bandwidth, bandwidth))
 
 
 @register_dataclass
@@ -100,16 +79,39 @@ class Known(Measure):
     def shape(self):
         return self.mean.shape
 
-    @property
-    def normalized_weights(self):
-        return jnp.ones(1, self.mean.dtype)
-
     def posterior(self, tau, x):
         return Posterior(self.nats, self.mean)
 
-    def weighted_sums(self, tau, x, log_reference, coefficients):
-        mass = coefficients[:, 0] * jnp.exp(self.nats - log_reference)
-        return mass, jnp.multiply.outer(mass, self.mean)
 
-    def with_weights(self, weights):
-        return self
+@register_dataclass
+@dataclass(frozen=True)
+class Smoothed:
+    """As a `base`: the model's own law, smoothed by a Gaussian of standard deviation `bandwidth`.
+
+    The black box's better half: density ratios are taken between laws blurred alike, those of
+    `base=data` with the model in the data's place. Without data, half the median nearest-neighbour
+    distance of the model's own samples (`default_bandwidth`) is a bandwidth to begin with.
+
+    Notes:
+        One more network evaluation a stage than `base=None`, at noise level
+        `sqrt(tau^2 + bandwidth^2)`, with the trace's products there.
+    """
+
+    bandwidth: Scalar
+
+    def __post_init__(self):
+        _checks.positive("Smoothed.bandwidth", self.bandwidth)
+
+
+Base = Measure | Smoothed | None  # whose law ratios are taken against; None: the model's own
+
+
+def check_base(base: Any, kinds: Any = Base) -> None:
+    """Refuse a base that is no law, such as bare images.
+
+    Args:
+        base: what was given.
+        kinds: of bases that are taken, where not all are.
+    """
+    if not isinstance(base, kinds):
+        raise ValueError(f"base must be a measure, such as Points(images), got {type(base)}")

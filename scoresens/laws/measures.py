@@ -9,22 +9,20 @@ means `D_j`:
     D(x)           = sum_j softmax_j(log w_j + log K_j) D_j       the denoiser, E[x_0 | x]
     score          = (D(x) - x) / tau^2
 
-Nothing is exponentiated before it is normalised. A data set of N points runs in blocks over N,
-whose arithmetic is two matrix products, `Y x` and `p Y`: mapped over M samples, the working memory
-is one (M, block) table and never an (M, N, d) array.
+Nothing is exponentiated before it is normalised. A data set of N points runs in blocks over N
+(`bumps`), whose arithmetic is two matrix products, `Y x` and `p Y`: mapped over M samples, the
+working memory is one (M, block) table and never an (M, N, d) array.
 
-A point may carry a **bandwidth** h: the Gaussian bump N(y, h^2 I) in its place. For it,
-`K_j = N(x; y_j, (tau^2 + h^2) I)` and `D_j = (h^2 x + tau^2 y_j) / (h^2 + tau^2)`.
-
-In float32 `|x - y|^2` by its expansion loses about 1e-7 |x||y| / tau^2 in log K. Data are therefore
-centred, and at small tau the distances to the nearest few points of each block are taken again as
-exact differences: only those matter there, and at large tau the loss does not.
+A `Law` may be known by its denoiser alone (another model's, `learned`); a `Measure` has its
+log-density at every place; a `Mixture` has components, whose weights can be edited.
 """
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace as replace_field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +30,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scoresens import _checks
-from scoresens._products import contracted, inner, product
+from scoresens._products import contracted, product
 from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
+from scoresens.laws.bumps import (
+    BLOCK,
+    LOG_2PI,
+    Block,
+    Bumps,
+    Softmax,
+    centre_of,
+    over_blocks,
+    smoothed_mean,
+)
 from scoresens.laws.processes import Process, Scalar
-
-BLOCK = 4096  # points in one block: the (M, BLOCK) table is the working memory
-NEAREST = 8  # exact distances in each block
-LOG_2PI = math.log(2 * math.pi)
 
 
 class Posterior(NamedTuple):
@@ -49,11 +53,11 @@ class Posterior(NamedTuple):
     mean: Float[Array, "*shape"]  # the denoiser D(x, tau)
 
 
-class Measure(abc.ABC):
-    """A law of clean data with components j = 1..n, noised in the canonical frame.
+class Law(abc.ABC):
+    """A law of clean data that is known by its denoiser.
 
-    Abstract: `shape`, `normalized_weights`, `posterior`, `weighted_sums`, `with_weights`.
-    All are for one sample `x [*shape]` and a scalar noise level `tau > 0`.
+    Abstract: `shape`, `denoise`. All methods of laws are for one sample `x [*shape]` in the
+    canonical frame and a scalar noise level `tau > 0`.
     """
 
     bandwidth: Scalar = 0.0  # of each point's bump; what a perturbation of this law takes over
@@ -63,16 +67,25 @@ class Measure(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
 
-    @property
     @abc.abstractmethod
-    def normalized_weights(self) -> Float[Array, " n"]:
-        """Weights of the components, summing to 1."""
+    def denoise(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """E[x_0 | x]: the ideal denoiser of this law."""
+
+    def with_default_bandwidth(self, bandwidth: Scalar) -> "Law":
+        """Points without a bandwidth of their own take this one; other laws are what they are."""
+        return self
+
+
+class Measure(Law):
+    """A law whose noised log-density is known everywhere.
+
+    Abstract: `shape`, `posterior`.
+    """
 
     @abc.abstractmethod
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
         """Log-density of the noised law at x and the posterior mean, in one pass."""
 
-    @abc.abstractmethod
     def weighted_sums(
         self,
         tau: Scalar,
@@ -83,23 +96,18 @@ class Measure(abc.ABC):
         """Signed sums over components, `sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, for K rows at
         once.
 
-        `r_j = exp(log K_j - log_reference)`; the coefficients may have any sign.
+        `r_j = exp(log K_j - log_reference)`; the coefficients may have any sign. A measure is its
+        own and only component.
         """
-
-    def with_default_bandwidth(self, bandwidth: Scalar) -> "Measure":
-        """Points without a bandwidth of their own take this one; other laws are what they are."""
-        return self
-
-    @abc.abstractmethod
-    def with_weights(self, weights: Float[Array, " n"]) -> "Measure":
-        """The same components with other weights."""
+        found = self.posterior(tau, x)
+        mass = coefficients[:, 0] * jnp.exp(found.log_density - log_reference)
+        return mass, jnp.multiply.outer(mass, found.mean)
 
     def log_density(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """log rho_tau(x), in nats."""
         return self.posterior(tau, x).log_density
 
-    def denoise(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """E[x_0 | x]: the ideal denoiser of this law."""
+    def denoise(self, tau, x):
         return self.posterior(tau, x).mean
 
     def noised_log_density(
@@ -110,9 +118,29 @@ class Measure(abc.ABC):
         return self.log_density(process.noise_level(t), hat) - x.size * process.log_alpha(t)
 
 
+class Mixture(Measure):
+    """A measure of components j = 1..n with weights.
+
+    Abstract: `shape`, `posterior`, `weighted_sums`, `normalized_weights`, `with_weights`.
+    """
+
+    @property
+    @abc.abstractmethod
+    def normalized_weights(self) -> Float[Array, " n"]:
+        """Weights of the components, summing to 1."""
+
+    @abc.abstractmethod
+    def weighted_sums(self, tau, x, log_reference, coefficients):
+        """See `Measure.weighted_sums`."""
+
+    @abc.abstractmethod
+    def with_weights(self, weights: Float[Array, " n"]) -> "Mixture":
+        """The same components with other weights."""
+
+
 @register_dataclass
 @dataclass(frozen=True)
-class Points(Measure):
+class Points(Mixture):
     """A weighted data set: each point a Dirac mass, or a Gaussian bump of the given bandwidth.
 
     Args:
@@ -169,6 +197,11 @@ class Points(Measure):
         return self.points.shape[0]
 
     @property
+    def originals(self) -> Scalar:
+        """How many of the points are no copies that fill up a device (`shards`)."""
+        return len(self)
+
+    @property
     def shape(self):
         return self.points.shape[1:]
 
@@ -180,67 +213,48 @@ class Points(Measure):
         return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):
-        log_weights = _safe_log(self.normalized_weights)
+        log_weights, flat = _safe_log(self.normalized_weights), x.reshape(-1)
 
-        def add_block(carry, block):
-            top, mass, mean = carry
-            flat, logits = self._log_kernels(tau, x, block)
-            logits = logits + block.read(log_weights, outside=-jnp.inf)
-            new_top = jnp.maximum(top, jnp.max(logits))
-            kept, terms = jnp.exp(top - new_top), jnp.exp(logits - new_top)
-            return new_top, kept * mass + jnp.sum(terms), kept * mean + product(terms, flat)
+        def add(softmax, block, bumps):
+            logits = bumps.log_kernels(tau, flat) + block.columns(log_weights, seen=-jnp.inf)
+            return softmax.add(logits, bumps)
 
-        start = (jnp.finfo(x.dtype).min, 0.0, jnp.zeros(x.size))
-        start = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), start)
-        top, mass, mean = _over_blocks(add_block, start, len(self))
-        return Posterior(top + jnp.log(mass), self._shrink(tau, x, mean / mass))
+        softmax, centre = self._over_blocks(add, Softmax.empty(flat))
+        mean = softmax.mean(centre).reshape(x.shape)
+        return Posterior(softmax.log_mass, smoothed_mean(self.bandwidth, tau, x, mean))
 
     def weighted_sums(self, tau, x, log_reference, coefficients):
-        def add_block(carry, block):
-            mass, mean = carry
-            flat, logits = self._log_kernels(tau, x, block)
-            terms = block.read(coefficients) * jnp.exp(logits - log_reference)
-            return mass + jnp.sum(terms, -1), mean + product(terms, flat)
+        def add(sums, block, bumps):
+            ratios = jnp.exp(bumps.log_kernels(tau, x.reshape(-1), log_reference))
+            terms = block.columns(coefficients, seen=0.0) * ratios
+            return sums[0] + jnp.sum(terms, -1), sums[1] + product(terms, bumps.offsets)
 
         rows = coefficients.shape[0]
         start = (jnp.zeros(rows, x.dtype), jnp.zeros((rows, x.size), x.dtype))
-        mass, mean = _over_blocks(add_block, start, len(self))
-        shrink = jax.vmap(self._shrink, in_axes=(None, None, 0, 0))
-        return mass, shrink(tau, x, mean, mass)
+        (mass, mean), centre = self._over_blocks(add, start)
+        mean = (mean + jnp.multiply.outer(mass, centre)).reshape(rows, *x.shape)
+        return mass, smoothed_mean(self.bandwidth, tau, jnp.multiply.outer(mass, x), mean)
 
     def with_default_bandwidth(self, bandwidth):
-        own = jnp.where(jnp.asarray(self.bandwidth) > 0, self.bandwidth, bandwidth)
-        return Points(self.points, self.weights, own)
+        return replace_field(self, bandwidth=bandwidth_or(self.bandwidth, bandwidth))
 
     def with_weights(self, weights):
-        return Points(self.points, weights, self.bandwidth)
+        return replace_field(self, weights=weights)
 
-    def _shrink(self, tau, x, mean, mass: Scalar = 1.0):
-        """(h^2 mass x + tau^2 mean) / (h^2 + tau^2), the bumps' share of the posterior mean."""
-        own, noise = jnp.square(self.bandwidth), jnp.square(tau)
-        return (own * mass * x + noise * mean.reshape(x.shape)) / (own + noise)
+    def _over_blocks(
+        self, add: Callable[[Any, Block, Bumps], Any], carry: Any
+    ) -> tuple[Any, Float[Array, " d"]]:
+        """`carry = add(carry, block, bumps)` over all points, and the centre of the bumps."""
+        flat = self.points.reshape(len(self), -1)
+        centre = centre_of(flat, flat.dtype)
 
-    def _log_kernels(self, tau, x, block):
-        """The block's points `[B, d]` and log N(x; y_j, (tau^2 + h^2) I) for each, `[B]`."""
-        flat = block.read_rows(self.points.reshape(len(self), -1))
-        x = x.reshape(-1)
-        centre = jnp.mean(self.points, 0).reshape(-1)
-        along = product(flat, x - centre)
-        norms = jnp.sum(jnp.square(flat - centre), -1)
-        squares = norms + jnp.sum(jnp.square(x - centre))
-        squares = squares - 2 * (along - inner(centre, x - centre))
-        spread = jnp.square(tau) + jnp.square(self.bandwidth)
+        def step(carry, block):
+            return add(carry, block, Bumps.of(block.rows(flat), centre, self.bandwidth))
 
-        def exact_where_near(squares):
-            nearest = jax.lax.top_k(-squares, min(NEAREST, flat.shape[0]))[1]
-            return squares.at[nearest].set(jnp.sum(jnp.square(flat[nearest] - x), -1))
-
-        harmless = spread > jnp.max(norms) / 100  # the expansion loses 100 units of rounding
-        squares = jax.lax.cond(harmless, lambda squares: squares, exact_where_near, squares)
-        return flat, -0.5 * squares / spread - 0.5 * x.size * (jnp.log(spread) + LOG_2PI)
+        return over_blocks(step, carry, len(self)), centre
 
 
-class GaussianMixture(Measure):
+class GaussianMixture(Mixture):
     """A mixture of Gaussians, noised in closed form.
 
     Args:
@@ -361,38 +375,9 @@ def default_bandwidth(
     return 0.5 * float(np.median(np.concatenate(distances)))
 
 
-def check_base(base: Measure) -> None:
-    """Refuse a base that is no measure, such as bare images."""
-    if not isinstance(base, Measure):
-        raise ValueError(f"base must be a measure, such as Points(images), got {type(base)}")
-
-
-class _Block(NamedTuple):
-    """B consecutive points; the last block begins early and passes over what was seen before."""
-
-    start: Array | int
-    size: int
-    fresh: Array | None  # [B] mask, None where all are new
-
-    def read_rows(self, table):
-        return jax.lax.dynamic_slice_in_dim(table, self.start, self.size, 0)
-
-    def read(self, table, outside=0.0):
-        part = jax.lax.dynamic_slice_in_dim(table, self.start, self.size, -1)
-        return part if self.fresh is None else jnp.where(self.fresh, part, outside)
-
-
-def _over_blocks(add_block, start, total):
-    """Fold `add_block(carry, block)` over blocks of at most BLOCK components."""
-    if total <= BLOCK:
-        return add_block(start, _Block(0, total, None))
-
-    def step(carry, first):
-        begin = jnp.minimum(first, total - BLOCK)
-        fresh = begin + jnp.arange(BLOCK) >= first
-        return add_block(carry, _Block(begin, BLOCK, fresh)), None
-
-    return jax.lax.scan(step, start, jnp.arange(0, total, BLOCK))[0]
+def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:
+    """A law's own bandwidth where it has one, else the default."""
+    return jnp.where(jnp.asarray(own) > 0, own, default)
 
 
 def _safe_log(weights):

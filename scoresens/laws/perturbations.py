@@ -32,7 +32,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.learned import Learned
-from scoresens.laws.measures import Measure, Points
+from scoresens.laws.measures import Law, Measure, Mixture, Points
 from scoresens.laws.processes import Scalar
 
 Indices = Int[ArrayLike, " K"] | Sequence[int]
@@ -43,17 +43,23 @@ Indices = Int[ArrayLike, " K"] | Sequence[int]
 class Part:
     """n components and what each of K directions does to their weights or their places."""
 
-    measure: Measure
+    measure: Law
     coefficients: Float[Array, "K n"]  # change of weight per unit of mass; of a move, the weight
     index: Int[Array, " n"] | None = None  # where they stand in the data; None: they are new
     velocity: Float[Array, "n *shape"] | None = None  # of a move, per unit of mass
+
+    @property
+    def rides(self) -> bool:
+        """Whether its log-density is known along paths alone, where it must ride along."""
+        return isinstance(self.measure, Learned)
 
     def sums(
         self, tau: Scalar, x: Float[Array, "*shape"], log_reference: Scalar
     ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
         """`sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, or their derivatives along the velocity."""
         if self.velocity is None:
-            return self.measure.weighted_sums(tau, x, log_reference, self.coefficients)
+            known = cast(Measure, self.measure)
+            return known.weighted_sums(tau, x, log_reference, self.coefficients)
 
         still = cast(Points, self.measure)
 
@@ -93,7 +99,7 @@ class Perturbation:
     @property
     def learned(self) -> tuple[Learned, ...]:
         """The models among the components, whose log-densities must ride along."""
-        return tuple(part.measure for part in self.parts if isinstance(part.measure, Learned))
+        return tuple(cast(Learned, part.measure) for part in self.parts if part.rides)
 
     def __getitem__(self, which: Int[ArrayLike, " n"] | slice) -> "Perturbation":
         """Some of the directions, by slice or by indices.
@@ -136,13 +142,11 @@ class Perturbation:
     def with_known(self, known: Sequence[Measure]) -> "Perturbation":
         """The same with each `learned` law replaced by what is known of it at one place."""
         here = iter(known)
-        return self._with(
-            next(here) if isinstance(part.measure, Learned) else part.measure for part in self.parts
-        )
+        return self._with(next(here) if part.rides else part.measure for part in self.parts)
 
-    def _with(self, measures: Iterable[Measure]) -> "Perturbation":
-        pairs = zip(self.parts, measures, strict=True)
-        return Perturbation(tuple(replace_field(part, measure=own) for part, own in pairs))
+    def _with(self, laws: Iterable[Law]) -> "Perturbation":
+        pairs = zip(self.parts, laws, strict=True)
+        return Perturbation(tuple(replace_field(part, measure=law) for part, law in pairs))
 
     def denoiser_derivative(
         self,
@@ -166,18 +170,19 @@ class Perturbation:
         return mean - jnp.multiply.outer(mass, denoised)
 
 
-def add(new: Measure | Float[ArrayLike, "K *shape"]) -> Perturbation:
+def add(new: Law | Float[ArrayLike, "K *shape"]) -> Perturbation:
     """Directions toward new data: `chi = nu - rho`, so `mass` is the share of nu in the new data.
 
     Args:
-        new: images `[K, *shape]`, each its own direction; or a measure, one direction toward the
+        new: images `[K, *shape]`, each its own direction; or a law, one direction toward the
             whole of it (K = 1): `Points`, a `GaussianMixture`, or another model, `Learned`.
 
     Raises:
         ValueError: no points, integers, NaN.
     """
-    if isinstance(new, Measure):
-        return _added(new, new.normalized_weights[None])
+    if isinstance(new, Law):
+        weights = new.normalized_weights if isinstance(new, Mixture) else jnp.ones(1)
+        return _added(new, weights[None])
     points = Points(_checks.samples("new", new))
     return _added(points, jnp.eye(len(points), dtype=points.points.dtype))
 
@@ -198,18 +203,16 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
         With w the removed weight, `c_j = -w_j / (1 - w)`: the derivative at mass 0 is the leave-out
         derivative.
     """
-    mask = _mask(data, which)
-    if mask.all(-1).any():
+    index, taken = _chosen(data, which)
+    if (taken.sum(-1) == len(data)).any():
         raise ValueError("remove was asked to take every point: nothing would be left of the data")
-    touched = np.flatnonzero(mask.any(0))
-    weights = data.normalized_weights
-    taken = jnp.where(jnp.asarray(mask[:, touched]), weights[touched], 0)
+    taken = jnp.where(jnp.asarray(taken), data.normalized_weights[index], 0)
     left = 1 - jnp.sum(taken, -1, keepdims=True)
     if _checks.is_concrete(left) and bool(jnp.any(left <= 16 * jnp.finfo(left.dtype).eps)):
         raise ValueError(
             "remove was asked to take every point of positive weight: nothing would be left"
         )
-    return _edited(data, touched, -taken / left)
+    return _edited(data, index, -taken / left)
 
 
 def reweight(data: Points, weights: Float[ArrayLike, "*K N"]) -> Perturbation:
@@ -268,14 +271,12 @@ def move(
     Notes:
         The transport (Wasserstein) direction, where `add` is the mixture direction.
     """
-    together = np.asarray(which).dtype == bool
-    index = np.flatnonzero(_mask(data, which).any(0)) if together else _distinct(data, which)
+    index, moved = _chosen(data, which)
     direction = _checks.samples("direction", direction, data.shape)
     if len(direction) != len(index):
         raise ValueError(f"move got {len(index)} points and {len(direction)} directions")
     chosen = Points(data.points[index], None, data.bandwidth)
-    weights = data.normalized_weights[index]
-    shares = weights[None] if together else jnp.diag(weights)
+    shares = jnp.where(jnp.asarray(moved), data.normalized_weights[index], 0)
     return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
 
 
@@ -318,11 +319,12 @@ def _distinct(data, index):
     return index
 
 
-def _mask(data, which):
-    """`which` as a boolean mask [K, N]."""
+def _chosen(data, which):
+    """The n points that `which` names `[n]`, and which of them each direction takes, `[K, n]`."""
     which = np.asarray(which)
     if which.dtype != bool:
-        return np.eye(len(data), dtype=bool)[_distinct(data, which)]
+        index = _distinct(data, which)
+        return index, np.eye(len(index), dtype=bool)
     mask = np.atleast_2d(which)
     if mask.shape[-1] != len(data) or mask.ndim != 2:
         raise ValueError(
@@ -330,4 +332,5 @@ def _mask(data, which):
         )
     if not mask.any(-1).all():
         raise ValueError("the mask names an empty set of points: a row of it is all False")
-    return mask
+    index = np.flatnonzero(mask.any(0))
+    return index, mask[:, index]

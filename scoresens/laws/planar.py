@@ -35,15 +35,15 @@ CORNERS = (
 
 
 def sample_law(name: str, count: int, *, key: PRNGKeyArray) -> Float[Array, "count 2"]:
-    """Returns draws from one of the planar laws.
+    """Draws from one of the planar laws.
 
     Args:
-        name: ``"blob"``, ``"circles2"`` or ``"checker"``.
+        name: `"blob"`, `"circles2"` or `"checker"`.
         count: how many.
         key: random key.
 
     Returns:
-        ``[count, 2]``, independent, in JAX's current precision. May be called within ``jit``.
+        `[count, 2]`, independent, in JAX's current precision. May be called within `jit`.
 
     Raises:
         ValueError: for an unknown name.
@@ -52,8 +52,7 @@ def sample_law(name: str, count: int, *, key: PRNGKeyArray) -> Float[Array, "cou
 
 
 def sampler(name: str) -> Draw:
-    """Returns `sample_law` of one law as a function ``(key, count)`` that may be an argument of
-    ``jit``.
+    """`sample_law` of one law as a function `(key, count)` that may be an argument of `jit`.
 
     Raises:
         ValueError: for an unknown name.
@@ -65,7 +64,7 @@ def sampler(name: str) -> Draw:
 
 
 def blob() -> GaussianMixture:
-    """Returns the law of the blob, with its noised score and log-density."""
+    """The law of the blob, with its noised score and log-density."""
     weights = jnp.full(len(BLOB_MEANS), 1 / len(BLOB_MEANS))
     variances = jnp.full(len(BLOB_MEANS), BLOB_VARIANCE)
     return GaussianMixture(weights, jnp.asarray(BLOB_MEANS), variances)

@@ -11,7 +11,8 @@ into one, the **canonical frame**:
     (1.3)   x^ = x / alpha = x_0 + tau n,   tau = sigma / alpha,
             log rho_t(x) = log rho^_tau(x^) - d log alpha
 
-A process states `log_alpha`, `variance` and the inverse `time(tau)`; the rest follows from them.
+A process states `log_alpha`, `variance` and the inverse `time(tau)`; the rest follows from them. A
+new one is one class: error texts, the files of converted models and the tests find it `by_name`.
 """
 
 import abc
@@ -112,6 +113,17 @@ class Process(abc.ABC):
     def from_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """x = alpha(t) x^: the inverse of `to_canonical`."""
         return self.alpha(t) * x
+
+
+def by_name() -> dict[str, type[Process]]:
+    """Every process by the name of its class, in the order of definition."""
+
+    def below(kind):
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return {kind.__name__: kind for kind in below(Process)}
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -37,8 +37,7 @@ class Shard(Points):
     count: int = field(default=0, metadata={"static": True})  # N
 
     @property
-    def own(self) -> Array:
-        """How many of this device's points are no copies."""
+    def originals(self):
         return jnp.clip(self.count - self.first, 0, len(self))
 
     @property
@@ -51,16 +50,10 @@ class Shard(Points):
         return self.weights
 
     def posterior(self, tau, x):
-        return combined(super().posterior(tau, x), self.axis)
+        return combined(super().posterior(tau, x), self)
 
     def weighted_sums(self, tau, x, log_reference, coefficients):
-        return jax.lax.psum(super().weighted_sums(tau, x, log_reference, coefficients), self.axis)
-
-    def with_default_bandwidth(self, bandwidth):
-        raise NotImplementedError("divide points that have their bandwidth already")
-
-    def with_weights(self, weights):
-        raise NotImplementedError("weigh the points before they are divided")
+        return summed(super().weighted_sums(tau, x, log_reference, coefficients), self)
 
 
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
@@ -90,13 +83,20 @@ def specs(data: Points) -> Any:
     return jax.tree.unflatten(structure, [P(data.axis) if np.ndim(x) else P() for x in leaves])
 
 
-def combined(part: Posterior, axis: str) -> Posterior:
-    """The posterior of the whole law from each device's part of it."""
-    top = jax.lax.pmax(part.log_density, axis)
+def summed(part: Any, data: Points) -> Any:
+    """Sums over all points from those over each device's."""
+    return jax.lax.psum(part, data.axis) if isinstance(data, Shard) else part
+
+
+def combined(part: Posterior, data: Points) -> Posterior:
+    """The posterior of the whole law from that of each device's points."""
+    if not isinstance(data, Shard):
+        return part
+    top = jax.lax.pmax(part.log_density, data.axis)
     mass = jnp.exp(part.log_density - top)
-    total = jax.lax.psum(mass, axis)
+    total = jax.lax.psum(mass, data.axis)
     share = (mass / total).reshape(*mass.shape, *(1,) * (part.mean.ndim - mass.ndim))
-    mean = jax.lax.psum(jnp.where(share > 0, share * part.mean, 0), axis)
+    mean = jax.lax.psum(jnp.where(share > 0, share * part.mean, 0), data.axis)
     return Posterior(top + jnp.log(total), mean)
 
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoresens.flow.riders import Base, Driver, check_law
+from scoresens.flow.riders import Driver
+from scoresens.laws.learned import Base, check_base
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Guided, Score, as_pytree
@@ -105,8 +106,7 @@ def driver_of(
         if base != "data":
             raise ValueError(f"base must be 'data', a measure, or None, got {base!r}")
         base = data
-    if base is not None:
-        check_law(base)
+    check_base(base)
     rides = not isinstance(base, Measure)  # else the path knows nothing of it
     own = base if rides else None
     return base, Driver(process, as_pytree(score), base=own, prior=prior, rides=rides)

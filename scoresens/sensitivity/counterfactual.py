@@ -27,12 +27,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray
 
 from scoresens.flow import riders
-from scoresens.flow.riders import Base
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
 from scoresens.laws.changed import change
+from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Posterior
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.processes import Process, Scalar

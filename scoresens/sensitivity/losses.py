@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.riders import Base, Driver
+from scoresens.flow.riders import Driver
 from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.learned import Known, level_of, smoothed_mean
+from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.learned import Base, Known
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, canonical_denoiser

@@ -1,21 +1,19 @@
 r"""Tables of states against data points, as matrix products in blocks.
 
-A data set enters a path's derivative through the noised kernels of its points at the states
-(x_r, tau_r) that the path has been at. With v = tau^2 + h^2 the logarithm of a kernel is linear in
-the **features** f_k = (y_k, |y_k|^2, 1) of a point, and so is what a lever does along D_k:
+A data set enters a path's derivative through the noised kernels of its points (`laws.bumps`) at the
+states (x_r, tau_r) that the path has been at, and a point's D_k is linear in the point: with the
+shares of `bumps`, own = h^2 / (h^2 + tau^2) and noise = tau^2 / (h^2 + tau^2), measured from c,
 
-    log K_rk - ref_r      = a_r.f_k     a = (x / v, -1 / 2v, -|x|^2 / 2v - d/2 log 2 pi v - ref)
-    omega_r.(D_k - D_r)   = b_r.f_k     b = (tau^2 / v omega, 0, omega.(h^2 / v x - D_r))
+    omega_r.(D_k - D_r)  =  (noise omega_r, omega_r.(own x_r - D_r)) . (y_k, 1)
 
 so that all there is to compute is products of matrices, R states by N points:
 
-    posterior of the whole set at each state     p = softmax(a F^T + log w),  p Y
-    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(a F^T) * (b F^T), summed over states
+    posterior of the whole set at each state     p = softmax(log K + log w),  p Y
+    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(log K) * (b F^T), summed over states
 
 No network is evaluated here. Points are read in blocks, from the device or from the host (an array
 or a memory map, `Points.on_host`), and states in chunks: the working memory is a few tables of one
-chunk by one block, whatever N is. Everything is measured from the mean of the first points, where
-`|x - y|^2` by its expansion loses least; at small noise it is taken exactly for the nearest.
+chunk by one block, whatever N is.
 """
 
 import functools
@@ -24,16 +22,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from scoresens._products import contracted, product
 from scoresens.datasets.streams import Stream
-from scoresens.laws.measures import LOG_2PI, NEAREST, Measure, Points, Posterior
-from scoresens.laws.processes import Scalar
-from scoresens.laws.shards import Shard, combined, ranked
+from scoresens.laws.bumps import (
+    BLOCK,
+    Bumps,
+    Softmax,
+    centre_of,
+    over_blocks,
+    shares,
+    smoothed_mean,
+)
+from scoresens.laws.measures import Measure, Points, Posterior
+from scoresens.laws.shards import combined, ranked, summed
 
-BLOCK = 2048  # points at a time
-ROWS = 512  # rows of a table, states x samples x functionals, at a time
+ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
 
 
 class States(NamedTuple):
@@ -79,11 +84,11 @@ def posteriors(base: Measure, states: States) -> Posterior:
     """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
     if not isinstance(base, Points):
         return _posteriors_of(base, states)
-    plan, centre = _plan(base, states.x.shape[:2], 1), _centre(base, states.x.dtype)
-    given, start = _posterior_begun(plan, centre, states)
+    plan, centre = _plan(base, states.x.shape[:2], 1), centre_of(base.points, states.x.dtype)
+    given, start = _posterior_begun(plan, states)
     found = _fold(_add_posterior, plan, base, centre, given, start)
     found = _posterior_done(base.bandwidth, centre, states, found)
-    return combined(found, base.axis) if isinstance(base, Shard) else found
+    return combined(found, base)
 
 
 def influences(
@@ -98,12 +103,11 @@ def influences(
     `top` largest and smallest; with `group`, a profile over groups of that many states. Of a
     `Shard`, dense scores are of the device's own points, all else is of all."""
     plan = _plan(points, levers.nats.shape, levers.omega.shape[2], top, group)
-    centre = _centre(points, states.x.dtype)
+    centre = centre_of(points.points, states.x.dtype)
     given = _influences_begun(plan, points.bandwidth, centre, states, levers)
     start = _no_influences(plan, len(points), levers.omega)
     found = _fold(_add_influences, plan, points, centre, given, start)
-    if found.profile is not None and isinstance(points, Shard):
-        found = found._replace(profile=jax.lax.psum(found.profile, points.axis))
+    found = found._replace(profile=summed(found.profile, points))
     if top is None:
         return found
     largest, (least, where) = ranked(found.top, points), ranked(found.bottom, points)
@@ -114,28 +118,24 @@ def influences(
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _posterior_begun(plan, centre, states):
-    counts, dtype = states.x.shape[:2], states.x.dtype
-    top = jnp.full(counts, jnp.finfo(dtype).min, dtype)
-    start = (top, jnp.zeros_like(top), jnp.zeros_like(states.x))
-    return _chunked(plan, (states._replace(x=states.x - centre), start))
+def _posterior_begun(plan, states):
+    return _chunked(plan, (states, Softmax.empty(states.x)))
 
 
 @jax.jit
 def _posterior_done(bandwidth, centre, states, found):
-    top, mass, mean = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-    own, noise = _shares(bandwidth, states.tau)
-    mean = own * states.x + noise * (centre + mean / mass[..., None])
-    return Posterior(top + jnp.log(mass), mean)
+    found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    tau = states.tau[:, None, None]
+    return Posterior(found.log_mass, smoothed_mean(bandwidth, tau, states.x, found.mean(centre)))
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _influences_begun(plan, bandwidth, centre, states, levers):
-    x, denoised = states.x - centre, levers.denoised - centre
-    own, noise = _shares(bandwidth, states.tau)
-    offset = contracted("smpd,smd->smp", levers.omega, own * x - denoised)
-    omega = noise[..., None] * levers.omega
-    return _chunked(plan, (states._replace(x=x), levers.nats, omega, offset))
+    own, noise = shares(bandwidth, states.tau[:, None, None])
+    apart = own * (states.x - centre) - (levers.denoised - centre)
+    offset = contracted("smpd,smd->smp", levers.omega, apart)
+    rows = jnp.concatenate([noise[..., None] * levers.omega, offset[..., None]], -1)
+    return _chunked(plan, (states, levers.nats, rows))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "count"))
@@ -156,58 +156,42 @@ def _no_influences(plan, count, omega):
 
 
 class _Block(NamedTuple):
-    """B consecutive points. The last block begins early, over points that were seen before; the
-    last points may be copies (`Shard`)."""
+    """B consecutive points."""
 
-    points: Float[Array, "B d"]  # from the centre
+    bumps: Bumps
     weights: Float[Array, " B"]
     start: Int[Array, ""] | int
-    first: Int[Array, ""] | int  # the first new point
-    end: Int[Array, ""] | int  # the first copy
-    bandwidth: Scalar
-
-    @property
-    def fresh(self):
-        places = self.start + jnp.arange(len(self.points))
-        return (places >= self.first) & (places < self.end)
-
-    @property
-    def features(self):
-        squares = jnp.sum(jnp.square(self.points), -1, keepdims=True)
-        return jnp.concatenate([self.points, squares, jnp.ones_like(squares)], -1)
+    fresh: Bool[Array, " B"]  # neither seen before nor copies (`Shard`)
 
 
 def _add_posterior(plan, given, carry, block):
-    fresh, features = block.fresh & (block.weights > 0), block.features
-    log_weights = jnp.where(fresh, jnp.log(jnp.where(fresh, block.weights, 1)), -jnp.inf)
+    some = block.fresh & (block.weights > 0)
+    log_weights = jnp.where(some, jnp.log(jnp.where(some, block.weights, 1)), -jnp.inf)
 
     def add(given):
-        states, (top, mass, mean) = given
-        logits = _log_kernels(block, features, states, 0.0) + log_weights
-        new_top = jnp.maximum(top, jnp.max(logits, -1))
-        kept, terms = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])
-        gained = contracted("smb,bd->smd", terms, block.points)
-        return new_top, kept * mass + jnp.sum(terms, -1), kept[..., None] * mean + gained
+        states, softmax = given
+        logits = block.bumps.log_kernels(states.tau[:, None], states.x) + log_weights
+        return softmax.add(logits, block.bumps)
 
     return jax.lax.map(add, (given, carry))
 
 
 def _add_influences(plan, given, carry, block):
-    features = block.features
+    features = jnp.pad(block.bumps.offsets, ((0, 0), (0, 1)), constant_values=1)
 
     def add(found, given):
-        states, nats, omega, offset = given
-        rows = jnp.stack([jnp.zeros_like(offset), offset], -1)
-        along = contracted("smpf,bf->smpb", jnp.concatenate([omega, rows], -1), features)
-        each = jnp.exp(_log_kernels(block, features, states, nats))[:, :, None] * along
+        states, nats, rows = given
+        along = contracted("smpf,bf->smpb", rows, features)
+        kernels = jnp.exp(block.bumps.log_kernels(states.tau[:, None], states.x, nats))
+        each = kernels[:, :, None] * along
         if plan.group is None:
             return found + _total(each), None
         steps = jax.vmap(_total)(each.reshape(-1, plan.group, *each.shape[1:]))
         seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
         return found + _total(steps), seen
 
-    samples, functionals = given[-1].shape[-2:]
-    zeros = jnp.zeros((samples, functionals, len(features)), features.dtype)
+    samples, functionals = given[-1].shape[-3:-1]
+    zeros = jnp.zeros((samples, functionals, len(block.fresh)), given[-1].dtype)
     found, profile = jax.lax.scan(add, zeros, given)
     if profile is not None:
         profile = profile.reshape(-1, samples, functionals)
@@ -221,26 +205,6 @@ def _add_influences(plan, given, carry, block):
     )
 
 
-def _log_kernels(block, features, states, reference):
-    """log N(x; y, (tau^2 + h^2) I) - reference, [S, M, B]. Where the rounding of |x - y|^2 by its
-    expansion would show, it is taken exactly for the nearest (see `measures`)."""
-    x, spread = states.x, jnp.square(states.tau) + jnp.square(block.bandwidth)
-    constant = -0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI)[:, None] - reference
-    weight = jnp.broadcast_to(0.5 / spread[:, None], x.shape[:2])
-    rows = jnp.stack([-weight, constant - weight * jnp.sum(jnp.square(x), -1)], -1)
-    rows = jnp.concatenate([x / spread[:, None, None], rows], -1)
-    table = contracted("smf,bf->smb", rows, features)
-
-    def exact_where_near(table):
-        nearest = jax.lax.top_k(table, min(NEAREST, len(features)))[1]
-        squares = jnp.sum(jnp.square(block.points[nearest] - x[:, :, None]), -1)
-        exact = constant[..., None] - weight[..., None] * squares
-        return jnp.put_along_axis(table, nearest, exact, -1, inplace=False)
-
-    harmless = jnp.min(spread) > jnp.max(features[:, -2]) / 100
-    return jax.lax.cond(harmless, lambda table: table, exact_where_near, table)
-
-
 def _total(table):
     """The sum over the leading axis, as a product: a reduction over any axis but the last is far
     slower on a CPU (XLA)."""
@@ -250,7 +214,7 @@ def _total(table):
 def _ranked(count, best, found, block):
     """The `count` largest of those so far and this block's."""
     found = jnp.where(block.fresh, found, -jnp.inf)
-    index = jnp.broadcast_to(block.start + jnp.arange(len(block.points)), found.shape)
+    index = jnp.broadcast_to(block.start + jnp.arange(len(block.fresh)), found.shape)
     values = jnp.concatenate([best[0], found], -1)
     values, place = jax.lax.top_k(values, count)
     return values, jnp.take_along_axis(jnp.concatenate([best[1], index], -1), place, -1)
@@ -268,40 +232,28 @@ def _fold(add, plan, points, centre, given, carry):
         start = min(first, len(points) - size)
         rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
         own = jnp.asarray(weights[start : start + size], centre.dtype)
-        block = _Block(rows - centre, own, start, first, len(points), points.bandwidth)
         jax.block_until_ready(carry)  # read while the last block is added, never further ahead
-        carry = _add_one(add, plan, given, carry, block)
+        carry = _add_one(add, plan, points.bandwidth, centre, given, carry, rows, own, start, first)
     return carry
 
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"), donate_argnames="carry")
-def _add_one(add, plan, given, carry, block):
-    return add(plan, given, carry, block)
+def _add_one(add, plan, bandwidth, centre, given, carry, rows, weights, start, first):
+    fresh = start + jnp.arange(len(rows)) >= first
+    bumps = Bumps.of(rows, centre, bandwidth)
+    return add(plan, given, carry, _Block(bumps, weights, start, fresh))
 
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"))
 def _fold_on_device(add, plan, points, centre, given, carry):
-    size = plan.block
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
-    end = points.own if isinstance(points, Shard) else len(points)
 
-    def step(carry, first):
-        start = jnp.minimum(first, len(points) - size)
-        rows = jax.lax.dynamic_slice_in_dim(flat, start, size) - centre
-        own = jax.lax.dynamic_slice_in_dim(weights, start, size)
-        return add(plan, given, carry, _Block(rows, own, start, first, end, points.bandwidth)), None
+    def step(carry, block):
+        bumps = Bumps.of(block.rows(flat), centre, points.bandwidth)
+        fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
+        return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
 
-    return jax.lax.scan(step, carry, jnp.arange(0, len(points), size))[0]
-
-
-def _centre(points, dtype):
-    """The mean of the first points."""
-    return _mean(points.points[:BLOCK], dtype)
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _mean(points, dtype):
-    return points.reshape(len(points), -1).astype(dtype).mean(0)
+    return over_blocks(step, carry, len(points), plan.block)
 
 
 def _chunked(plan, given):
@@ -318,12 +270,6 @@ def _plan(points, counts, functionals, top=None, group=None):
     chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
     block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
     return Plan(top, group, chunk, min(block, len(points)))
-
-
-def _shares(bandwidth, tau):
-    """h^2 / (h^2 + tau^2) and tau^2 / (h^2 + tau^2), `[S, 1, 1]`."""
-    own, noise = jnp.square(bandwidth), jnp.square(tau)[:, None, None]
-    return own / (own + noise), noise / (own + noise)
 
 
 @jax.jit

@@ -32,13 +32,14 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow import riders
-from scoresens.flow.riders import Base, Driver
+from scoresens.flow.riders import Driver
 from scoresens.flow.routes import Cargo, Flow, Route, Stage
 from scoresens.flow.sampling import climb_all
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.measures import Measure, check_base
+from scoresens.laws.learned import Base, check_base
+from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Guided, Pair, Score, canonical_denoiser
@@ -110,8 +111,9 @@ def score_sensitivity(
     check_perturbation(perturbation)
     if isinstance(score, Guided):
         raise ValueError("a guided score is that of no law: ask for each of its two scores apart")
-    if base is not None:
-        check_base(base)
+    if perturbation.learned:
+        raise ValueError("a Learned law has a log-density along paths alone, not at a place")
+    check_base(base, Measure | None)
     x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)

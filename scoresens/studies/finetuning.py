@@ -33,10 +33,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.stats import rankdata
 
 from scoresens.flow import sample_ode
-from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator
-from scoresens.laws.learned import Learned
+from scoresens.laws.learned import Learned, Smoothed
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.scores import from_denoiser

@@ -29,9 +29,9 @@ from jaxtyping import Bool, Float
 from scipy.spatial.distance import cdist
 
 from scoresens.flow import sample_ode
-from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator
+from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import reweight
 from scoresens.laws.scores import as_pytree, exact_score, from_denoiser

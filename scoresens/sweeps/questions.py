@@ -23,10 +23,10 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-from scoresens.flow.riders import Smoothed
 from scoresens.flow.solve import Solve
 from scoresens.flow.starts import fold
 from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.processes import Process
@@ -39,7 +39,6 @@ from scoresens.sensitivity.tables import is_on_host
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.sweeps.store import Block, Field, Layout, Store
 
-Base = Measure | Smoothed | None
 MOST = 2048  # rows of a block
 STREAMED = 16  # of a question whose data are streamed
 AXES = ("samples", "directions")

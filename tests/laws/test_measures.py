@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 import scoresens as ss
-from scoresens.laws import measures
+from scoresens.laws import bumps
 
 rng = np.random.default_rng(0)
 POINTS, WEIGHTS = rng.normal(size=(30, 3)), rng.uniform(size=30)
@@ -55,9 +55,9 @@ def law(request):
     return LAWS[request.param]
 
 
-@pytest.fixture(params=[measures.BLOCK, 7], ids=["one block", "five blocks"])
+@pytest.fixture(params=[bumps.BLOCK, 7], ids=["one block", "five blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(measures, "BLOCK", request.param)
+    monkeypatch.setattr(bumps, "BLOCK", request.param)
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0, 30.0])
@@ -143,7 +143,7 @@ def test_images_are_flattened():
     laws.close(posterior.log_density, expected, relative=1e-12)
 
 
-@pytest.mark.parametrize("block", [measures.BLOCK, 16], indirect=True, ids=["one", "many"])
+@pytest.mark.parametrize("block", [bumps.BLOCK, 16], indirect=True, ids=["one", "many"])
 def test_small_noise_in_float32(block):
     """Far from the origin |x - y|^2 by its expansion alone would be off by 1e-7 |y|^2 / tau^2, here
     1e4 in log K. Weights of the nearest points are right to float32's rounding of x - y itself:
@@ -175,7 +175,7 @@ def test_no_array_of_samples_by_points_by_size():
         return jax.vmap(lambda x: data.posterior(jnp.float32(0.5), x))(x)
 
     memory = jax.jit(evaluate).lower(data, x).compile().memory_analysis()
-    tables = memory.temp_size_in_bytes / (4 * m * measures.BLOCK)
+    tables = memory.temp_size_in_bytes / (4 * m * bumps.BLOCK)
     assert tables < 12  # an (M, BLOCK, d) array alone would be 64 of them, an (M, N, d) one 312
 
 

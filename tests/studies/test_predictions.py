@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import scoresens as ss
-from scoresens.flow.riders import Smoothed
+from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
 from scoresens.studies import predictions
 from scoresens.studies.predictions import LOSSES, MOVES, Case

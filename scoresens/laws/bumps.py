@@ -1,0 +1,170 @@
+r"""The kernel of noised data points, in blocks of points.
+
+A point y that carries a bump of **bandwidth** h, the Gaussian N(y, h^2 I) in its place (h = 0: the
+point itself), has at x and noise level tau the kernel and the posterior mean
+
+    log K(x; y)  = log N(x; y, v I) = -|x - y|^2 / 2v - d/2 log 2 pi v,      v = tau^2 + h^2
+    E[x_0|x, y]  = (h^2 x + tau^2 y) / (h^2 + tau^2)
+
+and the distances of R places to B points are one product of matrices: with c near the points,
+
+    |x - y|^2 = |x - c|^2 + |y - c|^2 - 2 (x - c).(y - c)
+
+**Only the last term is a product.** Accelerators round a product's operands, and |y - c|^2 among
+them would be an error of an exponent: influences wrong by a factor of 20 at d = 3,072. What is
+known of a point or of a place alone is added entry by entry.
+
+**Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
+therefore the mean of the first points, and where the loss would show, distances to the nearest few
+points of each block are taken again as exact differences: only those matter there.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from scoresens._products import contracted
+from scoresens.laws.processes import Scalar
+
+# A table of kernels, R places by B points, is the working memory, and products run fastest while it
+# stays in a processor's cache: 2048 points at a time, by 512 places (`sensitivity.tables`, which
+# knows how many there are) are 4 MB in float32. Under a caller's `vmap` R is the caller's.
+BLOCK = 2048
+NEAREST = 8  # exact distances in each block
+LOG_2PI = math.log(2 * math.pi)
+
+
+def level_of(bandwidth: Scalar, tau: Scalar) -> Scalar:
+    """The noise level at which a smoothed law is met: `sqrt(tau^2 + h^2)`."""
+    return jnp.sqrt(jnp.square(tau) + jnp.square(bandwidth))
+
+
+def shares(bandwidth: Scalar, tau: Scalar | Array) -> tuple[Array, Array]:
+    """`h^2 / (h^2 + tau^2)` and `tau^2 / (h^2 + tau^2)`: of x and of y in the posterior mean."""
+    own, noise = jnp.square(bandwidth), jnp.square(tau)
+    return own / (own + noise), noise / (own + noise)
+
+
+def smoothed_mean(bandwidth: Scalar, tau: Scalar | Array, x: Array, mean: Array) -> Array:
+    """The posterior mean of a law smoothed by h, from that of the law itself at `level_of` (6.5);
+    of one bump, from its point. Linear in (x, mean)."""
+    own, noise = shares(bandwidth, tau)
+    return own * x + noise * mean
+
+
+def centre_of(points: Any, dtype: Any) -> Float[Array, " d"]:
+    """What points `[N, *shape]` are measured from: the mean of the first, cheap for millions."""
+    first = jnp.asarray(points[:BLOCK], dtype)
+    return jnp.mean(first.reshape(len(first), -1), 0)
+
+
+class Bumps(NamedTuple):
+    """B points with their bumps. Made by `Bumps.of`."""
+
+    points: Float[Array, "B d"]
+    offsets: Float[Array, "B d"]  # from the centre
+    norms: Float[Array, " B"]  # squared, of the offsets
+    centre: Float[Array, " d"]
+    bandwidth: Scalar
+
+    @classmethod
+    def of(
+        cls, points: Float[Array, "B d"], centre: Float[Array, " d"], bandwidth: Scalar
+    ) -> "Bumps":
+        """The bumps at these points."""
+        offsets = points - centre
+        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), centre, bandwidth)
+
+    def log_kernels(
+        self, tau: Scalar | Array, x: Float[Array, "*R d"], reference: Scalar | Array = 0.0
+    ) -> Float[Array, "*R B"]:
+        """log K(x; y) - reference of each place and point, in nats.
+
+        Args:
+            tau: noise levels, of a shape that broadcasts to `[*R]`.
+            x: places.
+            reference: what the kernels are divided by, its logarithm; as `tau`.
+        """
+        spread = jnp.square(tau) + jnp.square(self.bandwidth)
+        half, offset = 0.5 / spread, x - self.centre
+        constant = -0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI) - reference
+        place = constant - half * jnp.sum(jnp.square(offset), -1)
+        along = contracted("...d,bd->...b", offset / spread[..., None], self.offsets)
+        table = along + (place[..., None] - half[..., None] * self.norms)
+
+        def exact_where_near(table):
+            nearest = jax.lax.top_k(table, min(NEAREST, len(self.points)))[1]
+            squares = jnp.sum(jnp.square(self.points[nearest] - x[..., None, :]), -1)
+            exact = constant[..., None] - half[..., None] * squares
+            return jnp.put_along_axis(table, nearest, exact, -1, inplace=False)
+
+        harmless = jnp.min(spread) > jnp.max(self.norms) / 100  # it loses 100 units of rounding
+        return jax.lax.cond(harmless, lambda table: table, exact_where_near, table)
+
+
+class Softmax(NamedTuple):
+    """Means of rows `[*R]` over points that are seen a block at a time, weighted by the softmax of
+    their logits. Nothing is exponentiated before it is measured from the largest."""
+
+    top: Float[Array, "*R"]  # the largest logit so far
+    mass: Float[Array, "*R"]  # the sum of exp(logit - top)
+    total: Float[Array, "*R d"]  # the same sum of the points, from the centre
+
+    @classmethod
+    def empty(cls, x: Float[Array, "*R d"]) -> "Softmax":
+        """Before the first block."""
+        top = jnp.full(x.shape[:-1], jnp.finfo(x.dtype).min, x.dtype)
+        return cls(top, jnp.zeros_like(top), jnp.zeros_like(x))
+
+    def add(self, logits: Float[Array, "*R B"], bumps: Bumps) -> "Softmax":
+        """With one more block."""
+        top = jnp.maximum(self.top, jnp.max(logits, -1))
+        kept, terms = jnp.exp(self.top - top), jnp.exp(logits - top[..., None])
+        gained = contracted("...b,bd->...d", terms, bumps.offsets)
+        total = kept[..., None] * self.total + gained
+        return Softmax(top, kept * self.mass + jnp.sum(terms, -1), total)
+
+    @property
+    def log_mass(self) -> Float[Array, "*R"]:
+        """The logarithm of the sum of all exponentiated logits."""
+        return self.top + jnp.log(self.mass)
+
+    def mean(self, centre: Float[Array, " d"]) -> Float[Array, "*R d"]:
+        """The weighted mean of the points."""
+        return centre + self.total / self.mass[..., None]
+
+
+class Block(NamedTuple):
+    """B consecutive of N points. The last block begins early, over points that were seen before."""
+
+    start: Int[Array, ""] | int
+    fresh: Bool[Array, " B"]  # which points were not seen before
+
+    def rows(self, table: Float[Array, "N *shape"]) -> Float[Array, "B *shape"]:
+        """This block of a table with a row a point."""
+        return jax.lax.dynamic_slice_in_dim(table, self.start, len(self.fresh), 0)
+
+    def columns(self, table: Float[Array, "*K N"], seen: float) -> Float[Array, "*K B"]:
+        """This block of a table with a column a point, those that were seen before set to
+        `seen`."""
+        part = jax.lax.dynamic_slice_in_dim(table, self.start, len(self.fresh), -1)
+        return jnp.where(self.fresh, part, seen)
+
+
+def over_blocks(
+    add: Callable[[Any, Block], Any], carry: Any, count: int, size: int | None = None
+) -> Any:
+    """`carry = add(carry, block)` over blocks of `size` (BLOCK) of that many points."""
+    size = min(count, size or BLOCK)
+    if count == size:
+        return add(carry, Block(0, jnp.ones(size, bool)))
+
+    def step(carry, first):
+        start = jnp.minimum(first, count - size)
+        return add(carry, Block(start, start + jnp.arange(size) >= first)), None
+
+    return jax.lax.scan(step, carry, jnp.arange(0, count, size))[0]
