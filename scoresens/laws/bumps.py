@@ -94,16 +94,19 @@ class Bumps(NamedTuple):
         constant = -0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI) - reference
         place = constant - half * jnp.sum(jnp.square(offset), -1)
         along = contracted("...d,bd->...b", offset / spread[..., None], self.offsets)
-        table = along + (place[..., None] - half[..., None] * self.norms)
 
-        def exact_where_near(table):
+        def expanded(along):
+            return along + (place[..., None] - half[..., None] * self.norms)
+
+        def exact_where_near(along):
+            table = expanded(along)
             nearest = jax.lax.top_k(table, min(NEAREST, len(self.points)))[1]
             squares = jnp.sum(jnp.square(self.points[nearest] - x[..., None, :]), -1)
             exact = constant[..., None] - half[..., None] * squares
             return jnp.put_along_axis(table, nearest, exact, -1, inplace=False)
 
         harmless = jnp.min(spread) > jnp.max(self.norms) / 100  # it loses 100 units of rounding
-        return jax.lax.cond(harmless, lambda table: table, exact_where_near, table)
+        return jax.lax.cond(harmless, expanded, exact_where_near, along)
 
 
 class Softmax(NamedTuple):
