@@ -173,6 +173,14 @@ def test_base_that_is_no_measure(verb):
     refuses("base must be a measure", verb, PROCESS, score, ss.add(POINTS), *place, base=POINTS)
 
 
+def test_base_that_is_a_model():
+    """Its log-density is known along paths alone."""
+    base = ss.Learned(PROCESS, score, (2,))
+    for verb, given in ((ss.sample_sensitivity, {}), (ss.counterfactual, {"mass": 0.5})):
+        message = "base must be a measure, such as Points.images., got .*Learned"
+        refuses(message, verb, PROCESS, score, ss.add(POINTS), NOISE, base=base, **given)
+
+
 @pytest.mark.parametrize("mass", [1.2, -1.0001])
 def test_mass_outside_its_range(mass):
     message = rf"mass must lie in \[-1, 1\], got {mass}"

@@ -56,7 +56,7 @@ def smoothed_mean(bandwidth: Scalar, tau: Scalar | Array, x: Array, mean: Array)
     return own * x + noise * mean
 
 
-def centre_of(points: Any, dtype: Any) -> Float[Array, " d"]:
+def centre_of(points: Any, dtype: Any = None) -> Float[Array, " d"]:
     """What points `[N, *shape]` are measured from: the mean of the first, cheap for millions."""
     first = jnp.asarray(points[:BLOCK], dtype)
     return jnp.mean(first.reshape(len(first), -1), 0)

@@ -246,7 +246,7 @@ class Points(Mixture):
     ) -> tuple[Any, Float[Array, " d"]]:
         """`carry = add(carry, block, bumps)` over all points, and the centre of the bumps."""
         flat = self.points.reshape(len(self), -1)
-        centre = centre_of(flat, flat.dtype)
+        centre = centre_of(flat)
 
         def step(carry, block):
             return add(carry, block, Bumps.of(block.rows(flat), centre, self.bandwidth))

@@ -40,8 +40,8 @@ def ten_bits(x):
 
 
 def test_rounded_operands_leave_norms_and_constants_whole(monkeypatch):
-    """At d = 3,072 and tau = 6 rounding (x - c).(y - c), 2^-11 of sqrt(d) / tau, leaves log K within
-    0.02 nats; rounding what a place adds, thousands of nats, would cost whole ones."""
+    """At d = 3,072 and tau = 6 rounding (x - c).(y - c), 2^-11 of sqrt(d) / tau, leaves log K
+    within 0.02 nats; rounding what a place adds, thousands of nats, would cost whole ones."""
     draw, tau = np.random.default_rng(1), 6.0
     wide = draw.normal(size=(40, 3072)).astype(np.float32)
     x = wide[:8] + draw.normal(scale=tau, size=(8, 3072)).astype(np.float32)

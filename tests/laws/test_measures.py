@@ -9,7 +9,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 import scoresens as ss
-from scoresens.laws import bumps
+from scoresens.laws import Law, bumps
+from scoresens.laws.learned import Known
 
 rng = np.random.default_rng(0)
 POINTS, WEIGHTS = rng.normal(size=(30, 3)), rng.uniform(size=30)
@@ -204,3 +205,29 @@ def test_measures_are_pytrees(law):
     x = jnp.array([0.3, -0.2, 0.5])
     found = jax.jit(lambda measure, x: measure.log_density(0.5, x))(measure, x)
     laws.close(found, oracle.noised(1.0, 0.5).log_density(np.asarray(x)[None])[0], relative=1e-12)
+
+
+def test_a_law_of_one_component_needs_its_posterior_alone():
+    """Its weighted sums are those of a mixture of one, and it can be added."""
+
+    class Alone(ss.Measure):
+        shape = (3,)
+
+        def posterior(self, tau, x):
+            return LAWS["bumps"][0].posterior(tau, x)
+
+    tau, x = 0.5, jnp.array([0.3, -0.2, 0.5])
+    log_density, mean = Alone().posterior(tau, x)
+    mass, sums = Alone().weighted_sums(tau, x, -1.5, jnp.array([[2.0], [-1.0]]))
+    laws.close(mass, np.array([2, -1]) * np.exp(log_density + 1.5), relative=1e-12)
+    laws.close(sums, np.outer(mass, mean), relative=1e-12)
+    laws.close(ss.add(Alone()).parts[0].coefficients, [[1.0]])
+
+
+def test_what_each_law_is():
+    """A law may lack a density, a measure weights that can be edited."""
+    learned = ss.Learned(ss.VP(), lambda t, x: -x, (3,))
+    assert isinstance(learned, Law) and not isinstance(learned, ss.Measure)
+    known = Known(jnp.array(0.0), jnp.zeros(3))
+    assert isinstance(known, ss.Measure) and not isinstance(known, ss.Mixture)
+    assert all(isinstance(measure, ss.Mixture) for measure, _ in LAWS.values())

@@ -61,6 +61,16 @@ def test_remove_by_index_by_mask_and_by_masks():
     laws.close(chi(ss.remove(data, jnp.array([-2])))[0], rows[1:], absolute=1e-15)
 
 
+def test_a_point_of_many_is_named_without_a_table_of_all():
+    """A mask of every pair, 300,000 squared, would be 90 GB."""
+    data = ss.Points(jnp.zeros((300_000, 1)) + jnp.arange(300_000)[:, None])
+    part = ss.remove(data, [-1, 5]).parts[0]
+    laws.close(part.index, [299_999, 5])
+    laws.close(part.coefficients, -np.eye(2) / 299_999, relative=1e-9)
+    moved = ss.move(data, [7], jnp.ones((1, 1))).parts[0]
+    laws.close(moved.coefficients, [[1 / 300_000]], relative=1e-9)
+
+
 def test_remove_points_of_no_weight_moves_nothing():
     data = ss.Points(jnp.asarray(laws.DATA.points), jnp.array([0.0, 1, 1, 1, 1, 1]))
     laws.close(chi(ss.remove(data, [0]))[0], np.zeros((1, 6)))

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import scoresens as ss
+from scoresens.laws.processes import by_name
 
 
 def _geometric(t):
@@ -142,6 +143,27 @@ def test_processes_are_pytrees_of_their_parameters(process):
     assert jax.tree.unflatten(structure, leaves) == process
     rate = jax.grad(lambda p: p.log_alpha(0.3) + p.variance(0.3))(process)
     assert type(rate) is type(process)
+
+
+def test_equality_is_a_plain_bool():
+    """Also of arrays, which answer with arrays."""
+    levels = np.geomspace(0.02, 40.0, 5)
+    one = ss.DiscreteVP(levels)
+    assert (one == ss.DiscreteVP(levels.copy())) is True
+    assert (one == ss.DiscreteVP(2 * levels)) is False
+    assert (one == ss.DiscreteVP(np.geomspace(0.02, 40.0, 6))) is False
+    assert (one == ss.DiscreteVP(levels, t_max=0.5)) is False
+    assert (ss.VP(t_max=0.5) == ss.VP(t_max=jnp.array(0.5))) is True
+    assert (ss.VP() == ss.SubVP()) is False
+    assert (ss.VP() != ss.VP(beta_min=0.2)) is True
+
+
+def test_every_process_is_found_by_its_name():
+    found = by_name()
+    assert {name: found[name] for name in laws.PROCESSES} == {
+        name: type(process) for name, process in laws.PROCESSES.items()
+    }
+    assert list(found)[:3] == ["VP", "SubVP", "VE"]
 
 
 def test_parameters_have_derivatives():

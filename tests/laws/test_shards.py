@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import scoresens as ss
 from scoresens import sweeps
 from scoresens.laws import shards
+from scoresens.laws.changed import change
 from scoresens.sensitivity.functionals import inner_product
 
 EVERYONES = P()
@@ -65,6 +66,28 @@ def test_sums_are_those_of_the_whole(mesh, data):
         on_devices(mesh, run, data, x, each), data.weighted_sums(0.5, x, -3.0, each), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_shard_takes_weights_and_a_bandwidth(mesh):
+    """Each device its own points' weights, that sum to 1 over all."""
+    points = jax.random.normal(jax.random.key(4), (8, *SHAPE))
+    weights, x = jnp.arange(8.0) / 28, jnp.ones(SHAPE)
+
+    def run(shard, x):
+        changed = shard.with_weights(weights[shard.first][None]).with_default_bandwidth(0.4)
+        return changed.posterior(0.5, x)
+
+    expected = ss.Points(points, weights, 0.4).posterior(0.5, x)
+    for a, b in zip(on_devices(mesh, run, ss.Points(points), x), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_divided_points_are_not_edited(mesh, data):
+    def run(shard, x):
+        return change(shard, ss.remove(data, [0]), 0.5).denoise(0.5, x[None])[0]
+
+    with pytest.raises(ValueError, match="cannot be divided over devices"):
+        on_devices(mesh, run, data, jnp.ones(SHAPE))
 
 
 @pytest.mark.parametrize(
