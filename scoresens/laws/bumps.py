@@ -45,15 +45,15 @@ def level_of(bandwidth: Scalar, tau: Scalar) -> Scalar:
 
 def shares(bandwidth: Scalar, tau: Scalar | Array) -> tuple[Array, Array]:
     """`h^2 / (h^2 + tau^2)` and `tau^2 / (h^2 + tau^2)`: of x and of y in the posterior mean."""
-    own, noise = jnp.square(bandwidth), jnp.square(tau)
-    return own / (own + noise), noise / (own + noise)
+    bump, noise = jnp.square(bandwidth), jnp.square(tau)
+    return bump / (bump + noise), noise / (bump + noise)
 
 
 def smoothed_mean(bandwidth: Scalar, tau: Scalar | Array, x: Array, mean: Array) -> Array:
     """The posterior mean of a law smoothed by h, from that of the law itself at `level_of` (6.5);
     of one bump, from its point. Linear in (x, mean)."""
-    own, noise = shares(bandwidth, tau)
-    return own * x + noise * mean
+    of_x, of_y = shares(bandwidth, tau)
+    return of_x * x + of_y * mean
 
 
 def centre_of(points: Any, dtype: Any = None) -> Float[Array, " d"]:

@@ -213,7 +213,7 @@ class Points(Mixture):
         return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):
-        log_weights, flat = _safe_log(self.normalized_weights), x.reshape(-1)
+        log_weights, flat = safe_log(self.normalized_weights), x.reshape(-1)
 
         def add(softmax, block, bumps):
             logits = bumps.log_kernels(tau, flat) + block.columns(log_weights, seen=-jnp.inf)
@@ -302,7 +302,7 @@ class GaussianMixture(Mixture):
 
     def posterior(self, tau, x):
         log_kernels, means = self._components(tau, x)
-        logits = log_kernels + _safe_log(self.normalized_weights)
+        logits = log_kernels + safe_log(self.normalized_weights)
         mean = contracted("j,j...->...", jax.nn.softmax(logits), means)
         return Posterior(jax.nn.logsumexp(logits), mean)
 
@@ -380,6 +380,6 @@ def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:
     return jnp.where(jnp.asarray(own) > 0, own, default)
 
 
-def _safe_log(weights):
+def safe_log(weights: Array) -> Array:
     """log w with -inf at 0 and a gradient that is 0 there."""
     return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -jnp.inf)

@@ -1,10 +1,10 @@
 r"""Tables of states against data points, as matrix products in blocks.
 
 A data set enters a path's derivative through the noised kernels of its points (`laws.bumps`) at the
-states (x_r, tau_r) that the path has been at, and a point's D_k is linear in the point: with the
-shares of `bumps`, own = h^2 / (h^2 + tau^2) and noise = tau^2 / (h^2 + tau^2), measured from c,
+states (x_r, tau_r) that the path has been at, and D_k is linear in the point y_k. Measured from the
+points' centre, what a lever does along D_k is linear in the **features** f_k = (y_k, 1),
 
-    omega_r.(D_k - D_r)  =  (noise omega_r, omega_r.(own x_r - D_r)) . (y_k, 1)
+    omega_r.(D_k - D_r) = b_r.f_k     b = (tau^2 omega, omega.(h^2 x - v D_r)) / v,  v = tau^2 + h^2
 
 so that all there is to compute is products of matrices, R states by N points:
 
@@ -35,7 +35,7 @@ from scoresens.laws.bumps import (
     shares,
     smoothed_mean,
 )
-from scoresens.laws.measures import Measure, Points, Posterior
+from scoresens.laws.measures import Measure, Points, Posterior, safe_log
 from scoresens.laws.shards import combined, ranked, summed
 
 ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
@@ -131,10 +131,10 @@ def _posterior_done(bandwidth, centre, states, found):
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _influences_begun(plan, bandwidth, centre, states, levers):
-    own, noise = shares(bandwidth, states.tau[:, None, None])
-    apart = own * (states.x - centre) - (levers.denoised - centre)
+    of_x, of_y = shares(bandwidth, states.tau[:, None, None])
+    apart = of_x * (states.x - centre) - (levers.denoised - centre)
     offset = contracted("smpd,smd->smp", levers.omega, apart)
-    rows = jnp.concatenate([noise[..., None] * levers.omega, offset[..., None]], -1)
+    rows = jnp.concatenate([of_y[..., None] * levers.omega, offset[..., None]], -1)
     return _chunked(plan, (states, levers.nats, rows))
 
 
@@ -165,8 +165,7 @@ class _Block(NamedTuple):
 
 
 def _add_posterior(plan, given, carry, block):
-    some = block.fresh & (block.weights > 0)
-    log_weights = jnp.where(some, jnp.log(jnp.where(some, block.weights, 1)), -jnp.inf)
+    log_weights = safe_log(jnp.where(block.fresh, block.weights, 0))
 
     def add(given):
         states, softmax = given
@@ -231,9 +230,10 @@ def _fold(add, plan, points, centre, given, carry):
     for first in range(0, len(points), size):
         start = min(first, len(points) - size)
         rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
-        own = jnp.asarray(weights[start : start + size], centre.dtype)
+        part = jnp.asarray(weights[start : start + size], centre.dtype)
         jax.block_until_ready(carry)  # read while the last block is added, never further ahead
-        carry = _add_one(add, plan, points.bandwidth, centre, given, carry, rows, own, start, first)
+        block = (rows, part, start, first)
+        carry = _add_one(add, plan, points.bandwidth, centre, given, carry, *block)
     return carry
 
 
