@@ -22,7 +22,8 @@ from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import SHOWN, draw_strip, table
+from scoresens.report.samples import SHOWN, draw_strip
+from scoresens.report.tables import table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.statistics.displacements import looks_like
 from scoresens.studies.finetuning import reliability

@@ -30,7 +30,8 @@ from scoresens.cli.attribute import (
 )
 from scoresens.datasets.images import DataSettings
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import Rows, draw_demo, draw_strip, table
+from scoresens.report.samples import draw_demo, draw_strip
+from scoresens.report.tables import Rows, table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.displacements import Batch, cosines, looks_like, norms, spread

@@ -19,7 +19,8 @@ from scoresens.cli._common import (
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import draw_sensitivity, table
+from scoresens.report.samples import draw_sensitivity
+from scoresens.report.tables import table
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.displacements import norms
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from scoresens.report._plots import OKABE_ITO, Curves
 from scoresens.report.page import Column, draw_sheet
-from scoresens.report.plots import OKABE_ITO, Curves
 from scoresens.statistics.displacements import Batch, Named, ordinal
 
 HELPFUL, HARMFUL = OKABE_ITO[0], OKABE_ITO[1]  # blue and vermilion

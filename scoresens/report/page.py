@@ -20,7 +20,7 @@ from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
-from scoresens.report.plots import (
+from scoresens.report._plots import (
     BODY,
     FAINT,
     FRAME,
@@ -111,16 +111,12 @@ def draw_sheet(
     top = page.top + HEADINGS
     norms = _value_norm(values), change_norm([c.images for c in columns if c.signed])
     for column, left in zip(columns, lefts, strict=True):
-        page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
         norm, colours = (norms[1], SIGNED) if column.signed else (norms[0], GREY)
+        page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
         for row in range(rows):
             axes = page.axes(left, top + row * pitch, wide, tall)
             show(axes, column.images[row], norm, colours)
-            if column.frames:
-                _frame(axes, column.frames[row])
-            if column.notes:
-                middle, below = left + wide / 2, top + row * pitch + tall + 0.05
-                page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
+            _annotate(page, axes, column, row)
     for row, label in enumerate(labels):
         middle = top + row * pitch + tall / 2
         page.text(lefts[0] - 0.12, middle, label, ha="right", va="center", linespacing=1.35)
@@ -129,15 +125,8 @@ def draw_sheet(
     if any(column.signed for column in columns):
         draw_bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
     if curves is not None:
-        left = right + SPLIT
-        page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
-        for row in range(rows):
-            plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)
-    for place, panel in enumerate(panels):
-        height = (page.height - top - page.below - 0.1) / len(panels)
-        box = right + 0.3 + PANEL_LEFT, top + place * height, PANEL, height - PANEL_BELOW - 0.3
-        axes = page.axes(*box)
-        plot_panel(axes, panel)
+        _draw_curves(page, curves, right + SPLIT, top, pitch, tall)
+    _draw_panels(page, panels, right + 0.3 + PANEL_LEFT, top)
     return page.save(path)
 
 
@@ -244,9 +233,31 @@ def show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
         spine.set(color=FRAME, linewidth=0.6)
 
 
-def _frame(axes: Axes, colour: str) -> None:
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=0.6 if colour == FRAME else 2.0)
+def _draw_curves(
+    page: Page, curves: Curves, left: float, top: float, pitch: float, tall: float
+) -> None:
+    page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
+    for row in range(len(curves.heights)):
+        plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)
+
+
+def _draw_panels(page: Page, panels: Sequence[Scatter | Dots], left: float, top: float) -> None:
+    height = (page.height - top - page.below - 0.1) / max(len(panels), 1)
+    for place, panel in enumerate(panels):
+        box = left, top + place * height, PANEL, height - PANEL_BELOW - 0.3
+        plot_panel(page.axes(*box), panel)
+
+
+def _annotate(page: Page, axes: Axes, column: Column, row: int) -> None:
+    """The frame and the note of one picture of a column."""
+    if column.frames:
+        colour = column.frames[row]
+        for spine in axes.spines.values():
+            spine.set(color=colour, linewidth=0.6 if colour == FRAME else 2.0)
+    if column.notes:
+        box = axes.get_position()
+        middle, below = (box.x0 + box.x1) / 2 * page.width, (1 - box.y0) * page.height + 0.05
+        page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
 
 
 def _picture(sample: np.ndarray) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""What a run found, in tables and in pictures that need no code to be understood."""
+"""Samples before and after a change of the data, in pictures that need no code to be understood."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scoresens.report._plots import FRAME, OKABE_ITO, Dots, Scatter
 from scoresens.report.page import Column, draw_sheet
-from scoresens.report.plots import FRAME, OKABE_ITO, Dots, Scatter
+from scoresens.report.tables import MEASURES, NAMES, number
 from scoresens.statistics.displacements import (
     Batch,
     Images,
@@ -19,79 +20,10 @@ from scoresens.statistics.displacements import (
     ordinal,
     spread,
 )
-
-Rows = Mapping[str, Mapping[str, str]]
+from scoresens.statistics.estimates import Estimate
 
 SHOWN = 8  # rows of a picture
 NEIGHBOURS = 3
-NAMES = {
-    "counterfactual_data": "counterfactual (data)",
-    "counterfactual_model": "counterfactual (model)",
-    "counterfactual_sharp": "counterfactual (sharp)",
-    "first_order_data": "first order (data)",
-    "first_order_model": "first order (model)",
-    "first_order_sharp": "first order (sharp)",
-    "class_mean": "toward class mean",
-    "another_finetuning": "another fine-tuning",
-    "another_seed": "another seed's training",
-}
-MEASURES = {
-    "median_cosine": "median cosine",
-    "pooled_pearson": "pooled Pearson",
-    "relative_l2": "relative L2",
-    "magnitude_ratio": "magnitude ratio",
-    "magnitude_spearman": "magnitude Spearman",
-}
-
-
-# ------------------------------------------------------------------ tables
-
-
-def table(rows: Rows, corner: str = "") -> str:
-    """Rows and columns of text, aligned: names to the left, entries to the right.
-
-    >>> print(table({"a": {"norm": "1.50", "cosine": "0.9"}, "bcd": {"norm": "12.00"}}))
-          norm  cosine
-    ---  -----  ------
-    a     1.50     0.9
-    bcd  12.00
-
-    Args:
-        rows: entries by column, by row; the first row names the columns.
-        corner: what stands over the names.
-    """
-    columns = list(next(iter(rows.values())))
-    lines = [[corner, *columns]]
-    lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
-        for line in lines
-    )
-
-
-def validation_table(results: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
-    """Methods by measures, each `value [low, high]`, from `(value, low, high)`."""
-    return table(
-        {
-            method: {MEASURES.get(name, name): interval(*found) for name, found in row.items()}
-            for method, row in results.items()
-        },
-        "method",
-    )
-
-
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A number with its interval, `value [low, high]`."""
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
-
-
-# ------------------------------------------------------------------ pictures
 
 
 def draw_demo(
@@ -244,78 +176,49 @@ def draw_sensitivity(
     return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
 
 
+class Comparison(NamedTuple):
+    """Predicted beside real changes of the same M samples.
+
+    Args:
+        before: samples of the checkpoint.
+        control: after training on the unchanged data.
+        changed: after its twin on the changed data.
+        real: the change that counts as true: changed - control, or a mean of such.
+        predicted: changes by method; one is `counterfactual_data`, one `first_order_data`.
+        results: measures by method, from `scoresens.studies.compare`.
+    """
+
+    before: Batch
+    control: Batch
+    changed: Batch
+    real: Batch
+    predicted: Mapping[str, Batch]
+    results: Mapping[str, Mapping[str, Estimate]]
+
+
 def draw_validation(
-    path: Path,
-    values: Images,
-    predicted: Mapping[str, Batch],
-    before: Batch,
-    control: Batch,
-    changed: Batch,
-    real: Batch,
-    results: Mapping[str, Mapping[str, Sequence[float]]],
-    *,
-    title: str,
-    trained: str,
+    path: Path, values: Images, found: Comparison, *, title: str, trained: str
 ) -> Path:
     """Write predicted beside real changes of the same samples, and how well they agree.
 
     Args:
         path: the PNG file.
         values: images that the grey map should span.
-        predicted: displacements `[M, *shape]` by method; one is `counterfactual_data`, one
-            `first_order_data`.
-        before: `[M, *shape]` samples of the checkpoint.
-        control: `[M, *shape]`, after one fine-tuning on the unchanged data.
-        changed: `[M, *shape]`, after its twin on the changed data.
-        real: `[M, *shape]`, the change that counts as true: changed - control, or a mean of such.
-        results: `(value, low, high)` by measure, by method, from `scoresens.validation.compare`.
+        found: what there is to show.
         title: of the picture.
         trained: what was trained on the changed and on the unchanged data, for the caption.
     """
-    first, finite = predicted["first_order_data"], predicted["counterfactual_data"]
+    first, finite = (found.predicted[f"{kind}_data"] for kind in ("first_order", "counterfactual"))
+    before, real = found.before, found.real
     rows = spread(norms(real), SHOWN)
     columns = [
         Column("before", before[rows]),
         Column("predicted\nafter", before[rows] + finite[rows]),
-        Column("control", control[rows], split=True),
-        Column("really\nafter", changed[rows]),
+        Column("control", found.control[rows], split=True),
+        Column("really\nafter", found.changed[rows]),
         Column("first-order\nchange", first[rows], True, _sizes(first[rows]), True),
         Column("predicted\nchange", finite[rows], True, _sizes(finite[rows])),
         Column("real\nchange", real[rows], True, _sizes(real[rows])),
-    ]
-    names = {method: NAMES.get(method, method.replace("_", " ")) for method in results}
-    short = {name: words.removesuffix(" (data)") for name, words in names.items()}
-    sizes = {
-        f"{short[method]}, ρ = {_number(results[method]['magnitude_spearman'][0])}": (
-            norms(real),
-            norms(predicted[method]),
-        )
-        for method in ("counterfactual_data", "first_order_data")
-    }
-    pearson = _number(results["counterfactual_data"]["pooled_pearson"][0])
-    panels = [
-        Dots(
-            "Agreement with the real change",
-            "1 is perfect; 95 % bootstrap intervals",
-            {
-                MEASURES[measure]: [row[measure] for row in results.values()]
-                for measure in ("median_cosine", "pooled_pearson", "magnitude_spearman")
-            },
-            list(names.values()),
-        ),
-        Scatter(
-            "How far each sample moves (ρ: Spearman)",
-            "real norm",
-            "predicted norm",
-            sizes,
-            logarithmic=True,
-        ),
-        Scatter(
-            "Every entry of every change (r: Pearson)",
-            "real change",
-            "predicted change",
-            {f"{short['counterfactual_data']}, r = {pearson}": (real, finite)},
-        ),
     ]
     caption = (
         "Each row is one draw of noise. Predicted, by the counterfactual, without training: before "
@@ -332,8 +235,46 @@ def draw_validation(
         title=title,
         caption=caption,
         values=values,
-        panels=panels,
+        panels=_agreement(found),
     )
+
+
+def _agreement(found: Comparison) -> list[Dots | Scatter]:
+    """How well predicted changes agree with the real ones: measures, norms, entries."""
+    real, predicted, results = found.real, found.predicted, found.results
+    names = {method: NAMES.get(method, method.replace("_", " ")) for method in results}
+    short = {name: words.removesuffix(" (data)") for name, words in names.items()}
+    sizes = {
+        f"{short[method]}, ρ = {number(results[method]['magnitude_spearman'].value)}": (
+            norms(real),
+            norms(predicted[method]),
+        )
+        for method in ("counterfactual_data", "first_order_data")
+    }
+    pearson = number(results["counterfactual_data"]["pooled_pearson"].value)
+    entries = (real, predicted["counterfactual_data"])
+    measures = ("median_cosine", "pooled_pearson", "magnitude_spearman")
+    return [
+        Dots(
+            "Agreement with the real change",
+            "1 is perfect; 95 % bootstrap intervals",
+            {MEASURES[name]: [row[name] for row in results.values()] for name in measures},
+            list(names.values()),
+        ),
+        Scatter(
+            "How far each sample moves (ρ: Spearman)",
+            "real norm",
+            "predicted norm",
+            sizes,
+            logarithmic=True,
+        ),
+        Scatter(
+            "Every entry of every change (r: Pearson)",
+            "real change",
+            "predicted change",
+            {f"{short['counterfactual_data']}, r = {pearson}": entries},
+        ),
+    ]
 
 
 def _became(labels: Sequence[str], before: Batch, after: Batch, data: Named) -> list[str]:

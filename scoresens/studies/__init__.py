@@ -11,14 +11,14 @@ from scoresens.studies.finetuning import (
     reliability,
 )
 from scoresens.studies.halves import HalvesSettings
-from scoresens.studies.retraining import Answers, Questions, Trial
+from scoresens.studies.retraining import Outputs, Queries, Trial
 
 __all__ = [
-    "Answers",
     "Change",
     "ChangeSettings",
     "HalvesSettings",
-    "Questions",
+    "Outputs",
+    "Queries",
     "Trial",
     "calibration",
     "compare",

@@ -1,24 +1,22 @@
-"""Tables line up; pictures show the samples they say, and no text meets another; whole files."""
+"""Pictures show the samples they say, and no text meets another; files are whole."""
 
-import math
 import struct
 
 import matplotlib
 import numpy as np
 import pytest
 
+from scoresens.report._plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.influence import Influence, draw_influence, median_levels
 from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
-from scoresens.report.plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.samples import (
+    Comparison,
     draw_demo,
     draw_sensitivity,
     draw_strip,
     draw_validation,
-    table,
-    validation_table,
 )
-from scoresens.statistics.displacements import Named, cosines, looks_like, nearest, spread
+from scoresens.statistics.displacements import Named, nearest, norms, spread
 from scoresens.studies.finetuning import compare
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,63 +40,7 @@ def draws(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-# ------------------------------------------------------------------ tables
-
-
-def test_entries_stand_under_their_column():
-    text = table({"a": {"one": "1", "two": "2.50"}, "longer": {"one": "10.0"}}, "name")
-    assert text.splitlines() == [
-        "name     one   two",
-        "------  ----  ----",
-        "a          1  2.50",
-        "longer  10.0",
-    ]
-
-
-def test_numbers_are_shown_with_their_intervals():
-    found = {"counterfactual_data": {"median_cosine": (0.9512, 0.9, 0.981)}}
-    assert "0.95 [0.90, 0.98]" in validation_table(found)
-
-
-@pytest.mark.parametrize("missing", [None, math.nan])
-def test_a_number_that_does_not_exist_is_a_dash(missing):
-    found = {"class_mean": {"magnitude_spearman": (missing, missing, missing)}}
-    assert validation_table(found).endswith("- [-, -]")
-
-
-# ------------------------------------------------------------------ numbers
-
-
-def test_cosine_of_no_change_is_zero():
-    a, b = draws(3, 2, 2), draws(3, 2, 2, seed=2)
-    b[1], b[2] = 0, -3 * a[2]
-    expected = np.vdot(a[0], b[0]) / np.linalg.norm(a[0]) / np.linalg.norm(b[0])
-    np.testing.assert_allclose(cosines(a, b), [expected, 0, -1], atol=1e-12)
-
-
-def test_nearest_images_by_brute_force():
-    x, images = draws(5, 3, 2), draws(9, 3, 2, seed=2)
-    distances = np.linalg.norm((x[:, None] - images).reshape(5, 9, -1), axis=-1)
-    np.testing.assert_array_equal(nearest(x, images, 4), np.argsort(distances, 1)[:, :4])
-    assert nearest(x, images[:2], 4).shape == (5, 2)
-
-
-def test_a_training_image_looks_like_its_class(data):
-    np.testing.assert_array_equal(looks_like(data.images, data), data.labels)
-
-
-def test_samples_shown_run_from_the_most_to_the_least_moved():
-    sizes = np.random.default_rng(0).permutation(128).astype(float)
-    np.testing.assert_array_equal(sizes[spread(sizes, 8)], 128 - 2.0 ** np.arange(8))
-
-
-@pytest.mark.parametrize(("drawn", "count"), [(1, 1), (5, 8), (8, 8), (9, 8), (128, 1), (48, 47)])
-def test_as_many_samples_are_shown_as_asked_for(drawn, count):
-    sizes = draws(drawn)
-    shown = spread(sizes, count)
-    assert len(set(shown)) == min(count, drawn)
-    assert shown[0] == np.argmax(sizes)
-    assert (np.diff(sizes[shown]) < 0).all()
+# ------------------------------------------------------------------ pictures
 
 
 def test_half_of_the_influence_lies_above_its_median_level():
@@ -106,9 +48,6 @@ def test_half_of_the_influence_lies_above_its_median_level():
     profile = np.array([[[1.0, 3.0, 1.0], [5.0, 2.0, 2.0]], [[0.1, 0.1, 1.0], [1.0, 1.0, 0.0]]])
     expected = np.sqrt([[10, 1000], [0.1, 1000]])
     np.testing.assert_allclose(median_levels(profile, edges), expected)
-
-
-# ------------------------------------------------------------------ pictures
 
 
 @pytest.fixture
@@ -251,6 +190,37 @@ def test_the_demo_marks_who_changes_class(data, tmp_path, sheet):
     assert by_title["first-order change"].signed and not by_title["before"].signed
 
 
+def test_predicted_and_real_changes_are_of_the_same_samples(data, tmp_path, sheet):
+    x = draws(9, 4, 4, 1)
+    predicted = {f"{kind}_data": draws(9, 4, 4, 1, seed=seed)
+                 for seed, kind in ((2, "first_order"), (3, "counterfactual"))}  # fmt: skip
+    real = predicted["counterfactual_data"] + 0.1 * x
+    results = {name: compare(found, real, resamples=9) for name, found in predicted.items()}
+    found = Comparison(x, x + 1, x + 1 + real, real, predicted, results)
+    draw_validation(tmp_path / "a.png", data.images, found, title="t", trained="a model trained")
+    rows = spread(norms(real), 8)
+    assert sheet["labels"][0] == f"sample {rows[0]}\nrank 1" and len(sheet["labels"]) == 8
+    expected = {
+        "before": x,
+        "predicted after": x + predicted["counterfactual_data"],
+        "control": x + 1,
+        "really after": x + 1 + real,
+        "first-order change": predicted["first_order_data"],
+        "predicted change": predicted["counterfactual_data"],
+        "real change": real,
+    }
+    assert sheet["titles"] == list(expected)
+    for title, images in expected.items():
+        np.testing.assert_array_equal(sheet["columns"][title].images, images[rows])
+    dots, sizes, entries = sheet["panels"]
+    assert list(dots.names) == ["first order (data)", "counterfactual (data)"]
+    pearson = [results[name]["pooled_pearson"] for name in predicted]
+    assert dots.values["pooled Pearson"] == pearson
+    assert f"counterfactual, r = {pearson[1].value:.2f}" in entries.points
+    np.testing.assert_array_equal(next(iter(sizes.points.values()))[0], norms(real))
+    assert "a model trained on the changed data" in sheet["caption"]
+
+
 def test_every_picture_is_written(data, tmp_path):
     x, change = draws(9, 4, 4, 1), draws(9, 4, 4, 1, seed=2)
     touched = data.labels == 1
@@ -296,12 +266,7 @@ def test_every_picture_is_written(data, tmp_path):
     draw_validation(
         tmp_path / "validation.png",
         data.images,
-        predicted,
-        x,
-        x,
-        x + real,
-        real,
-        results,
+        Comparison(x, x, x + real, real, predicted, results),
         title="t",
         trained="a model trained",
     )
