@@ -23,6 +23,7 @@ from scoresens.laws.processes import EDM, Process
 from scoresens.laws.scores import Score
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.models.checkpoints import read_header
+from scoresens.report.samples import Touched
 from scoresens.report.tables import NAMES
 from scoresens.statistics.displacements import Batch, Named, norms
 from scoresens.statistics.estimates import Estimate
@@ -219,6 +220,11 @@ def about_measures(results: Mapping[str, Mapping[str, Estimate]]) -> dict[str, A
         method: {measure: as_json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
+
+
+def touched_by(change: Change, setup: Setup, settings: ChangeSettings) -> Touched:
+    """The data and what a change does to them, as pictures need it."""
+    return Touched(setup.named, change.touched, VERBS.get(settings.kind, "removed"))
 
 
 def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:

@@ -182,12 +182,12 @@ def draw_attributed(
         bottom_scores=pick(found.bottom_scores),
         edges=found.edges,
         profile=pick(found.profile),
+        labels=labels,
     )
     return draw_influence(
         path,
         setup.named,
         influence,
-        labels=labels,
         images=DRAWN,
         title=title,
         says=question.says,

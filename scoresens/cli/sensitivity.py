@@ -7,12 +7,12 @@ import jax
 
 from scoresens.cli._command import Command
 from scoresens.cli._common import (
-    VERBS,
     about_change,
     black_box,
     quantiles,
     set_up_change,
     titled,
+    touched_by,
     write,
     write_arrays,
 )
@@ -53,12 +53,10 @@ def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         draw_sensitivity(
             out / "report.png",
-            setup.named,
-            change.touched,
+            touched_by(change, setup, run.change),
             x,
             moved,
             title=title,
-            verb=VERBS.get(run.change.kind, "removed"),
             log_density=density,
         )
         arrays = {"x": x, "tangent": tangent}

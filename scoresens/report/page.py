@@ -77,8 +77,7 @@ def draw_sheet(
     title: str,
     caption: str,
     values: np.ndarray,
-    panels: Sequence[Scatter | Dots] = (),
-    curves: Curves | None = None,
+    beside: Sequence[Scatter | Dots] | Curves = (),
     signed: str = "change of grey value",
 ) -> Path:
     """Write rows of pictures under column titles, beside panels, over a caption.
@@ -90,22 +89,22 @@ def draw_sheet(
         title: one line or two.
         caption: what is to be seen, in sentences.
         values: images that the grey map should span from white to black.
-        panels: plots to the right, from top to bottom.
-        curves: small plots right of the pictures, one a row.
+        beside: what stands to the right: plots from top to bottom, or small ones, one a row.
         signed: what the colours of signed columns show.
 
     Returns:
         The path of the file.
     """
-    rows = len(labels)
+    rows, small = len(labels), isinstance(beside, Curves)
+    panels = () if small else beside
     tall, wide = _cell(columns[0].images.shape[1:])
-    pitch = tall + GAP + NOTE * (curves is not None or any(column.notes for column in columns))
+    pitch = tall + GAP + NOTE * (small or any(column.notes for column in columns))
     lefts = [EDGE + LABEL]
     for column in columns[1:]:
         lefts.append(lefts[-1] + wide + (SPLIT if column.split else GAP))
     right = lefts[-1] + wide
     width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
-    width += (SPLIT + CURVE) * (curves is not None)
+    width += (SPLIT + CURVE) * small
     page = Page(width, title, caption)
     page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
     top = page.top + HEADINGS
@@ -124,9 +123,10 @@ def draw_sheet(
     draw_bar(page, lefts[0], bars, norms[0], GREY, "grey value")
     if any(column.signed for column in columns):
         draw_bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
-    if curves is not None:
-        _draw_curves(page, curves, right + SPLIT, top, pitch, tall)
-    _draw_panels(page, panels, right + 0.3 + PANEL_LEFT, top)
+    if isinstance(beside, Curves):
+        _draw_curves(page, beside, (right + SPLIT, top), pitch, tall)
+    else:
+        _draw_panels(page, beside, right + 0.3 + PANEL_LEFT, top)
     return page.save(path)
 
 
@@ -234,8 +234,9 @@ def show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
 
 
 def _draw_curves(
-    page: Page, curves: Curves, left: float, top: float, pitch: float, tall: float
+    page: Page, curves: Curves, corner: tuple[float, float], pitch: float, tall: float
 ) -> None:
+    left, top = corner
     page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
     for row in range(len(curves.heights)):
         plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)

@@ -26,10 +26,46 @@ SHOWN = 8  # rows of a picture
 NEIGHBOURS = 3
 
 
+class Touched(NamedTuple):
+    """Training data, and which images a change of theirs touches.
+
+    Args:
+        data: all images.
+        mask: `[N]`, true for those whose weight or place changes.
+        verb: what happens to them: "added", "removed", "moved".
+    """
+
+    data: Named
+    mask: np.ndarray
+    verb: str = "added"
+
+    @property
+    def images(self) -> Images:
+        """The touched ones."""
+        return self.data.images[self.mask]
+
+
+class Strip(NamedTuple):
+    """Samples before and after a change of the data at E masses.
+
+    Args:
+        before: `[M, *shape]` samples.
+        after: `[M, E, *shape]` counterfactual samples.
+        masses: `[E]`, rising.
+        sizes: `[M]`, how far each sample moves, by which it is ranked.
+        bounded: `[M, E]`, at how many steps a removal asked for more than there was.
+    """
+
+    before: Batch
+    after: Float[np.ndarray, "M E *shape"]
+    masses: Sequence[float]
+    sizes: Float[np.ndarray, "M"]
+    bounded: Int[np.ndarray, "M E"] | None = None
+
+
 def draw_demo(
     path: Path,
-    data: Named,
-    touched: np.ndarray,
+    touched: Touched,
     before: Batch,
     first_order: Batch,
     after: Batch,
@@ -43,8 +79,7 @@ def draw_demo(
 
     Args:
         path: the PNG file.
-        data: the training data.
-        touched: `[N]` mask of the images whose weight changes.
+        touched: the training data, and what changes in them.
         before: `[M, *shape]` samples.
         first_order: `[M, *shape]`, mass times the derivative.
         after: `[M, *shape]` counterfactual samples.
@@ -52,7 +87,7 @@ def draw_demo(
         title: of the picture.
         remark: a sentence or two for the caption.
     """
-    finite = after - before
+    finite, data = after - before, touched.data
     rows = spread(norms(finite), count)
     labels = _became(_labels(rows, norms(finite)), before[rows], after[rows], data)
     columns = [
@@ -60,7 +95,7 @@ def draw_demo(
         Column("first-order\nchange", first_order[rows], True, _sizes(first_order[rows]), True),
         Column("counterfactual\nchange", finite[rows], True, _sizes(finite[rows])),
         Column("counterfactual\nsample", after[rows], split=True),
-        *_neighbours(after[rows], data.images[touched], "nearest\nadded"),
+        *_neighbours(after[rows], touched.images, "nearest\nadded"),
     ]
     caption = (
         "Each row starts from one draw of noise. Before: what the model makes of it. First-order "
@@ -75,41 +110,24 @@ def draw_demo(
 
 
 def draw_strip(
-    path: Path,
-    data: Named,
-    touched: np.ndarray,
-    before: Batch,
-    after: Float[np.ndarray, "M E *shape"],
-    masses: Sequence[float],
-    *,
-    sizes: Float[np.ndarray, "M"],
-    count: int,
-    title: str,
-    verb: str,
-    bounded: Int[np.ndarray, "M E"] | None = None,
-    remark: str = "",
+    path: Path, touched: Touched, strip: Strip, *, count: int, title: str, remark: str = ""
 ) -> Path:
     """Write samples before and after a change of the data that grows from left to right.
 
     Args:
         path: the PNG file.
-        data: the training data.
-        touched: `[N]` mask of the images whose weight changes.
-        before: `[M, *shape]` samples.
-        after: `[M, E, *shape]` counterfactual samples.
-        masses: `[E]`, rising.
-        sizes: `[M]`, how far each sample moves, by which it is ranked.
+        touched: the training data, and what changes in them.
+        strip: the samples.
         count: how many of the samples to show.
         title: of the picture.
-        verb: what happens to the touched images: "added", "removed", "moved".
-        bounded: `[M, E]`, at how many steps a removal asked for more than there was.
         remark: a sentence or two for the caption.
     """
+    data, sizes, verb = touched.data, strip.sizes, touched.verb
     rows = spread(sizes, count)
-    shown, start, end = after[rows], before[rows], after[rows, -1]
-    steps = np.zeros(shown.shape[:2], int) if bounded is None else bounded[rows]
+    shown, start, end = strip.after[rows], strip.before[rows], strip.after[rows, -1]
+    steps = np.zeros(shown.shape[:2], int) if strip.bounded is None else strip.bounded[rows]
     columns = [Column("before", start)]
-    for place, mass in enumerate(masses):
+    for place, mass in enumerate(strip.masses):
         x = shown[:, place]
         marks = [" *" * bool(count) for count in steps[:, place]]
         notes = list(map("".join, zip(_sizes(x - start), marks, strict=True)))
@@ -117,14 +135,14 @@ def draw_strip(
         frames = [OKABE_ITO[1] if other else FRAME for other in differs]
         columns.append(Column(f"mass\n{mass:g}", x, False, notes, not place, frames))
     near = end if verb == "added" else start
-    columns += _neighbours(near, data.images[touched], f"nearest\n{verb}")
+    columns += _neighbours(near, touched.images, f"nearest\n{verb}")
     mass = "the share that is new" if verb == "added" else "the part of the change that is made"
     caption = (
         "Each row starts from one draw of noise. Before: what the model makes of it. Then: what it "
         f"would make of the same noise, had its training data changed. Mass: {mass}. Below each "
         "sample, how far it is from before (Euclidean norm, grey values). Orange: it has come to "
         "look like another class, that of its nearest training image.\n"
-        f"{_rows(rows, before)}, labelled with that class before → at the last mass. {remark}"
+        f"{_rows(rows, strip.before)}, labelled with that class before → at the last mass. {remark}"
     )
     if steps.any():
         caption += "* bounded: the removal asked for more than there is."
@@ -134,25 +152,21 @@ def draw_strip(
 
 def draw_sensitivity(
     path: Path,
-    data: Named,
-    touched: np.ndarray,
+    touched: Touched,
     x: Batch,
     change: Batch,
     *,
     title: str,
-    verb: str,
     log_density: Float[np.ndarray, "M"] | None = None,
 ) -> Path:
     """Write samples, their first-order change, both together, and the touched images nearest.
 
     Args:
         path: the PNG file.
-        data: the training data.
-        touched: `[N]` mask of the images whose weight changes.
+        touched: the training data, and what changes in them.
         x: `[M, *shape]` samples.
         change: `[M, *shape]`, mass times the derivative.
         title: of the picture.
-        verb: what happens to the touched images, "added" or "removed".
         log_density: `[M]` nats, if known.
     """
     rows = spread(norms(change), SHOWN)
@@ -165,15 +179,17 @@ def draw_sensitivity(
         Column("sample", x[rows]),
         Column("first-order\nchange", change[rows], True, _sizes(change[rows])),
         Column("sample\n+ change", x[rows] + change[rows]),
-        *_neighbours(x[rows], data.images[touched], f"nearest\n{verb}"),
+        *_neighbours(x[rows], touched.images, f"nearest\n{touched.verb}"),
     ]
     caption = (
         "First-order change: mass times the derivative of the sample with respect to the training "
         "data, the noise held fixed. Red: darker than before, blue: lighter; the numbers are "
-        f"Euclidean norms. Nearest {verb}: the training images whose weight changes, closest to "
-        f"the sample.\n{_rows(rows, x)}."
+        f"Euclidean norms. Nearest {touched.verb}: the training images whose weight changes, "
+        f"closest to the sample.\n{_rows(rows, x)}."
     )
-    return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
+    return draw_sheet(
+        path, columns, labels, title=title, caption=caption, values=touched.data.images
+    )
 
 
 class Comparison(NamedTuple):
@@ -235,7 +251,7 @@ def draw_validation(
         title=title,
         caption=caption,
         values=values,
-        panels=_agreement(found),
+        beside=_agreement(found),
     )
 
 

@@ -11,6 +11,8 @@ from scoresens.report.influence import Influence, draw_influence, median_levels
 from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
 from scoresens.report.samples import (
     Comparison,
+    Strip,
+    Touched,
     draw_demo,
     draw_sensitivity,
     draw_strip,
@@ -74,16 +76,10 @@ def test_a_strip_shows_each_mass_and_who_changes_class(data, tmp_path, sheet):
     sizes = np.array([0.0, 1.0, 2.0])
     draw_strip(
         tmp_path / "a.png",
-        data,
-        data.labels == 1,
-        before,
-        after,
-        (0.1, 1.0),
-        sizes=sizes,
+        Touched(data, data.labels == 1, "removed"),
+        Strip(before, after, (0.1, 1.0), sizes, bounded),
         count=3,
         title="t",
-        verb="removed",
-        bounded=bounded,
     )
     assert sheet["labels"] == [
         "sample 2\nrank 1\neven → odd",
@@ -108,16 +104,10 @@ def test_a_strip_of_no_images_has_no_neighbours(data, tmp_path, sheet, bounded):
     nobody, x = np.zeros(20, bool), data.images[:1]
     draw_strip(
         tmp_path / "a.png",
-        data,
-        nobody,
-        x,
-        x[:, None],
-        (0.5,),
-        sizes=np.ones(1),
+        Touched(data, nobody, "removed"),
+        Strip(x, x[:, None], (0.5,), np.ones(1), bounded),
         count=8,
         title="t",
-        verb="removed",
-        bounded=bounded,
     )
     assert sheet["titles"] == ["before", "mass 0.5"]
     assert "bounded" not in sheet["caption"]
@@ -137,17 +127,17 @@ def influence(data, rows=2, ranks=5, steps=4):
         scores[:, ::-1][:, :ranks],
         np.geomspace(80, 0.002, steps + 1),
         rng.uniform(size=(rows, steps)),
+        [f"row {row}" for row in range(rows)],
     )
 
 
 def test_helpful_and_harmful_images_are_drawn_with_their_scores(data, tmp_path, sheet):
     found = influence(data)
-    draw_influence(
-        tmp_path / "a.png", data, found, labels=["a", "b"], images=3, title="t", says="Measured."
-    )
+    draw_influence(tmp_path / "a.png", data, found, images=3, title="t", says="Measured.")
     assert sheet["titles"] == [
         "sample", "what is measured", "most helpful", "2nd", "3rd", "most harmful", "2nd", "3rd"
     ]  # fmt: skip
+    assert sheet["labels"] == ["row 0", "row 1"]
     assert list(sheet["columns"]["sample"].notes) == ["5.12", "−12.5"]
     helpful, harmful = (sheet["columns"][f"most {kind}"] for kind in ("helpful", "harmful"))
     np.testing.assert_array_equal(helpful.images, data.images[found.top[:, 0]])
@@ -158,7 +148,7 @@ def test_helpful_and_harmful_images_are_drawn_with_their_scores(data, tmp_path, 
     gradient = sheet["columns"]["what is measured"]
     assert gradient.signed and np.abs(gradient.images).max() == pytest.approx(1)
     assert sheet["caption"].startswith("Measured.")
-    curves = sheet["curves"]
+    curves = sheet["beside"]
     assert (np.diff(curves.edges) > 0).all()  # fine detail to the left
     density = found.profile / np.log(80 / 0.002) * 4
     np.testing.assert_allclose(curves.heights, density[:, ::-1])
@@ -170,8 +160,7 @@ def test_the_demo_marks_who_changes_class(data, tmp_path, sheet):
     touched = data.labels == 1
     draw_demo(
         tmp_path / "a.png",
-        data,
-        touched,
+        Touched(data, touched),
         before,
         np.zeros_like(before),
         after,
@@ -212,7 +201,7 @@ def test_predicted_and_real_changes_are_of_the_same_samples(data, tmp_path, shee
     assert sheet["titles"] == list(expected)
     for title, images in expected.items():
         np.testing.assert_array_equal(sheet["columns"][title].images, images[rows])
-    dots, sizes, entries = sheet["panels"]
+    dots, sizes, entries = sheet["beside"]
     assert list(dots.names) == ["first order (data)", "counterfactual (data)"]
     pearson = [results[name]["pooled_pearson"] for name in predicted]
     assert dots.values["pooled Pearson"] == pearson
@@ -223,27 +212,19 @@ def test_predicted_and_real_changes_are_of_the_same_samples(data, tmp_path, shee
 
 def test_every_picture_is_written(data, tmp_path):
     x, change = draws(9, 4, 4, 1), draws(9, 4, 4, 1, seed=2)
-    touched = data.labels == 1
-    draw_demo(
-        tmp_path / "demo.png", data, touched, x, change, x + change, count=3, title="t", remark="r"
-    )
+    touched = Touched(data, data.labels == 1)
+    draw_demo(tmp_path / "demo.png", touched, x, change, x + change, count=3, title="t", remark="r")
     draw_strip(
         tmp_path / "strip.png",
-        data,
         touched,
-        x,
-        x[:, None] + draws(9, 3, 4, 4, 1),
-        (0.1, 0.2, 1.0),
-        sizes=draws(9),
+        Strip(x, x[:, None] + draws(9, 3, 4, 4, 1), (0.1, 0.2, 1.0), draws(9)),
         count=2,
         title="t",
-        verb="added",
     )
     draw_influence(
         tmp_path / "influence.png",
         data,
         influence(data),
-        labels=["a", "b"],
         images=4,
         title="t",
         says="s",
@@ -251,12 +232,10 @@ def test_every_picture_is_written(data, tmp_path):
     density = draws(9)
     draw_sensitivity(
         tmp_path / "sensitivity.png",
-        data,
         touched,
         x,
         change,
         title="t",
-        verb="added",
         log_density=density,
     )
     predicted = {name: change * scale for name, scale in (("first_order_data", 2), ("other", 3))}
@@ -313,7 +292,7 @@ def test_no_text_leaves_the_page_or_meets_another(data, tmp_path, monkeypatch):
     lines = {name: [(0.5, 0.1, 0.9)] * 3 for name in ("median cosine", "pooled Pearson")}
     points = {"counterfactual, ρ = 0.93": (draws(5) ** 2, draws(5) ** 2)}
     panels = [Dots("Agreement", "x", lines, names), Scatter("Norms", "x", "y", points, True)]
-    for columns_, beside in ((columns, {"panels": panels}), (2 * columns, {"curves": levels})):
+    for columns_, beside in ((columns, {"beside": panels}), (2 * columns, {"beside": levels})):
         draw_sheet(
             tmp_path / "a.png",
             columns_,
