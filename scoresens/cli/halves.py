@@ -25,9 +25,7 @@ from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
 from scoresens.studies.retraining import (
-    OUTPUTS,
     PROCESS,
-    Outputs,
     Queries,
     Retraining,
     baselines,
@@ -76,10 +74,9 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
         of_study(out, run, STUDY)
     with stages("base", f"{run.halves.seeds} models of all images", bars=True):
         study = _study(out, run, dataset)
-    trials = lds.plan(study.halves, run.halves.seeds)
-    with stages("train", f"{len(trials)} trainings", bars=True):
-        found = study.retraining.outputs(trials, study.models, study.queries)
-    truth = lds.truth(found, len(study.halves), run.halves.seeds)
+    trainings = run.halves.seeds * (len(study.halves) + 1)
+    with stages("train", f"{trainings} trainings", bars=True):
+        truth = _truth(run, study)
     with stages("predict", "predictions of each method", bars=True):
         predicted = _predictions(out, run, study, truth, solve)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
@@ -115,18 +112,16 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset) -> Study:
     return Study(images, halves, Queries(noise, points, levels, query_key), models, retraining)
 
 
-def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
-    """A study whose models are all trained, from its folder.
+def _truth(run: HalvesRun, study: Study) -> lds.Truth:
+    trials = lds.plan(study.halves, run.halves.seeds)
+    found = study.retraining.outputs(trials, study.models, study.queries)
+    return lds.truth(found, len(study.halves), run.halves.seeds)
 
-    Raises:
-        FileNotFoundError: outputs that are missing.
-    """
-    study, store = _study(out, run, prepare(run.data)), Store(out / "models", OUTPUTS)
-    found = {name: store.find(name) for name in lds.plan(study.halves, run.halves.seeds)}
-    outputs = {name: Outputs(**one) for name, one in found.items() if one is not None}
-    if missing := len(found) - len(outputs):
-        raise FileNotFoundError(f"{out} lacks {missing} models: run scoresens validate first")
-    return study, lds.truth(outputs, len(study.halves), run.halves.seeds)
+
+def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
+    """A study and its truth, from a folder that holds them; what it lacks is trained."""
+    study = _study(out, run, prepare(run.data))
+    return study, _truth(run, study)
 
 
 # ------------------------------------------------------------------ predictions

@@ -267,9 +267,13 @@ def draw_levels(
         f"Root mean squares over {count} noised images a level, the same images and noise at each; "
         f"bands: 95 % intervals.{probes}",
     )
-    _over_levels(first, levels, "relative_residual", "", 0)
-    _over_levels(second, levels, "antisymmetric_share", "of the score", 0)
-    _over_levels(second, levels, "denoiser_antisymmetric_share", "of the denoiser", 1)
+    for axes, name, label, place in (
+        (first, "relative_residual", "", 0),
+        (second, "antisymmetric_share", "of the score", 0),
+        (second, "denoiser_antisymmetric_share", "of the denoiser", 1),
+    ):
+        estimates = np.array([row[name] for row in levels.values()])
+        _curve(axes, np.array([*levels]), estimates, OKABE_ITO[place], label, MARKERS[place])
     first.axhline(1, color=FAINT, linewidth=0.8, linestyle=DASH)
     for axes, heading, y_label in (
         (first, "Residual of the score's equation", "residual / rate of change"),
@@ -307,14 +311,19 @@ def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
 def _over_time(axes: Axes, network: Studied, colour: str) -> tuple[float, float]:
     """Fill in the residual's profile of one network; the least and the greatest mean."""
     profile = network.row["residual_by_time"]
-    edges, (mean, low, high) = np.array(profile["edges"]), np.array(profile["mean"]).T
-    middle = np.sqrt(edges[:-1] * edges[1:])
-    axes.fill_between(
-        middle, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0
-    )
-    axes.plot(middle, mean, color=colour, linewidth=1.4, label=network.label)
+    edges, means = np.array(profile["edges"]), np.array(profile["mean"])
+    _curve(axes, np.sqrt(edges[:-1] * edges[1:]), means, colour, network.label)
     axes.set(xscale="log", yscale="log", xlim=(edges[0], edges[-1]))
-    return float(mean.min()), float(mean.max())
+    return float(means[:, 0].min()), float(means[:, 0].max())
+
+
+def _curve(
+    axes: Axes, x: np.ndarray, estimates: np.ndarray, colour: str, label: str, marker: str = ""
+) -> None:
+    """Fill in numbers `(value, low, high)` with their band."""
+    value, low, high = estimates.T
+    axes.fill_between(x, np.maximum(low, value / 20), high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, value, color=colour, label=label, marker=marker, markersize=4, linewidth=1.4)
 
 
 def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
@@ -333,14 +342,6 @@ def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
         markersize=6,
         linewidth=1.2,
     )
-
-
-def _over_levels(axes: Axes, levels: Levels, name: str, label: str, place: int) -> None:
-    value, low, high = np.array([row[name] for row in levels.values()]).T
-    at, colour = np.array(list(levels)), OKABE_ITO[place]
-    axes.fill_between(at, np.maximum(low, value / 20), high, color=colour, alpha=0.2, linewidth=0)
-    style = {"marker": MARKERS[place], "markersize": 4, "linewidth": 1.4}
-    axes.plot(at, value, color=colour, label=label, **style)
 
 
 def _read_in_full(axes: Axes) -> None:

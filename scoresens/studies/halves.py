@@ -93,20 +93,18 @@ def plan(chosen: Bool[np.ndarray, "S N"], seeds: int) -> dict[str, Trial]:
 def truth(found: Mapping[str, Outputs], subsets: int, seeds: int) -> Truth:
     """The displacements and loss changes between the outputs of a study's models."""
     bases = [found[name] for name in baselines(seeds)]
-    rows = [
-        [found[f"half-{number:03d}-{seed}"] for number in range(subsets)] for seed in range(seeds)
-    ]
-    return Truth(
-        np.stack([base.samples for base in bases]),
-        np.stack([
-            np.stack([half.samples - base.samples for half in row])
-            for row, base in zip(rows, bases, strict=True)
-        ]),
-        np.stack([
-            np.stack([half.losses - base.losses for half in row])
-            for row, base in zip(rows, bases, strict=True)
-        ]),
-    )  # fmt: skip
+
+    def changes(field):
+        return np.stack([
+            [
+                getattr(found[f"half-{number:03d}-{seed}"], field) - getattr(base, field)
+                for number in range(subsets)
+            ]
+            for seed, base in enumerate(bases)
+        ])  # fmt: skip
+
+    samples = np.stack([base.samples for base in bases])
+    return Truth(samples, changes("samples"), changes("losses"))
 
 
 # ------------------------------------------------------------------ measures
