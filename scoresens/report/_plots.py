@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class Dots(NamedTuple):
 
     title: str
     x_label: str
-    values: Mapping[str, Sequence[Sequence[float]]]  # by series; value, low, high
+    values: Mapping[str, Sequence[Any]]  # by series; value, low, high
     names: Sequence[str]  # one a line
 
 
@@ -101,9 +101,7 @@ def _dots(axes: Axes, panel: Dots) -> None:
     head(axes, panel.title)
 
 
-def draw_intervals(
-    axes: Axes, values: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str]
-) -> None:
+def draw_intervals(axes: Axes, values: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
     """Numbers with their intervals, `(value, low, high)` by series, a line a name."""
     lines, series = np.arange(len(names)), len(values)
     for place, (name, row) in enumerate(values.items()):

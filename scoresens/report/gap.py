@@ -132,7 +132,7 @@ def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
     top = page.top + 0.3
     shades = np.concatenate([rho[rho > 0] for row in densities for rho in row if rho is not None])
     norm = PowerNorm(0.5, 0, float(np.percentile(shades, 99.5)))
-    changes = [ode - sde for _, sde, ode, _ in densities]
+    changes = [_density(each.found.ode) - _density(each.found.sde) for each in studied]
     signed_norm = change_norm([change[change != 0] for change in changes])
     for left, words in zip(lefts, titles, strict=True):
         page.text(left + DENSITY / 2, top - 0.08, words, ha="center", va="bottom")

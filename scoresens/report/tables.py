@@ -2,8 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scoresens.statistics.estimates import Estimate
 
 Rows = Mapping[str, Mapping[str, str]]
+Interval = Estimate | Sequence[float | None]  # value, low, high
 
 NAMES = {
     "counterfactual_data": "counterfactual (data)",
@@ -49,7 +53,7 @@ def table(rows: Rows, corner: str = "") -> str:
     )
 
 
-def validation_table(results: Mapping[str, Mapping[str, Sequence[float | None]]]) -> str:
+def validation_table(results: Mapping[str, Mapping[str, Interval]]) -> str:
     """Methods by measures, each `value [low, high]`, from estimates."""
     return table(
         {
@@ -60,13 +64,13 @@ def validation_table(results: Mapping[str, Mapping[str, Sequence[float | None]]]
     )
 
 
-def cell(estimate: Sequence[float | None], form: str = ".2f") -> str:
+def cell(estimate: Interval, form: str = ".2f") -> str:
     """A number with its interval, `value [low, high]`."""
     value, low, high = (number(part, form) for part in estimate)
     return f"{value} [{low}, {high}]"
 
 
-def number(value: float | None, form: str = ".2f") -> str:
+def number(value: Any, form: str = ".2f") -> str:
     """A number; a dash where there is none, a power of ten where it would not fit a column."""
     if value is None or not math.isfinite(value):
         return "-"

@@ -187,12 +187,11 @@ def wasserstein_interval(
     a, b = _counts("a", a), _counts("b", b)
     value = wasserstein_of_histograms(a, b, grid)
     rng = np.random.default_rng(seed)
-    redrawn = [
-        wasserstein_of_histograms(
-            *(_draw(counts / counts.sum(), int(counts.sum()), rng) for counts in (a, b)), grid
-        )
-        for _ in range(resamples)
-    ]
+    totals = int(a.sum()), int(b.sum())
+    redrawn = []
+    for _ in range(resamples):
+        one, other = (_draw(c / n, n, rng) for c, n in zip((a, b), totals, strict=True))
+        redrawn.append(wasserstein_of_histograms(one, other, grid))
     found = around(value, float(np.std(redrawn, ddof=1)))
     return found._replace(low=max(found.low, 0.0))
 

@@ -41,8 +41,8 @@ def transport_map(
     """
     shape = np.shape(x)
     x, y = _pair(x, y)
-    weights = [np.full(len(side), 1 / len(side)) for side in (x, y)]
-    plan, _ = _pot.exact_transport(*weights, _costs(x, y), "take fewer samples")
+    a, b = (np.full(len(side), 1 / len(side)) for side in (x, y))
+    plan, _ = _pot.exact_transport(a, b, _costs(x, y), "take fewer samples")
     return (plan @ y * len(x)).reshape(shape)
 
 

@@ -121,9 +121,9 @@ def arrays(*fields: str, of: str | None = None) -> Form[dict[str, np.ndarray]]:
             return {name: kept[name] for name in fields}
 
     def write(file: Path, result: dict[str, np.ndarray]) -> None:
-        whose = {} if of is None else {"asked": np.array(of)}
+        everything: dict[str, Any] = result | ({} if of is None else {"asked": np.array(of)})
         with replacing(file) as beside, beside.open("wb") as stream:
-            np.savez_compressed(stream, **result, **whose)
+            np.savez_compressed(stream, **everything)
 
     return Form(".npz", read, write)
 
