@@ -1,4 +1,4 @@
-r"""Ideas to foretell training on halves better, each judged on halves that it was not chosen on.
+r"""Ideas to predict training on halves better, each judged on halves that it was not chosen on.
 
     python benchmarks/ideas.py STUDY
 
@@ -33,7 +33,8 @@ import scoresens as ss
 from scoresens.cli._config import read as settings
 from scoresens.cli.halves import HalvesRun, stored
 from scoresens.laws.measures import default_bandwidth
-from scoresens.studies.halves import Judge, components
+from scoresens.statistics import principal_components
+from scoresens.studies.halves import Judge
 from scoresens.studies.retraining import PROCESS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits-halves.toml"
@@ -93,7 +94,8 @@ def judged(folder: Path, name: str) -> dict:
     """Every setting of an idea on the halves for choosing, the best one on the others."""
     run = settings(CONFIG, HalvesRun)
     study, truth = stored(folder, run)
-    scale, axes = default_bandwidth(study.images), components(study.images, run.halves.components)
+    scale = default_bandwidth(study.images)
+    axes = principal_components(study.images, run.halves.components)
     report, choose = slice(run.halves.subsets), slice(run.halves.subsets, None)
     true = truth.displacements.reshape(*truth.displacements.shape[:3], -1)
     idea, tried = IDEAS[name]
@@ -146,7 +148,7 @@ def _samples(idea, shape):
         return jax.lax.map(one, weights)
 
     return lambda model, points, weights, study, own: run(
-        model, points, weights, study.questions.noise, own
+        model, points, weights, study.queries.noise, own
     )
 
 

@@ -1,9 +1,10 @@
-"""Files that are written whole, or not at all."""
+"""Files that are written whole, or not at all, and folders that belong to one study."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,3 +23,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def refuse_another(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses a folder that is kept for another study, naming the settings that differ."""
+    differing = [name for name in {**asked, **kept} if kept.get(name) != asked.get(name)]
+    if differing:
+        raise ValueError(
+            f"{folder} holds a study with other settings of {', '.join(differing)}: choose another "
+            "--out, or remove that folder"
+        )

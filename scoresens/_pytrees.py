@@ -1,4 +1,4 @@
-"""Nouns as pytrees.
+"""Nouns as pytrees, and the fingerprint of one.
 
 `jax.tree_util.register_dataclass` rebuilds a noun through its constructor, whose checks then meet
 the placeholders (`None`, `True`, `object()`) that tree transformations pass for leaves. Here a noun
@@ -9,12 +9,21 @@ A dataclass compares its fields, and arrays answer with arrays. Here two nouns a
 """
 
 import dataclasses
+import hashlib
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 Noun = TypeVar("Noun")
+
+
+def fingerprint(tree: Any) -> str:
+    """A digest of all the numbers of a pytree, bit for bit."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def register_dataclass(cls: type[Noun]) -> type[Noun]:

@@ -1,12 +1,12 @@
-r"""What every rival is asked: a study's model, its images, and the losses to be explained.
+r"""What every rival starts from: a study's model, its images, and the losses to be explained.
 
 The loss at a query i and the loss at a training point k are one function of the parameters,
 
     L(x) = sum_j w_j |D(x + tau_j n_j, tau_j) - x|^2,    w_j = lambda(tau_j) / (d K),
 
 over K noise levels tau_j with the weight lambda of training. A query has the levels and the noise
-n_ij that the study's models were asked with (`scoresens.retraining.ask`); a training point has
-levels of the same kind and noise of its own, kj from fold_in(fold_in(key(seed + 2), k), j).
+n_ij that the study's models were evaluated with (`scoresens.studies.retraining.evaluate`); a
+training point has levels of the same kind, and noise kj from fold_in(fold_in(key(seed + 2), k), j).
 """
 
 import functools

@@ -23,10 +23,12 @@ from scoresens.laws.processes import EDM, Process
 from scoresens.laws.scores import Score
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.models.checkpoints import read_header
-from scoresens.report.samples import NAMES
+from scoresens.report.samples import Touched
+from scoresens.report.tables import NAMES
 from scoresens.statistics.displacements import Batch, Named, norms
+from scoresens.statistics.estimates import Estimate
 from scoresens.studies.changes import Change, ChangeSettings, make_change
-from scoresens.studies.finetuning import Interval, compare
+from scoresens.studies.finetuning import compare
 
 PROCESS = EDM()  # denoisers are of the canonical frame
 GRID = 64  # samples shown at most
@@ -191,7 +193,7 @@ def about_change(setup: Setup, change: Change, settings: ChangeSettings) -> dict
 
 def agreement(
     predicted: Mapping[str, Batch], real: Batch, run: ComparisonRun
-) -> dict[str, dict[str, Interval]]:
+) -> dict[str, dict[str, Estimate]]:
     """Every measure of every method, in the order of their names."""
     return {
         method: compare(predicted[method], real, resamples=run.resamples, seed=run.seed)
@@ -203,7 +205,7 @@ def about_agreement(
     setup: Setup,
     change: Change,
     run: ComparisonRun,
-    results: Mapping[str, Mapping[str, Interval]],
+    results: Mapping[str, Mapping[str, Estimate]],
     moves: Mapping[str, Batch],
 ) -> dict[str, Any]:
     """What a comparison of changes, predicted and real, records: measures, mean sizes of moves."""
@@ -212,12 +214,17 @@ def about_agreement(
     return record | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
 
 
-def about_measures(results: Mapping[str, Mapping[str, Interval]]) -> dict[str, Any]:
+def about_measures(results: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
     """Every measure of every method, to write down."""
     return {
         method: {measure: as_json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
+
+
+def touched_by(change: Change, setup: Setup, settings: ChangeSettings) -> Touched:
+    """The data and what a change does to them, as pictures need it."""
+    return Touched(setup.named, change.touched, VERBS.get(settings.kind, "removed"))
 
 
 def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:

@@ -19,6 +19,7 @@ from scoresens.laws.measures import Points
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 from scoresens.sensitivity.functionals import components, log_density, pixel
+from scoresens.statistics.components import principal_components
 
 OWN = -1  # the class that each sample is of
 RAISING = "raising", "lowering"  # of a number that is neither good nor bad
@@ -148,13 +149,12 @@ def _make_pixel(settings, dataset):
 
 
 def _make_components(settings, dataset):
-    flat = dataset.images.reshape(len(dataset.images), -1)
-    mean, count = flat.mean(0), settings.components
-    if count > min(flat.shape):
-        raise ValueError(f"the data have {min(flat.shape)} components, not {count}")
-    _, _, basis = np.linalg.svd(np.linalg.qr(flat - mean, mode="r"), full_matrices=False)
-    shape = dataset.images.shape[1:]
-    functional = components(jnp.asarray(basis[:count].reshape(-1, *shape)), mean.reshape(shape))
+    images, count = dataset.images, settings.components
+    basis = principal_components(images, count)
+    if count > len(basis):
+        raise ValueError(f"the data have {len(basis)} components, not {count}")
+    directions = jnp.asarray(basis.reshape(-1, *images.shape[1:]), images.dtype)
+    functional = components(directions, images.mean(0))
     names = tuple(f"component {i + 1}" for i in range(count))
     says = "Measured: the sample along each principal component of the data, from their mean."
     name = f"{count} principal components of a sample"

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tqdm import tqdm
+
 from scoresens.cli._config import ConfigError
 
 WIDTH = 62  # columns before the seconds
@@ -40,6 +42,11 @@ class Stages:
 def tell(words: str, end: str = "\n") -> None:
     """Write to standard error, at once."""
     print(words, end=end, file=sys.stderr, flush=True)
+
+
+def shown(names: list[str]) -> Iterator[str]:
+    """The names of models, with a progress bar."""
+    yield from tqdm(names, desc="models", unit="model")
 
 
 @contextmanager

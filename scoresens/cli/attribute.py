@@ -16,7 +16,8 @@ from scoresens.cli._settings import Base, PathSettings, Sampler, at_least, route
 from scoresens.flow.solve import Solve
 from scoresens.flow.starts import lowest_level
 from scoresens.report.influence import PART, Influence, draw_influence, median_levels
-from scoresens.report.samples import SHOWN, table
+from scoresens.report.samples import SHOWN
+from scoresens.report.tables import table
 from scoresens.sensitivity.attribution import attribute
 from scoresens.statistics.displacements import looks_like
 
@@ -181,12 +182,12 @@ def draw_attributed(
         bottom_scores=pick(found.bottom_scores),
         edges=found.edges,
         profile=pick(found.profile),
+        labels=labels,
     )
     return draw_influence(
         path,
         setup.named,
         influence,
-        labels=labels,
         images=DRAWN,
         title=title,
         says=question.says,

@@ -20,7 +20,7 @@ from scoresens.importers import Foreign, Schedule
 from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
-from scoresens.report.samples import table
+from scoresens.report.tables import table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ import numpy as np
 
 from scoresens.cli._command import Command
 from scoresens.cli._common import (
-    VERBS,
     about_change,
     black_box,
     norms_by_mass,
     quantiles,
     set_up_change,
     titled,
+    touched_by,
     write,
     write_arrays,
 )
@@ -22,7 +22,8 @@ from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import SHOWN, draw_strip, table
+from scoresens.report.samples import SHOWN, Strip, draw_strip
+from scoresens.report.tables import table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.statistics.displacements import looks_like
 from scoresens.studies.finetuning import reliability
@@ -77,16 +78,10 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         draw_strip(
             out / "report.png",
-            setup.named,
-            change.touched,
-            before,
-            after,
-            masses,
-            sizes=sizes[:, -1],
+            touched_by(change, setup, run.change),
+            Strip(before, after, masses, sizes[:, -1], bounded),
             count=SHOWN,
             title=title,
-            verb=VERBS.get(run.change.kind, "removed"),
-            bounded=bounded,
         )
         write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
     result = about_change(setup, change, run.change) | {"masses": masses, "norms": sizes}

@@ -16,6 +16,7 @@ from scoresens.cli._common import (
     norms_by_mass,
     set_up,
     titled,
+    touched_by,
     words,
     write,
 )
@@ -30,7 +31,8 @@ from scoresens.cli.attribute import (
 )
 from scoresens.datasets.images import DataSettings
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import Rows, draw_demo, draw_strip, table
+from scoresens.report.samples import Strip, draw_demo, draw_strip
+from scoresens.report.tables import Rows, table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.displacements import Batch, cosines, looks_like, norms, spread
@@ -146,8 +148,7 @@ def _draw_moves(
     """Write report.png and strip.png."""
     draw_demo(
         out / "report.png",
-        setup.named,
-        change.touched,
+        touched_by(change, setup, run.change),
         moves.before,
         moves.first_order,
         moves.after,
@@ -163,16 +164,11 @@ def _draw_moves(
     sizes = norms(moves.finite)
     draw_strip(
         out / "strip.png",
-        setup.named,
-        change.touched,
-        moves.before,
-        moves.strip,
-        moves.masses,
-        sizes=sizes,
+        touched_by(change, setup, run.change),
+        Strip(moves.before, moves.strip, moves.masses, sizes),
         count=run.count,
         title=f"digits: more and more of class {run.class_name}, "
         f"{min(run.count, len(sizes))} samples",
-        verb="added",
         remark=f"Ranked at mass {run.mass:g}, as in report.png.",
     )
 

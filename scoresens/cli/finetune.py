@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Experiment
 from scoresens.cli._common import (
     about_agreement,
@@ -20,14 +21,15 @@ from scoresens.cli._common import (
     write,
     write_arrays,
 )
-from scoresens.cli._progress import Stages
+from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, at_least, trace_of
-from scoresens.cli._studies import fingerprint, same_study, shown
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import draw_validation, interval, table, validation_table
+from scoresens.report.samples import Comparison, draw_validation
+from scoresens.report.tables import cell, table, validation_table
+from scoresens.statistics.estimates import Estimate
 from scoresens.studies.finetuning import (
     Calibration,
-    Interval,
+    Finetuning,
     RealChange,
     calibration,
     compare,
@@ -35,10 +37,11 @@ from scoresens.studies.finetuning import (
     real_changes,
     reliability,
 )
+from scoresens.studies.store import of_study
 from scoresens.training.denoising import TrainSettings
 
 STUDY = ("data", "change", "finetune", "after", "count", "seed", "steps")
-Results = dict[str, dict[str, Interval]]
+Results = dict[str, dict[str, Estimate]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,40 +70,29 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     stages, solve = Stages(), Solve(steps=run.steps)
     setup, change = set_up_change(run, run.checkpoint, where, stages)
     model = trainable(setup.model, where)
-    same_study(out, run, where, STUDY, checkpoint=fingerprint(model))
+    with blaming(where):
+        of_study(out, run, STUDY, checkpoint=fingerprint(model))
     with stages("predict", f"compiling and integrating {run.count} paths by each method"):
         predicted = predict_change(
             model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run.trace)
         )
     before = predicted.pop("before")
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
-        reals = real_changes(
-            model,
-            setup.data,
-            change,
-            setup.noise,
-            out / "models",
-            key=jax.random.fold_in(jax.random.key(run.seed), 1),
-            settings=run.finetune,
-            after=run.after,
-            repeats=run.repeats,
-            solve=solve,
-            shown=shown,
+        key = jax.random.fold_in(jax.random.key(run.seed), 1)
+        finetuning = Finetuning(
+            out / "models", run.finetune, key, run.repeats, run.after, solve, shown
         )
+        reals = real_changes(model, setup.data, change, setup.noise, finetuning)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
         found = {steps: _compared(predicted, real, run) for steps, real in reals.items()}
     real, results = reals[run.finetune.steps], found[run.finetune.steps]
     title = titled(setup, change, run.change)
     with stages("pictures", "drawing"):
+        first_pair = real.control[0], real.changed[0]
         draw_validation(
             out / "report.png",
             setup.dataset.images,
-            predicted,
-            before,
-            real.control[0],
-            real.changed[0],
-            real.displacement,
-            results,
+            Comparison(before, *first_pair, real.displacement, predicted, results),
             title=f"{title}, predicted and real",
             trained="the checkpoint fine-tuned",
         )
@@ -108,14 +100,14 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
         write_arrays(out / "displacements.npz", **arrays, **predicted)
     drift = np.concatenate(real.control - before)
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
-    told = about_agreement(setup, change, run, results, moves)
+    result = about_agreement(setup, change, run, results, moves)
     finite = predicted["counterfactual_data"]
     trust = reliability(finite, change.moved, float(setup.data.bandwidth))
     worth = calibration(trust, finite, real.displacement, resamples=run.resamples, seed=run.seed)
-    told |= {"moved": change.moved, "reliability": about_calibration(worth)}
-    told |= as_json({"reach": real.reach})
-    told["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
-    write(out, told, run, stages)
+    result |= {"moved": change.moved, "reliability": about_calibration(worth)}
+    result |= as_json({"reach": real.reach})
+    result["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
+    write(out, result, run, stages)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
     if np.isfinite(real.reach):
         parts += [f"the effect that all pairs share would reach a Pearson of {real.reach:.2f}"]
@@ -150,22 +142,21 @@ def _by_reliability(worth: Calibration) -> str:
     rows = {
         f"from {low:g}": {
             "samples": str(count),
-            "cosine, median [10 %, 90 %]": f"{middle:.2f} [{bad:.2f}, {good:.2f}]",
+            "cosine, median [10 %, 90 %]": cell((middle, low_end, high_end)),
         }
-        for low, count, (bad, middle, good) in zip(
+        for low, count, (low_end, middle, high_end) in zip(
             worth.low, worth.count, worth.cosine, strict=True
         )
         if count
     }
-    value, low, high = worth.spearman
-    found = f"rank correlation with the cosine: {value:.2f} [{low:.2f}, {high:.2f}]"
+    found = f"rank correlation with the cosine: {cell(worth.spearman)}"
     return f"{table(rows, 'reliability')}\n\n{found}"
 
 
 def _by_steps(found: Mapping[int, Results]) -> str:
     rows = {
         method: {
-            f"{steps:,}": interval(*results[method]["pooled_pearson"])
+            f"{steps:,}": cell(results[method]["pooled_pearson"])
             for steps, results in found.items()
         }
         for method in next(iter(found.values()))

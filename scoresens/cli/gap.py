@@ -5,14 +5,15 @@ import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from scoresens._files import replacing
+from scoresens._files import write_text
 from scoresens.cli._command import Command, add_optional_config
 from scoresens.cli._common import write
 from scoresens.cli._config import ConfigError, read
@@ -29,6 +30,7 @@ from scoresens.models.potential import (
 )
 from scoresens.report.gap import Studied, draw_laws, draw_residuals, families, gap_table
 from scoresens.studies.gap import PROCESS, Sampled, measure, read_histograms, sampled, truth_of
+from scoresens.studies.store import Form, Store
 from scoresens.training.residual import RegularizedSettings, train_regularized
 
 Law = Literal["blob", "circles2", "checker"]
@@ -64,17 +66,25 @@ class GapRun:
             raise ValueError("train.residual_weight comes from weights: leave it out")
 
 
+class Network(NamedTuple):
+    """A trained network, and its last losses."""
+
+    potential: PotentialMLP
+    losses: dict[str, float]
+
+
 def run_gap(run: GapRun, out: Path, where: str) -> str:
     """Write how far both induced laws of each network are apart; the table of the run."""
     stages = Stages()
     if run.networks is None:
-        potentials, histograms = train_networks(run, out / "networks", stages), {}
+        trained, histograms = train_networks(run, out / "networks", stages), {}
+        potentials = {name: network.potential for name, network in trained.items()}
     else:
         with (
             stages("networks", f"reading the networks in {run.networks}"),
             blaming(f"{where}: networks"),
         ):
-            potentials, histograms = read_folder(run.networks)
+            trained, (potentials, histograms) = {}, read_folder(run.networks)
     found = {}
     for place, (name, potential) in enumerate(potentials.items(), 1):
         what = f"{name}, {place} of {len(potentials)}: {run.samples} samples of each law"
@@ -89,9 +99,8 @@ def run_gap(run: GapRun, out: Path, where: str) -> str:
             draw_laws(out / f"laws-{family}.png", family, members)
         draw_residuals(out / "residual.png", studied)
     rows = {network.name: dict(network.row) for network in studied}
-    for name, row in rows.items():
-        if run.networks is None:
-            row["training"] = _about(out / "networks" / f"{name}.json")["losses"]
+    for name, network in trained.items():
+        rows[name]["training"] = network.losses
     write(out, {"networks": rows}, run, stages)
     return f"W₂ between laws, in units of x\n\n{gap_table(studied)}"
 
@@ -113,35 +122,48 @@ def read_folder(folder: Path) -> tuple[Potentials, Mapping[str, np.ndarray]]:
     return potentials, read_histograms(folder / "histograms.npz")
 
 
-def train_networks(run: GapRun, folder: Path, stages: Stages) -> Potentials:
+def train_networks(run: GapRun, folder: Path, stages: Stages) -> dict[str, Network]:
     """A network a law and weight, trained or, where a file was written with the same settings,
     read from the folder."""
-    asked = {
+    wanted = {
         f"{law}_w{weight}": (law, replace(run.train, residual_weight=weight))
         for law in run.laws
         for weight in run.weights
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    potentials = {}
-    for place, (name, (law, settings)) in enumerate(asked.items(), 1):
-        file, what = folder / f"{name}.npz", f"{name}, {place} of {len(asked)}"
+    networks = {}
+    for place, (name, (law, settings)) in enumerate(wanted.items(), 1):
         about = {"law": law, "seed": run.seed, "train": asdict(settings)}
-        if _is_kept(file, about):
+        store, what = Store(folder, network_of(about)), f"{name}, {place} of {len(wanted)}"
+        found = store.find(name)
+        if found is not None:
             with stages(f"train {name}", f"{what}: trained before"):
-                potentials[name] = read_potential(file)
+                networks[name] = found
             continue
         with stages(f"train {name}", f"{what}: training", bars=True):
-            _train(file, law, settings, about, run.seed)
-            potentials[name] = read_potential(file)
-    return potentials
+            networks[name] = store.result(name, partial(_train, law, settings, run.seed))
+    return networks
 
 
-def _train(
-    file: Path, law: str, settings: RegularizedSettings, about: dict[str, Any], seed: int
-) -> None:
-    """Train a network, write it, and beside it what it was made from."""
-    kept = file.with_suffix(".json")
-    kept.unlink(missing_ok=True)  # from here on, until the end, the file is of no known origin
+def network_of(about: dict[str, Any]) -> Form[Network]:
+    """The form of a network that was trained with these settings: NAME.npz, and beside it NAME.json
+    with the settings and the losses."""
+
+    def read(file: Path) -> Network:
+        known = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        if {name: known.get(name) for name in about} != about:
+            raise ValueError(f"{file} was trained with other settings")
+        return Network(read_potential(file), known["losses"])
+
+    def write(file: Path, network: Network) -> None:
+        beside = file.with_suffix(".json")
+        beside.unlink(missing_ok=True)  # until the end, the file is of no known origin
+        write_potential(file, network.potential)
+        write_text(beside, json.dumps(about | {"losses": network.losses}, indent=2) + "\n")
+
+    return Form(".npz", read, write)
+
+
+def _train(law: str, settings: RegularizedSettings, seed: int) -> Network:
     trained = train_regularized(
         PotentialMLP(2, rngs=nnx.Rngs(seed)),
         PROCESS,
@@ -149,26 +171,10 @@ def _train(
         key=jax.random.fold_in(jax.random.key(seed), 1),
         settings=settings,
     )
-    write_potential(file, trained.model)
     losses = {"score_matching": float(trained.losses[-1])}
     if trained.residuals is not None:
         losses["residual"] = float(trained.residuals[-1])
-    with replacing(kept) as beside:
-        beside.write_text(json.dumps(about | {"losses": losses}, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_kept(file: Path, about: dict[str, Any]) -> bool:
-    """Whether a file holds the whole of a network that was trained with these settings."""
-    try:
-        known = _about(file.with_suffix(".json"))
-        read_potential(file)
-    except (OSError, ValueError):
-        return False
-    return {name: known.get(name) for name in about} == about
-
-
-def _about(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return Network(trained.model, losses)
 
 
 def _sampled(file: Path, name: str, potential: PotentialMLP, run: GapRun) -> Sampled:

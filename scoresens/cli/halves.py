@@ -1,5 +1,6 @@
 """`scoresens validate` with experiment = "halves": predictions against training on halves."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,22 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scoresens._files import replacing
 from scoresens.cli._command import Experiment
 from scoresens.cli._common import write
-from scoresens.cli._progress import Stages, blaming, tell
+from scoresens.cli._progress import Stages, blaming, shown, tell
 from scoresens.cli._settings import Trace, TrainedRun, at_least, check_trace, trace_of
-from scoresens.cli._studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets.images import Dataset, prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.report.halves import draw_halves, halves_table
+from scoresens.statistics.components import principal_components
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
-from scoresens.studies.retraining import PROCESS, Questions, read_answers, training_levels, whole
+from scoresens.studies.retraining import (
+    PROCESS,
+    Queries,
+    Retraining,
+    baselines,
+    training_levels,
+)
+from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
+STUDY = ("data", "model", "train", "halves", "steps")
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
 FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths tried, over the default one
 DEFAULT = "1"  # a bandwidth's factor
@@ -50,24 +58,25 @@ class Study(NamedTuple):
 
     images: np.ndarray  # [N, *shape], trained on
     halves: np.ndarray  # [S + C, N]; the last C are for choosing
-    questions: Questions
+    queries: Queries
     models: dict[str, Denoiser]  # of all images, `all-SEED`
+    retraining: Retraining
 
 
 def run_halves(run: HalvesRun, out: Path, where: str) -> str:
-    """Write how well predictions foretell training on halves of the data; the table of the run."""
+    """Write how well predictions agree with training on halves of the data; the run's table."""
     stages, solve = Stages(), Solve(steps=run.steps)
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
         if run.halves.held_out > len(dataset.images) - 4:
             raise ValueError(f"{len(dataset.images)} images leave nothing to train on")
-    same_study(out, run, where, ("data", "model", "train", "halves", "steps"))
+    with blaming(where):
+        of_study(out, run, STUDY)
     with stages("base", f"{run.halves.seeds} models of all images", bars=True):
-        study = _study(out, run, dataset, solve)
-    trials = lds.plan(study.halves, run.halves.seeds)
-    with stages("train", f"{len(trials)} trainings", bars=True):
-        found = all_answers(out, trials, study.models, study.images, study.questions, run)
-    truth = lds.truth(found, len(study.halves), run.halves.seeds)
+        study = _study(out, run, dataset)
+    trainings = run.halves.seeds * (len(study.halves) + 1)
+    with stages("train", f"{trainings} trainings", bars=True):
+        truth = _truth(run, study)
     with stages("predict", "predictions of each method", bars=True):
         predicted = _predictions(out, run, study, truth, solve)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
@@ -86,36 +95,33 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
 # ------------------------------------------------------------------ the truth
 
 
-def _study(out: Path, run: HalvesRun, dataset: Dataset, solve: Solve) -> Study:
-    """Images, halves, questions, and the models of all images, kept in files once made."""
-    asked = run.halves
-    order = np.random.default_rng(asked.seed).permutation(len(dataset.images))
-    held, kept = np.sort(order[: asked.held_out]), np.sort(order[asked.held_out :])
+def _study(out: Path, run: HalvesRun, dataset: Dataset) -> Study:
+    """Images, halves, queries, and the models of all images, which are trained if missing."""
+    settings = run.halves
+    order = np.random.default_rng(settings.seed).permutation(len(dataset.images))
+    held, kept = np.sort(order[: settings.held_out]), np.sort(order[settings.held_out :])
     images = dataset.images[kept]
-    models = kept_models(out, whole(asked.seeds), images, run)
-    noise = PROCESS.sample_prior((asked.samples, *images.shape[1:]), key=jax.random.key(asked.seed))
-    levels = jnp.asarray(training_levels(run.train, asked.levels), images.dtype)
-    key = jax.random.key(asked.seed + 1)
-    beside = {"held": held, "kept": kept}
-    drawn = generated(out / "questions.npz", models["all-0"], noise, images, solve, beside)
-    queries = jnp.concatenate([jnp.asarray(drawn), jnp.asarray(dataset.images[held])])
-    halves = lds.halves(len(images), asked.subsets + asked.choosing, asked.seed)
-    return Study(images, halves, Questions(noise, queries, levels, key), models)
+    retraining = Retraining(out, images, run.model, run.train, Solve(steps=run.steps), shown)
+    models = retraining.models(baselines(settings.seeds))
+    key, query_key = jax.random.key(settings.seed), jax.random.key(settings.seed + 1)
+    noise = PROCESS.sample_prior((settings.samples, *images.shape[1:]), key=key)
+    levels = jnp.asarray(training_levels(run.train, settings.levels), images.dtype)
+    drawn = retraining.generated(models["all-0"], noise, held=held, kept=kept)
+    points = jnp.concatenate([jnp.asarray(drawn), jnp.asarray(dataset.images[held])])
+    halves = lds.halves(len(images), settings.subsets + settings.choosing, settings.seed)
+    return Study(images, halves, Queries(noise, points, levels, query_key), models, retraining)
+
+
+def _truth(run: HalvesRun, study: Study) -> lds.Truth:
+    trials = lds.plan(study.halves, run.halves.seeds)
+    found = study.retraining.outputs(trials, study.models, study.queries)
+    return lds.truth(found, len(study.halves), run.halves.seeds)
 
 
 def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
-    """A study whose models are all trained, from its folder.
-
-    Raises:
-        FileNotFoundError: an answer that is missing.
-    """
-    study = _study(out, run, prepare(run.data), Solve(steps=run.steps))
-    names = lds.plan(study.halves, run.halves.seeds)
-    found = {name: read_answers(out / "models" / f"{name}.npz") for name in names}
-    if missing := [name for name, answer in found.items() if answer is None]:
-        raise FileNotFoundError(f"{out} lacks {len(missing)} models: run scoresens validate first")
-    there = {name: answer for name, answer in found.items() if answer is not None}
-    return study, lds.truth(there, len(study.halves), run.halves.seeds)
+    """A study and its truth, from a folder that holds them; what it lacks is trained."""
+    study = _study(out, run, prepare(run.data))
+    return study, _truth(run, study)
 
 
 # ------------------------------------------------------------------ predictions
@@ -124,7 +130,7 @@ def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
 def _predictions(
     out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """By target, method and setting: `[R, S + C, ...]`. Each is kept in a file once made."""
+    """By target, method and setting: `[R, S + C, ...]`."""
     width, trace = default_bandwidth(study.images), trace_of(run.trace)
     jobs = [
         (target, method, predict, factor)
@@ -134,15 +140,16 @@ def _predictions(
         if not (method.endswith("(sharp)") and factor != DEFAULT)
     ]
     cases = [
-        Case(model, study.images, study.halves, study.questions, truth.samples[seed], solve, trace)
+        Case(model, study.images, study.halves, study.queries, truth.samples[seed], solve, trace)
         for seed, model in enumerate(study.models.values())
     ]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
+    store = Store(out / "predictions", ARRAY)
     for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
         slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
-        file = out / "predictions" / f"{target}-{slug}-{factor}.npy"
+        make = functools.partial(_predicted, predict, cases, float(factor) * width)
         try:
-            made = _kept(file, predict, cases, float(factor) * width)
+            made = store.result(f"{target}-{slug}-{factor}", make)
         except FloatingPointError as error:  # a density ratio of the sharp black box, as a rule
             tell(f"note: {target}, {method}, at {factor} is left out: {error}")
             continue
@@ -153,24 +160,17 @@ def _predictions(
     return found
 
 
-def _kept(file: Path, predict: Prediction, cases: list[Case], h: float) -> np.ndarray:
-    if file.exists():
-        return np.load(file, allow_pickle=False)
-    made = np.stack([np.asarray(predict(case, h), np.float32) for case in cases])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as beside, beside.open("wb") as stream:
-        np.save(stream, made)
-    return made
+def _predicted(predict: Prediction, cases: list[Case], h: float) -> np.ndarray:
+    return np.stack([np.asarray(predict(case, h), np.float32) for case in cases])
 
 
 def _rival(file: Path, study: Study) -> dict[str, np.ndarray]:
     """Another method's scores of the points, `[R, D, Q, N]` for D dampings, as loss changes."""
     change = study.halves / study.halves.sum(1, keepdims=True) - 1 / len(study.images)
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-        scores, dampings = kept["scores"], kept["dampings"]
+    kept = arrays("scores", "dampings").read(file)
     return {
-        f"{damping:g}": np.einsum("sn,rqn->rsq", change, scores[:, place])
-        for place, damping in enumerate(dampings)
+        f"{damping:g}": np.einsum("sn,rqn->rsq", change, kept["scores"][:, place])
+        for place, damping in enumerate(kept["dampings"])
     }
 
 
@@ -186,7 +186,7 @@ def _judge(
     """Every method with its default setting, and with the one that is best on the halves kept for
     choosing, judged on the others."""
     flat = truth.displacements.reshape(*truth.displacements.shape[:3], -1)
-    axes = lds.components(study.images, run.halves.components)
+    axes = principal_components(study.images, run.halves.components)
     true = {"displacement": flat, "loss": truth.losses}
     report, choose = slice(run.halves.subsets), slice(run.halves.subsets, None)
     result: dict[str, Any] = {}

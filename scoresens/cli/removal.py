@@ -7,30 +7,35 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 
-from scoresens._files import replacing
 from scoresens.cli._command import Experiment
 from scoresens.cli._common import PROCESS, write
-from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import TrainedRun, at_least, check_bandwidth
-from scoresens.cli._studies import all_answers, generated, kept_models, same_study
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.laws.scores import from_denoiser
-from scoresens.report.plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
-from scoresens.report.samples import table
+from scoresens.models import Denoiser
+from scoresens.report.removal import EFFECTS, draw_removal, removal_tables
 from scoresens.sensitivity import functionals
 from scoresens.sensitivity.attribution import attribute
-from scoresens.studies.halves import components
+from scoresens.statistics.bootstrap import percentiles, resampled_rows
+from scoresens.statistics.components import principal_components
 from scoresens.studies.predictions import loss_scores
-from scoresens.studies.retraining import Answers, Questions, Trial, training_levels, whole
+from scoresens.studies.retraining import (
+    Outputs,
+    Queries,
+    Retraining,
+    Trial,
+    baselines,
+    training_levels,
+)
+from scoresens.studies.store import of_study
 
 STUDY = ("data", "model", "train", "queries", "shares", "seeds", "levels", "seed", "steps")
 AXES = 8  # principal components along which a sample's movement is attributed
-EFFECTS = {"loss": "rise of the denoising loss at the sample", "moved": "how far the sample moved"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,44 +69,45 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
     images = dataset.images
-    same_study(out, run, where, STUDY)
-    bases = whole(run.seeds)
+    with blaming(where):
+        of_study(out, run, STUDY)
+    study, bases = Retraining(out, images, run.model, run.train, solve, shown), baselines(run.seeds)
     with stages("base", f"{run.seeds} models of all images", bars=True):
-        models = kept_models(out, bases, images, run)
-        asked = _questions(out, run, models["all-0"], images, solve)
+        models = study.models(bases)
+        queries = _queries(run, study, models["all-0"])
     with stages("rank", f"ranking the images by what they do to {run.queries} samples"):
-        orders = _orders(run, models["all-0"], images, asked, solve)
+        orders = _orders(run, models["all-0"], images, queries, solve)
     trials = bases | _trials(run, orders, len(images))
     with stages("train", f"{len(trials)} trainings", bars=True):
-        found = all_answers(out, trials, models, images, asked, run)
+        found = study.outputs(trials, models, queries)
     effects = _effects(run, list(orders), found)
     title = f"{dataset.name}: trained without the images that matter to a sample"
     with stages("pictures", "drawing"):
-        _draw(out / "report.png", run, effects, title)
+        draw_removal(out / "report.png", effects, title=title)
     write(out, {"effects": effects, "images": len(images)}, run, stages)
-    return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{_tables(run, effects)}"
+    return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{removal_tables(effects)}"
 
 
-# ------------------------------------------------------------------ what is asked, and removed
+# ------------------------------------------------------------------ queries, and what is removed
 
 
-def _questions(out, run, model, images, solve) -> Questions:
-    noise = PROCESS.sample_prior((run.queries, *images.shape[1:]), key=jax.random.key(run.seed))
-    levels = jnp.asarray(training_levels(run.train, run.levels), images.dtype)
-    drawn = generated(out / "questions.npz", model, noise, images, solve)
-    return Questions(noise, jnp.asarray(drawn), levels, jax.random.key(run.seed + 1))
+def _queries(run: RemovalRun, study: Retraining, model: Denoiser) -> Queries:
+    shape, dtype = study.images.shape[1:], study.images.dtype
+    noise = PROCESS.sample_prior((run.queries, *shape), key=jax.random.key(run.seed))
+    levels = jnp.asarray(training_levels(run.train, run.levels), dtype)
+    drawn = jnp.asarray(study.generated(model, noise))
+    return Queries(noise, drawn, levels, jax.random.key(run.seed + 1))
 
 
-def _orders(run, model, images, asked, solve) -> dict[str, np.ndarray]:
+def _orders(run, model, images, queries, solve) -> dict[str, np.ndarray]:
     """By method, for each sample the images `[Q, N]` that matter most first."""
     h = run.bandwidth or default_bandwidth(images)
     data, score = Points(jnp.asarray(images), bandwidth=h), from_denoiser(PROCESS, model)
-    loss = loss_scores(model, data, asked, solve)
-    axes = jnp.asarray(components(images, AXES).reshape(-1, *images.shape[1:]), images.dtype)
-    moved = attribute(
-        PROCESS, score, data, functionals.components(axes), asked.noise, solve=solve
-    ).scores
-    x, y = (np.reshape(a, (len(a), -1)) for a in (asked.images, images))
+    loss = loss_scores(model, data, queries, solve)
+    axes = principal_components(images, AXES).reshape(-1, *images.shape[1:])
+    along = functionals.components(jnp.asarray(axes, images.dtype))
+    moved = attribute(PROCESS, score, data, along, queries.noise, solve=solve).scores
+    x, y = (np.reshape(a, (len(a), -1)) for a in (queries.images, images))
     rng = np.random.default_rng(run.seed)
     return {
         "ours, by the loss": np.argsort(loss, 1),
@@ -133,22 +139,20 @@ def _name(method: str, query: int, share: float, seed: int) -> str:
 
 
 def _effects(
-    run: RemovalRun, methods: list[str], found: dict[str, Answers]
+    run: RemovalRun, methods: list[str], found: dict[str, Outputs]
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """By effect and method, the mean over samples and seeds at each share, with the 95 % interval
     of a bootstrap over samples."""
-    rng = np.random.default_rng(run.seed)
-    rows = rng.integers(run.queries, size=(run.resamples, run.queries))
+    rows = resampled_rows(run.queries, run.resamples, run.seed)
     made: dict[str, dict[str, list[dict[str, Any]]]] = {effect: {} for effect in EFFECTS}
     for method in methods:
         for share in run.shares:
             each = np.array([_effect(run, found, method, q, share) for q in range(run.queries)])
             for effect, values in zip(EFFECTS, each.T, strict=True):
-                low, high = np.percentile(values[rows].mean(1), (2.5, 97.5))
+                mean = percentiles(values.mean(), values[rows].mean(1))
                 made[effect].setdefault(method, []).append(
-                    {"share": share, "value": values.mean(), "low": low, "high": high,
-                     "each": values}
-                )  # fmt: skip
+                    {"share": share, **mean._asdict(), "each": values}
+                )
     return made
 
 
@@ -160,44 +164,6 @@ def _effect(run, found, method, query, share) -> tuple[float, float]:
         rises.append(without.losses[query] - base.losses[query])
         moves.append(np.linalg.norm(without.samples[query] - base.samples[query]))
     return float(np.mean(rises)), float(np.mean(moves))
-
-
-def _tables(run: RemovalRun, effects) -> str:
-    parts = []
-    for effect, what in EFFECTS.items():
-        rows = {
-            method: {
-                f"{point['share']:.1%}": "{value:.3f} [{low:.3f}, {high:.3f}]".format(**point)
-                for point in points
-            }
-            for method, points in effects[effect].items()
-        }
-        parts.append(f"{what}, by the share of the images left out\n\n{table(rows, 'left out')}")
-    return "\n\n".join(parts)
-
-
-def _draw(path: Path, run: RemovalRun, effects, title: str) -> None:
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=BODY + 2, color=INK)
-    for axes, (effect, what) in zip(figure.subplots(1, 2), EFFECTS.items(), strict=True):
-        for place, (method, points) in enumerate(effects[effect].items()):
-            value, low, high = (
-                np.array([p[name] for p in points]) for name in ("value", "low", "high")
-            )
-            shift = 1 + 0.03 * (place - 2)  # so that intervals do not hide each other
-            axes.errorbar(
-                np.array(run.shares) * 100 * shift, value, yerr=[value - low, high - value],
-                color=OKABE_ITO[place], marker=MARKERS[place], markersize=4.5, linewidth=1.2,
-                label=method,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xticks([100 * share for share in run.shares])
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.axhline(0, color=INK, linewidth=0.6)
-        dress(axes, "images left out, per cent", what)
-    figure.axes[0].legend(fontsize=SMALL, frameon=False, loc="upper left")
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=150, format="png")
 
 
 EXPERIMENT = Experiment(

@@ -17,16 +17,17 @@ from scoresens.cli._common import (
     titled,
     write,
 )
-from scoresens.cli._progress import Stages, blaming
+from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
-from scoresens.cli._studies import all_answers, kept_models, same_study
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import Points, default_bandwidth
-from scoresens.report.samples import draw_validation, validation_table
+from scoresens.report.samples import Comparison, draw_validation
+from scoresens.report.tables import validation_table
 from scoresens.studies.changes import make_change
 from scoresens.studies.finetuning import predict_change
-from scoresens.studies.retraining import Questions, Trial
+from scoresens.studies.retraining import Queries, Retraining, Trial
+from scoresens.studies.store import of_study
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
 
@@ -54,7 +55,9 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
         data = Points(images, bandwidth=h)
     with blaming(f"{where}: change"):
         change = make_change(dataset, data, run.change)
-    same_study(out, run, where, STUDY)
+    with blaming(where):
+        of_study(out, run, STUDY)
+    study = Retraining(out, dataset.images, run.model, run.train, solve, shown)
     own = {"images": change.images, "base_weights": change.base_weights}
     still = own if change.base_weights is not None else {}
     controls = {f"control-{seed}": Trial(seed, **still) for seed in range(run.seeds)}
@@ -62,11 +65,11 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
         f"changed-{seed}": Trial(seed, change.weights, **own) for seed in range(run.seeds)
     }
     with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
-        models = kept_models(out, controls, dataset.images, run)
+        models = study.models(controls)
     noise = PROCESS.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
-    asked = Questions(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
+    queries = Queries(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
     with stages("train", f"{len(trials)} trainings", bars=True):
-        found = all_answers(out, trials, models, dataset.images, asked, run)
+        found = study.outputs(trials, models, queries)
     control, changed = (
         np.stack([found[f"{name}-{seed}"].samples for seed in range(run.seeds)])
         for name in ("control", "changed")
@@ -85,16 +88,12 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
         results = agreement(pooled | others, _pooled(real), run)
     setup = Setup(dataset, data, models["control-0"], noise)
     title = f"{titled(setup, change, run.change)}, trained from scratch"
+    first = {method: moves[0] for method, moves in predicted.items()}
     with stages("pictures", "drawing"):
         draw_validation(
             out / "report.png",
             dataset.images,
-            {method: moves[0] for method, moves in predicted.items()},
-            before[0],
-            control[0],
-            changed[0],
-            real[0],
-            results,
+            Comparison(before[0], control[0], changed[0], real[0], first, results),
             title=f"{title}, predicted and real",
             trained="a model trained from scratch",
         )

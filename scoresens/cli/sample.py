@@ -14,7 +14,7 @@ from scoresens.cli._settings import Sampler, Trace, at_least, check_trace, trace
 from scoresens.flow import sample_ode, sample_sde
 from scoresens.flow.solve import Solve
 from scoresens.report.page import draw_grid
-from scoresens.report.samples import table
+from scoresens.report.tables import table
 
 
 @dataclass(frozen=True, kw_only=True)

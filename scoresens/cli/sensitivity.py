@@ -7,19 +7,20 @@ import jax
 
 from scoresens.cli._command import Command
 from scoresens.cli._common import (
-    VERBS,
     about_change,
     black_box,
     quantiles,
     set_up_change,
     titled,
+    touched_by,
     write,
     write_arrays,
 )
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow.solve import Solve
-from scoresens.report.samples import draw_sensitivity, table
+from scoresens.report.samples import draw_sensitivity
+from scoresens.report.tables import table
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.displacements import norms
 
@@ -52,12 +53,10 @@ def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         draw_sensitivity(
             out / "report.png",
-            setup.named,
-            change.touched,
+            touched_by(change, setup, run.change),
             x,
             moved,
             title=title,
-            verb=VERBS.get(run.change.kind, "removed"),
             log_density=density,
         )
         arrays = {"x": x, "tangent": tangent}

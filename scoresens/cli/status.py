@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoresens.cli._command import Command, from_options
-from scoresens.report.samples import table
+from scoresens.report.tables import table
 from scoresens.sweeps.store import progress
 
 

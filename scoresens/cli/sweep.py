@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from scoresens import sweeps
+from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Command, add_config, from_config
 from scoresens.cli._common import (
     Model,
@@ -31,7 +32,6 @@ from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import Base, Trace, at_least, check_bandwidth, check_trace
-from scoresens.cli._studies import fingerprint
 from scoresens.cli.status import status
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.datasets.streams import mark, stream

@@ -14,7 +14,7 @@ from scoresens.flow import sample_ode
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import ModelSettings, build
 from scoresens.report.page import draw_grid, draw_loss
-from scoresens.report.samples import table
+from scoresens.report.tables import table
 from scoresens.training.denoising import LOSS_EVERY, TrainSettings, train_to_file
 
 

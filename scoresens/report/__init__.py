@@ -1,7 +1,8 @@
-"""What people look at: pictures and tables of samples, their changes, and what they are owed to."""
+"""What people look at: tables, and pictures of samples, of their changes and of the training images
+that they are attributed to."""
 
 from scoresens.report.page import draw_grid, draw_loss, draw_sheet
-from scoresens.report.samples import table
+from scoresens.report.tables import table
 
 __all__ = [
     "draw_grid",

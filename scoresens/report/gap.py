@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import LogLocator
 
+from scoresens.report._plots import BODY, DASH, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
 from scoresens.report.page import (
     EDGE,
     GAP,
@@ -23,8 +24,7 @@ from scoresens.report.page import (
     draw_bar,
     show,
 )
-from scoresens.report.plots import BODY, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
-from scoresens.report.samples import Rows, table
+from scoresens.report.tables import Rows, cell, number, table
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.gap import GRID, Sampled
 
@@ -78,21 +78,20 @@ def _entries(network: Studied) -> dict[str, str]:
     row = network.row
     entries = {
         "w_R": "-" if network.weight is None else f"{network.weight:g}",
-        "SDE-ODE": _interval(row["w2_sde_ode"], row["w2_sde_ode_interval"], ".4f"),
+        "SDE-ODE": cell((row["w2_sde_ode"], *row["w2_sde_ode_interval"]), ".4f"),
     }
     for law in ("ode", "sde"):
         if f"w2_{law}_truth" in row:
-            entries[f"{law.upper()}-truth"] = f"{row[f'w2_{law}_truth']:.4f}"
-    entries["SDE-flow"] = f"{row['w2_sde_flow']:.4f}"
-    entries["mean R^2"] = _interval(
-        row["residual_box_mean"], row["residual_box_mean_interval"], ".3g"
-    )
+            entries[f"{law.upper()}-truth"] = number(row[f"w2_{law}_truth"], ".4f")
+    entries["SDE-flow"] = number(row["w2_sde_flow"], ".4f")
+    mean = (row["residual_box_mean"], *row["residual_box_mean_interval"])
+    entries["mean R^2"] = cell(mean, ".3g")
     published = row.get("published", {})
     for law in ("ode", "sde"):
         if f"ratio_{law}" in published:
-            entries[f"{law.upper()}/floor"] = f"{published[f'ratio_{law}']:.2f}"
+            entries[f"{law.upper()}/floor"] = number(published[f"ratio_{law}"])
     if "w2_ode_flow" in published:
-        entries["published ODE-flow"] = f"{published['w2_ode_flow']:.4f}"
+        entries["published ODE-flow"] = number(published["w2_ode_flow"], ".4f")
     return entries
 
 
@@ -100,7 +99,7 @@ def levels_table(levels: Levels) -> str:
     """Noise levels by the numbers of a score, with their 95 % intervals."""
     rows: Rows = {
         f"{level:g}": {
-            column: _interval(row[name].value, row[name][1:], ".3g")
+            column: cell(row[name], ".3g")
             for name, column in (
                 ("relative_residual", "residual / rate"),
                 ("antisymmetric_share", "antisymmetric share"),
@@ -110,11 +109,6 @@ def levels_table(levels: Levels) -> str:
         for level, row in levels.items()
     }
     return table(rows, "noise level")
-
-
-def _interval(value: Any, ends: Sequence[Any], form: str) -> str:
-    low, high = ends
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 # ------------------------------------------------------------------ pictures
@@ -129,64 +123,57 @@ def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
         studied: the networks.
     """
     titles = ("truth", "SDE", "ODE", "flow, converged", "ODE − SDE")
-    densities = [_densities(network.found) for network in studied]
-    truths = [None if network.truth is None else _density(network.truth) for network in studied]
+    densities = [_densities(network) for network in studied]
     pitch = DENSITY + GAP + NOTE
     lefts = [EDGE + LABEL + place * (DENSITY + GAP) + SPLIT * (place > 3) for place in range(5)]
     title = f"{family}: what a network's samplers draw"
     page = Page(lefts[-1] + DENSITY + EDGE, title, _laws_caption(studied))
     page.extend(0.3 + len(studied) * pitch + 0.75)
     top = page.top + 0.3
-    shown = [
-        *(rho for row in densities for rho in row),
-        *(rho for rho in truths if rho is not None),
-    ]
-    shades = np.concatenate([rho[rho > 0] for rho in shown])
+    shades = np.concatenate([rho[rho > 0] for row in densities for rho in row if rho is not None])
     norm = PowerNorm(0.5, 0, float(np.percentile(shades, 99.5)))
-    changes = [ode - sde for sde, ode, _ in densities]
+    changes = [_density(each.found.ode) - _density(each.found.sde) for each in studied]
     signed_norm = change_norm([change[change != 0] for change in changes])
     for left, words in zip(lefts, titles, strict=True):
         page.text(left + DENSITY / 2, top - 0.08, words, ha="center", va="bottom")
-    for place, network in enumerate(studied):
+    for place, (network, laws, change) in enumerate(zip(studied, densities, changes, strict=True)):
         height = top + place * pitch
         label = f"{network.label}\nmean R²\n{network.row['residual_box_mean']:.2g}"
-        page.text(
-            EDGE + LABEL - 0.12,
-            height + DENSITY / 2,
-            label,
-            ha="right",
-            va="center",
-            linespacing=1.4,
-        )
-        pictures = [truths[place], *densities[place], changes[place]]
-        for left, picture, note in zip(lefts, pictures, _notes(network.row), strict=True):
-            middle = left + DENSITY / 2
-            if picture is None:
-                page.text(
-                    middle,
-                    height + DENSITY / 2,
-                    "not known",
-                    SMALL,
-                    FAINT,
-                    ha="center",
-                    va="center",
-                )
-                continue
-            axes = page.axes(left, height, DENSITY, DENSITY)
-            signed = picture is changes[place]
-            colours = (signed_norm, SIGNED) if signed else (norm, GREY)
-            show(axes, picture[::-1], *colours)  # y upwards
-            below = height + DENSITY + 0.05
-            page.text(middle, below, note, SMALL, FAINT, ha="center", va="top")
+        beside = {"ha": "right", "va": "center", "linespacing": 1.4}
+        page.text(EDGE + LABEL - 0.12, height + DENSITY / 2, label, **beside)
+        *notes, apart = _notes(network.row)
+        for left, law, note in zip(lefts, laws, notes, strict=False):
+            _draw_density(page, (left, height), law, note, norm, GREY)
+        _draw_density(page, (lefts[-1], height), change, apart, signed_norm, SIGNED)
     bars = top + len(studied) * pitch + 0.12
     draw_bar(page, lefts[0], bars, norm, GREY, "density, per unit of area")
     draw_bar(page, lefts[-1] + DENSITY - 2.1, bars, signed_norm, SIGNED, "difference of densities")
     return page.save(path)
 
 
-def _densities(found: Sampled) -> list[np.ndarray]:
-    """The laws of the SDE, of the ODE and of the flow."""
-    return [_density(counts) for counts in (found.sde, found.ode, found.flow)]
+def _draw_density(
+    page: Page,
+    corner: tuple[float, float],
+    density: np.ndarray | None,
+    note: str,
+    norm: Normalize,
+    colours: str,
+) -> None:
+    """Draw a density from its top left corner, with a note under it; or say that it is unknown."""
+    (left, top), small = corner, {"size": SMALL, "colour": FAINT, "ha": "center"}
+    middle = left + DENSITY / 2
+    if density is None:
+        page.text(middle, top + DENSITY / 2, "not known", va="center", **small)
+        return
+    show(page.axes(left, top, DENSITY, DENSITY), density[::-1], norm, colours)  # y upwards
+    page.text(middle, top + DENSITY + 0.05, note, va="top", **small)
+
+
+def _densities(network: Studied) -> list[np.ndarray | None]:
+    """The truth, and the laws of the SDE, of the ODE and of the flow."""
+    found, truth = network.found, network.truth
+    laws = (found.sde, found.ode, found.flow)
+    return [None if truth is None else _density(truth), *map(_density, laws)]
 
 
 def _density(counts: np.ndarray) -> np.ndarray:
@@ -280,10 +267,14 @@ def draw_levels(
         f"Root mean squares over {count} noised images a level, the same images and noise at each; "
         f"bands: 95 % intervals.{probes}",
     )
-    _over_levels(first, levels, "relative_residual", "", 0)
-    _over_levels(second, levels, "antisymmetric_share", "of the score", 0)
-    _over_levels(second, levels, "denoiser_antisymmetric_share", "of the denoiser", 1)
-    first.axhline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
+    for axes, name, label, place in (
+        (first, "relative_residual", "", 0),
+        (second, "antisymmetric_share", "of the score", 0),
+        (second, "denoiser_antisymmetric_share", "of the denoiser", 1),
+    ):
+        estimates = np.array([row[name] for row in levels.values()])
+        _curve(axes, np.array([*levels]), estimates, OKABE_ITO[place], label, MARKERS[place])
+    first.axhline(1, color=FAINT, linewidth=0.8, linestyle=DASH)
     for axes, heading, y_label in (
         (first, "Residual of the score's equation", "residual / rate of change"),
         (second, "Antisymmetric part of the Jacobian", "share |A| / |J|"),
@@ -320,14 +311,19 @@ def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
 def _over_time(axes: Axes, network: Studied, colour: str) -> tuple[float, float]:
     """Fill in the residual's profile of one network; the least and the greatest mean."""
     profile = network.row["residual_by_time"]
-    edges, (mean, low, high) = np.array(profile["edges"]), np.array(profile["mean"]).T
-    middle = np.sqrt(edges[:-1] * edges[1:])
-    axes.fill_between(
-        middle, np.maximum(low, mean / 20), high, color=colour, alpha=0.2, linewidth=0
-    )
-    axes.plot(middle, mean, color=colour, linewidth=1.4, label=network.label)
+    edges, means = np.array(profile["edges"]), np.array(profile["mean"])
+    _curve(axes, np.sqrt(edges[:-1] * edges[1:]), means, colour, network.label)
     axes.set(xscale="log", yscale="log", xlim=(edges[0], edges[-1]))
-    return float(mean.min()), float(mean.max())
+    return float(means[:, 0].min()), float(means[:, 0].max())
+
+
+def _curve(
+    axes: Axes, x: np.ndarray, estimates: np.ndarray, colour: str, label: str, marker: str = ""
+) -> None:
+    """Fill in numbers `(value, low, high)` with their band."""
+    value, low, high = estimates.T
+    axes.fill_between(x, np.maximum(low, value / 20), high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, value, color=colour, label=label, marker=marker, markersize=4, linewidth=1.4)
 
 
 def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
@@ -346,14 +342,6 @@ def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
         markersize=6,
         linewidth=1.2,
     )
-
-
-def _over_levels(axes: Axes, levels: Levels, name: str, label: str, place: int) -> None:
-    value, low, high = np.array([row[name] for row in levels.values()]).T
-    at, colour = np.array(list(levels)), OKABE_ITO[place]
-    axes.fill_between(at, np.maximum(low, value / 20), high, color=colour, alpha=0.2, linewidth=0)
-    style = {"marker": MARKERS[place], "markersize": 4, "linewidth": 1.4}
-    axes.plot(at, value, color=colour, label=label, **style)
 
 
 def _read_in_full(axes: Axes) -> None:

@@ -1,16 +1,24 @@
 """The tables and the picture of predictions against training on halves of the data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
-from scoresens.report.plots import BODY, FAINT, FRAME, INK, MARKERS, OKABE_ITO, SMALL, dress
-from scoresens.report.samples import table
+from scoresens.report._plots import (
+    BODY,
+    DASH,
+    FAINT,
+    INK,
+    OKABE_ITO,
+    SMALL,
+    draw_intervals,
+    dress,
+)
+from scoresens.report.tables import cell, table
 
 Result = Mapping[str, Any]
 COLUMNS = {
@@ -33,18 +41,16 @@ def halves_table(result: Result) -> str:
         ceiling = result[target]["ceiling"]
         rows = {}
         for method, row in ranked(result, target):
-            cells = {"setting": row["setting"]}
-            cells |= {measure: _cell(row["chosen"][measure]) for measure in measures}
+            rows[method] = {"setting": row["setting"]}
+            rows[method] |= {measure: cell(row["chosen"][measure]) for measure in measures}
             if ceiling:
                 share = row["chosen"]["pearson"][0] / _positive(ceiling["pearson"][0])
-                cells["of ceiling"] = f"{share:.0%}"
+                rows[method]["of ceiling"] = f"{share:.0%}"
             if "default" in row:
-                cells["default lds"] = _cell(row["default"]["lds"])
-            rows[method] = cells
+                rows[method]["default lds"] = cell(row["default"]["lds"])
         if ceiling:
             for name, ending in ((SHARED, ""), (ANOTHER, "_of_another_seed")):
-                found = {m: _cell(ceiling[m + ending]) for m in ("lds", "pearson")}
-                rows[name] = found
+                rows[name] = {m: cell(ceiling[m + ending]) for m in ("lds", "pearson")}
         rows = {name: {c: row.get(c, "") for c in _columns(rows)} for name, row in rows.items()}
         parts.append(table(rows, target))
     return "\n\n".join(parts)
@@ -52,15 +58,6 @@ def halves_table(result: Result) -> str:
 
 def _columns(rows):
     return list(dict.fromkeys(column for row in rows.values() for column in row))
-
-
-def _cell(found: Sequence[float]) -> str:
-    value, low, high = map(_number, found)
-    return f"{value} [{low}, {high}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 1e4 else f"{value:.0e}"  # a black box may overshoot
 
 
 def _positive(value: float) -> float:
@@ -96,19 +93,14 @@ def draw_halves(path: Path, result: Result, *, title: str) -> Path:
 
 def _panel(axes: Axes, result: Result, target: str) -> None:
     methods, ceiling = ranked(result, target), result[target]["ceiling"]
-    lines = np.arange(len(methods))
-    for place, (measure, name) in enumerate((("lds", "LDS"), ("pearson", "Pearson"))):
-        middle, low, high = np.array([row["chosen"][measure] for _, row in methods]).T
-        axes.errorbar(
-            middle, lines + 0.22 * (place - 0.5), xerr=np.maximum([middle - low, high - middle], 0),
-            fmt=MARKERS[place], color=OKABE_ITO[place], label=name, markersize=4.5, linewidth=1.2,
-        )  # fmt: skip
-        if ceiling:
-            axes.axvline(ceiling[measure][0], color=OKABE_ITO[place], linewidth=0.9,
-                         linestyle=(0, (4, 3)))  # fmt: skip
-    axes.set_yticks(lines, [f"{method}, {row['setting']}" for method, row in methods])
-    axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
+    series = {"LDS": "lds", "Pearson": "pearson"}
+    values = {
+        name: [row["chosen"][measure] for _, row in methods] for name, measure in series.items()
+    }
+    draw_intervals(axes, values, [f"{method}, {row['setting']}" for method, row in methods])
+    if ceiling:
+        for place, measure in enumerate(series.values()):
+            axes.axvline(ceiling[measure][0], color=OKABE_ITO[place], linewidth=0.9, linestyle=DASH)
     dress(axes, "correlation with the truth", "")
     what = {
         "displacement": "How each sample moves",

@@ -1,13 +1,14 @@
 """What training images do to samples, drawn: the most helpful, the most harmful, and where."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scoresens.report._plots import OKABE_ITO, Curves
 from scoresens.report.page import Column, draw_sheet
-from scoresens.report.plots import OKABE_ITO, Curves
 from scoresens.statistics.displacements import Batch, Named, ordinal
 
 HELPFUL, HARMFUL = OKABE_ITO[0], OKABE_ITO[1]  # blue and vermilion
@@ -25,6 +26,7 @@ class Influence(NamedTuple):
         top_scores, bottom_scores: the derivatives, per unit of mass.
         edges: noise levels between which the steps of the paths lie, falling.
         profile: mean |influence| at each step.
+        labels: of the samples.
     """
 
     x: Batch
@@ -36,6 +38,7 @@ class Influence(NamedTuple):
     bottom_scores: Float[np.ndarray, "R k"]
     edges: Float[np.ndarray, "S+1"]
     profile: Float[np.ndarray, "R S"]
+    labels: Sequence[str]
 
 
 def median_levels(
@@ -52,7 +55,6 @@ def draw_influence(
     data: Named,
     found: Influence,
     *,
-    labels: list[str],
     images: int,
     title: str,
     says: str,
@@ -65,7 +67,6 @@ def draw_influence(
         path: the PNG file.
         data: the training data.
         found: what there is to show, a row each.
-        labels: of the rows.
         images: how many to show of either kind.
         title: of the picture.
         says: what number is measured, in a sentence or two.
@@ -100,11 +101,11 @@ def draw_influence(
     return draw_sheet(
         path,
         columns,
-        labels,
+        found.labels,
         title=title,
         caption=caption,
         values=data.images,
-        curves=curves,
+        beside=curves,
         signed="what is measured: red, darker is more",
     )
 

@@ -20,7 +20,7 @@ from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
-from scoresens.report.plots import (
+from scoresens.report._plots import (
     BODY,
     FAINT,
     FRAME,
@@ -77,8 +77,7 @@ def draw_sheet(
     title: str,
     caption: str,
     values: np.ndarray,
-    panels: Sequence[Scatter | Dots] = (),
-    curves: Curves | None = None,
+    beside: Sequence[Scatter | Dots] | Curves = (),
     signed: str = "change of grey value",
 ) -> Path:
     """Write rows of pictures under column titles, beside panels, over a caption.
@@ -90,37 +89,33 @@ def draw_sheet(
         title: one line or two.
         caption: what is to be seen, in sentences.
         values: images that the grey map should span from white to black.
-        panels: plots to the right, from top to bottom.
-        curves: small plots right of the pictures, one a row.
+        beside: what stands to the right: plots from top to bottom, or small ones, one a row.
         signed: what the colours of signed columns show.
 
     Returns:
         The path of the file.
     """
-    rows = len(labels)
+    rows, small = len(labels), isinstance(beside, Curves)
+    panels = () if small else beside
     tall, wide = _cell(columns[0].images.shape[1:])
-    pitch = tall + GAP + NOTE * (curves is not None or any(column.notes for column in columns))
+    pitch = tall + GAP + NOTE * (small or any(column.notes for column in columns))
     lefts = [EDGE + LABEL]
     for column in columns[1:]:
         lefts.append(lefts[-1] + wide + (SPLIT if column.split else GAP))
     right = lefts[-1] + wide
     width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
-    width += (SPLIT + CURVE) * (curves is not None)
+    width += (SPLIT + CURVE) * small
     page = Page(width, title, caption)
     page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
     top = page.top + HEADINGS
     norms = _value_norm(values), change_norm([c.images for c in columns if c.signed])
     for column, left in zip(columns, lefts, strict=True):
-        page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
         norm, colours = (norms[1], SIGNED) if column.signed else (norms[0], GREY)
+        page.text(left + wide / 2, top - 0.08, column.title, ha="center", va="bottom")
         for row in range(rows):
             axes = page.axes(left, top + row * pitch, wide, tall)
             show(axes, column.images[row], norm, colours)
-            if column.frames:
-                _frame(axes, column.frames[row])
-            if column.notes:
-                middle, below = left + wide / 2, top + row * pitch + tall + 0.05
-                page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
+            _annotate(page, axes, column, row)
     for row, label in enumerate(labels):
         middle = top + row * pitch + tall / 2
         page.text(lefts[0] - 0.12, middle, label, ha="right", va="center", linespacing=1.35)
@@ -128,16 +123,10 @@ def draw_sheet(
     draw_bar(page, lefts[0], bars, norms[0], GREY, "grey value")
     if any(column.signed for column in columns):
         draw_bar(page, lefts[0] + 2.5, bars, norms[1], SIGNED, signed)
-    if curves is not None:
-        left = right + SPLIT
-        page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
-        for row in range(rows):
-            plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)
-    for place, panel in enumerate(panels):
-        height = (page.height - top - page.below - 0.1) / len(panels)
-        box = right + 0.3 + PANEL_LEFT, top + place * height, PANEL, height - PANEL_BELOW - 0.3
-        axes = page.axes(*box)
-        plot_panel(axes, panel)
+    if isinstance(beside, Curves):
+        _draw_curves(page, beside, (right + SPLIT, top), pitch, tall)
+    else:
+        _draw_panels(page, beside, right + 0.3 + PANEL_LEFT, top)
     return page.save(path)
 
 
@@ -244,9 +233,32 @@ def show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:
         spine.set(color=FRAME, linewidth=0.6)
 
 
-def _frame(axes: Axes, colour: str) -> None:
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=0.6 if colour == FRAME else 2.0)
+def _draw_curves(
+    page: Page, curves: Curves, corner: tuple[float, float], pitch: float, tall: float
+) -> None:
+    left, top = corner
+    page.text(left + CURVE / 2, top - 0.08, curves.title, ha="center", va="bottom")
+    for row in range(len(curves.heights)):
+        plot_curve(page.axes(left, top + row * pitch, CURVE, tall), curves, row)
+
+
+def _draw_panels(page: Page, panels: Sequence[Scatter | Dots], left: float, top: float) -> None:
+    height = (page.height - top - page.below - 0.1) / max(len(panels), 1)
+    for place, panel in enumerate(panels):
+        box = left, top + place * height, PANEL, height - PANEL_BELOW - 0.3
+        plot_panel(page.axes(*box), panel)
+
+
+def _annotate(page: Page, axes: Axes, column: Column, row: int) -> None:
+    """The frame and the note of one picture of a column."""
+    if column.frames:
+        colour = column.frames[row]
+        for spine in axes.spines.values():
+            spine.set(color=colour, linewidth=0.6 if colour == FRAME else 2.0)
+    if column.notes:
+        box = axes.get_position()
+        middle, below = (box.x0 + box.x1) / 2 * page.width, (1 - box.y0) * page.height + 0.05
+        page.text(middle, below, column.notes[row], SMALL, FAINT, ha="center", va="top")
 
 
 def _picture(sample: np.ndarray) -> np.ndarray:

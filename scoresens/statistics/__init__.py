@@ -1,20 +1,19 @@
-"""Numbers that come from draws, with what the draws leave open; distances between laws."""
+"""Numbers that come from draws, with what the draws leave open: estimates with their intervals,
+the bootstrap, distances between laws, displacements of samples."""
 
+from scoresens.statistics.bootstrap import percentiles, resampled_rows
+from scoresens.statistics.components import principal_components
 from scoresens.statistics.displacements import Named, cosines, looks_like, norms
-from scoresens.statistics.distances import (
+from scoresens.statistics.estimates import Estimate
+from scoresens.statistics.histograms import (
     Grid,
     Histogram,
     histogram,
-    resampled,
     sampling_floor,
-    sinkhorn_divergence,
-    sliced_wasserstein,
-    transport_map,
-    wasserstein,
     wasserstein_interval,
     wasserstein_of_histograms,
 )
-from scoresens.statistics.estimates import Estimate
+from scoresens.statistics.transport import transport_map
 
 __all__ = [
     "Estimate",
@@ -25,12 +24,11 @@ __all__ = [
     "histogram",
     "looks_like",
     "norms",
-    "resampled",
+    "percentiles",
+    "principal_components",
+    "resampled_rows",
     "sampling_floor",
-    "sinkhorn_divergence",
-    "sliced_wasserstein",
     "transport_map",
-    "wasserstein",
     "wasserstein_interval",
     "wasserstein_of_histograms",
 ]

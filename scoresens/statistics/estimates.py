@@ -22,7 +22,9 @@ def mean(draws: Float[Array, "M *shape"]) -> Estimate:
     return around(value, jnp.std(draws, 0, ddof=1) / jnp.sqrt(len(draws)))
 
 
-def around(value: Float[Array, "*shape"], error: Float[Array, "*shape"]) -> Estimate:
+def around(
+    value: Float[Array, "*shape"] | float, error: Float[Array, "*shape"] | float
+) -> Estimate:
     """A number with a standard error, and its normal interval."""
     half = NORMAL_95 * error
     return Estimate(value, value - half, value + half)

@@ -4,6 +4,7 @@ changed data and on halves of it; and the gap between samplers of trained networ
 
 from scoresens.studies.changes import Change, ChangeSettings, make_change
 from scoresens.studies.finetuning import (
+    Finetuning,
     calibration,
     compare,
     predict_change,
@@ -11,14 +12,16 @@ from scoresens.studies.finetuning import (
     reliability,
 )
 from scoresens.studies.halves import HalvesSettings
-from scoresens.studies.retraining import Answers, Questions, Trial
+from scoresens.studies.retraining import Outputs, Queries, Retraining, Trial
 
 __all__ = [
-    "Answers",
     "Change",
     "ChangeSettings",
+    "Finetuning",
     "HalvesSettings",
-    "Questions",
+    "Outputs",
+    "Queries",
+    "Retraining",
     "Trial",
     "calibration",
     "compare",

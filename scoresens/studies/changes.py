@@ -158,10 +158,10 @@ def _model(dataset, data, settings):
     noise = process.sample_prior((count, *data.shape), key=jax.random.key(settings.seed))
     drawn = np.asarray(sample_ode(process, score, noise.astype(data.points.dtype)).x)
     law = Learned(process, score, data.shape, prior=Points(drawn))
-    own, new = np.repeat([1.0, 0.0], count) / count, np.repeat([0.0, 1.0], count) / count
-    weights = (1 - settings.mass) * own + settings.mass * new
+    old, new = np.repeat([1.0, 0.0], count) / count, np.repeat([0.0, 1.0], count) / count
+    weights = (1 - settings.mass) * old + settings.mass * new
     images = np.concatenate([dataset.images, drawn])
-    return Change(add(law), weights, np.zeros(count, bool), images, own)
+    return Change(add(law), weights, np.zeros(count, bool), images, old)
 
 
 _MAKERS = {"add": _add, "remove": _remove, "half": _half, "shift": _shift, "model": _model}

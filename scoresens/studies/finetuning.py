@@ -42,20 +42,15 @@ from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
+from scoresens.statistics.bootstrap import percentiles, resampled_rows
 from scoresens.statistics.displacements import cosines, norms
+from scoresens.statistics.estimates import Estimate
 from scoresens.studies.changes import Change
-from scoresens.studies.retraining import PROCESS, Answers, answers
+from scoresens.studies.retraining import OUTPUTS, PROCESS
+from scoresens.studies.store import Store
 from scoresens.training.denoising import TrainSettings, train
 
 EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of groups of samples, by their reliability
-
-
-class Interval(NamedTuple):
-    """A number and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class RealChange(NamedTuple):
@@ -123,11 +118,11 @@ def predict_change(
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
     for name, base in bases.items():
-        asked = (PROCESS, score, perturbation, noise)
+        arguments = (PROCESS, score, perturbation, noise)
         try:
-            first = sample_sensitivity(*asked, base=base, **options)
+            first = sample_sensitivity(*arguments, base=base, **options)
             found[f"first_order_{name}"] = mass * first.tangent[:, 0]
-            finite = counterfactual(*asked, mass=mass, base=base, **options)
+            finite = counterfactual(*arguments, mass=mass, base=base, **options)
             found[f"counterfactual_{name}"] = finite.x[:, 0] - before
         except FloatingPointError:
             if name != "sharp":  # whose density ratios overflow where a model is far from its data
@@ -152,19 +147,39 @@ def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[
     return shift
 
 
+class Finetuning(NamedTuple):
+    """How a model is fine-tuned, and where the samples of fine-tuned models are kept.
+
+    Args:
+        folder: of the samples, NAME.npz; it must hold no others' (`store.of_study`).
+        settings: of the training.
+        key: of the draws; pair r of fine-tunings shares `fold_in(key, r)`.
+        repeats: R, the number of pairs.
+        after: numbers of steps, rising, below `settings.steps`, after which to sample as well.
+        solve: the numerics of the sampler.
+        shown: what shows progress over the names of the fine-tunings that are left.
+    """
+
+    folder: Path
+    settings: TrainSettings
+    key: PRNGKeyArray
+    repeats: int = 1
+    after: Sequence[int] = ()
+    solve: Solve = Solve()
+    shown: Callable[[list[str]], Iterator[str]] = iter
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """The numbers of steps after which to sample."""
+        return *self.after, self.settings.steps
+
+
 def real_changes(
     model: Denoiser,
     data: Points,
     change: Change,
     noise: Float[Array, "M *shape"],
-    folder: Path,
-    *,
-    key: PRNGKeyArray,
-    settings: TrainSettings,
-    after: Sequence[int] = (),
-    repeats: int = 1,
-    solve: Solve = Solve(),
-    shown: Callable[[list[str]], Iterator[str]] = iter,
+    finetuning: Finetuning,
 ) -> dict[int, RealChange]:
     """What fine-tuning on the changed data does to the samples from `noise`, against its control.
 
@@ -173,14 +188,7 @@ def real_changes(
         data: the unchanged data.
         change: from `make_change`, of the same data.
         noise: `[M, *shape]` at tau = 80.
-        folder: where the samples of each fine-tuned model are kept as soon as they are drawn, and
-            looked for first; it must hold no others' (see `retraining.answers`).
-        key: of the draws; pair r of fine-tunings shares `fold_in(key, r)`.
-        settings: of the fine-tuning.
-        after: numbers of steps, rising, below `settings.steps`, after which to look as well.
-        repeats: R, the number of pairs.
-        solve: the numerics of the sampler.
-        shown: what shows progress over the names of the fine-tunings that are left.
+        finetuning: how, and how often.
 
     Returns:
         By number of steps, the last that of all steps.
@@ -188,10 +196,9 @@ def real_changes(
     Notes:
         2 R trainings, and a sampling run at each number of steps.
     """
-    own = data.points if change.images is None else change.images
-    with_control = own if change.base_weights is not None else data.points
-    kinds = {"control": (with_control, None), "changed": (own, change.weights)}
-    times = (*after, settings.steps)
+    changed_images = data.points if change.images is None else change.images
+    control_images = data.points if change.base_weights is None else changed_images
+    kinds = {"control": (control_images, None), "changed": (changed_images, change.weights)}
 
     def tuned(name):
         kind, repeat = name.split("-")
@@ -199,22 +206,23 @@ def real_changes(
         found = train(
             model,
             images,
-            key=jax.random.fold_in(key, int(repeat)),
-            settings=settings,
+            key=jax.random.fold_in(finetuning.key, int(repeat)),
+            settings=finetuning.settings,
             weights=weights,
             base_weights=change.base_weights,
-            keep=times,
+            keep=finetuning.times,
             progress=False,
         )
-        scores = [from_denoiser(PROCESS, found.earlier[steps]) for steps in times]
-        drawn = [sample_ode(PROCESS, score, noise, solve=solve).x for score in scores]
-        return Answers(jnp.stack(drawn), jnp.zeros(0))
+        scores = [from_denoiser(PROCESS, found.earlier[steps]) for steps in finetuning.times]
+        drawn = [sample_ode(PROCESS, score, noise, solve=finetuning.solve).x for score in scores]
+        return {"samples": np.stack(drawn), "losses": np.zeros(0)}
 
-    names = [f"{kind}-{repeat}" for kind in kinds for repeat in range(repeats)]
-    found = answers(folder, names, tuned, shown)
-    control, changed = np.split(np.stack([found[name].samples for name in names]), 2)
+    names = [f"{kind}-{repeat}" for kind in kinds for repeat in range(finetuning.repeats)]
+    found = Store(finetuning.folder, OUTPUTS).results(names, tuned, finetuning.shown)
+    control, changed = np.split(np.stack([found[name]["samples"] for name in names]), 2)
     return {
-        steps: RealChange(control[:, place], changed[:, place]) for place, steps in enumerate(times)
+        steps: RealChange(control[:, place], changed[:, place])
+        for place, steps in enumerate(finetuning.times)
     }
 
 
@@ -224,7 +232,7 @@ def compare(
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, Interval]:
+) -> dict[str, Estimate]:
     """How well predicted displacements match real ones.
 
     Args:
@@ -243,9 +251,9 @@ def compare(
         - `magnitude_spearman`: rank correlation of |predicted_i| and |real_i|.
     """
     p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
-    rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
+    rows = resampled_rows(len(p), resamples, seed)
     values, drawn = (_measures(p, r, chosen) for chosen in (np.arange(len(p))[None], rows))
-    return {name: _interval(value, drawn[name]) for name, value in values.items()}
+    return {name: percentiles(value[0], drawn[name]) for name, value in values.items()}
 
 
 def reliability(
@@ -261,8 +269,8 @@ def reliability(
 
     Notes:
         Found on one fine-tuning of the digits, among several signals; it held on nine other
-        changes of them, and less on Fashion-MNIST, where random images were foretold badly at
-        every value: docs/validation.md has the table of what a value was worth.
+        changes of them, and less on Fashion-MNIST, where random images were predicted badly
+        at every value: docs/validation.md has the table of what a value was worth.
     """
     return norms(predicted) / (bandwidth * moved)
 
@@ -270,7 +278,7 @@ def reliability(
 class Calibration(NamedTuple):
     """What a reliability was worth, by groups of samples between `EDGES`."""
 
-    spearman: Interval  # with the cosine of the predicted and the real displacement
+    spearman: Estimate  # with the cosine of the predicted and the real displacement
     low: Float[np.ndarray, " G"]  # where a group begins
     count: Int[np.ndarray, " G"]  # its samples
     cosine: Float[np.ndarray, "G 3"]  # the 10 %, 50 % and 90 % quantiles of theirs; NaN of none
@@ -284,7 +292,7 @@ def calibration(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Calibration:
-    """How well a reliability tells good predictions from bad ones.
+    """How well a reliability separates good predictions from bad ones.
 
     Args:
         signal: `[M]`, of `reliability`.
@@ -293,27 +301,18 @@ def calibration(
     """
     p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
     alike = cosines(p, r)
-    rows = np.random.default_rng(seed).integers(len(p), size=(resamples, len(p)))
+    rows = resampled_rows(len(p), resamples, seed)
     drawn = _rank_correlation(*(rankdata(values[rows], axis=1) for values in (signal, alike)))
     whole = _rank_correlation(*(rankdata(values)[None] for values in (signal, alike)))
     group = np.digitize(signal, EDGES) - 1
     members = [alike[group == place] for place in range(len(EDGES))]
+    missing = np.full(3, np.nan)
     return Calibration(
-        _interval(whole, drawn),
+        percentiles(whole[0], drawn),
         np.array(EDGES),
-        np.array([len(own) for own in members]),
-        np.stack(
-            [
-                np.percentile(own, (10, 50, 90)) if len(own) else np.full(3, np.nan)
-                for own in members
-            ]
-        ),
+        np.array([len(cosine) for cosine in members]),
+        np.stack([np.percentile(c, (10, 50, 90)) if len(c) else missing for c in members]),
     )
-
-
-def _interval(value: np.ndarray, drawn: np.ndarray) -> Interval:
-    """A value `[1]` with the percentiles of its resamples `[B]`."""
-    return Interval(float(value[0]), *map(float, np.percentile(drawn, (2.5, 97.5))))
 
 
 def _measures(predicted: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ it there.
 References: Deveney et al. 2023, arXiv 2311.15996 (process, rule, box and histograms).
 """
 
-import zipfile
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scoresens._files import replacing
+from scoresens._pytrees import fingerprint
 from scoresens.flow.solve import Solve
 from scoresens.flow.tabulated import Table, sample_both, sample_flow
 from scoresens.fokker_planck.collocation import in_box
@@ -31,13 +30,14 @@ from scoresens.laws import planar
 from scoresens.laws.processes import OU
 from scoresens.laws.scores import Potential, from_potential
 from scoresens.statistics import estimates
-from scoresens.statistics.distances import (
+from scoresens.statistics.histograms import (
     Grid,
     histogram,
     sampling_floor,
     wasserstein_interval,
     wasserstein_of_histograms,
 )
+from scoresens.studies.store import DAMAGED, Store, arrays
 
 PROCESS = OU(theta=1.0, g=1.0, t_max=10.0)
 GRID = Grid(half_width=3.5, bins=64)
@@ -112,21 +112,15 @@ def sample_network(
 def sampled(
     file: Path, potential: Potential, samples: int, *, seed: int, table: Table = Table()
 ) -> Sampled:
-    """What `sample_network` finds, from the file of an earlier run with the same network, samples
-    and seed if there is one; else found now and written there, whole or not at all."""
-    asked = _fingerprint(potential, samples, seed, table)
-    if file.is_file():
-        try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-                if np.array_equal(kept["asked"], asked):
-                    return Sampled(*(kept[name] for name in Sampled._fields))
-        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-            pass  # not ours, or damaged: found again
-    found = sample_network(potential, samples, seed=seed, table=table)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as beside, beside.open("wb") as stream:
-        np.savez_compressed(stream, asked=asked, **found._asdict())
-    return found
+    """What `sample_network` finds, kept in an npz file for the same network, samples, seed and
+    table."""
+
+    def make():
+        return sample_network(potential, samples, seed=seed, table=table)._asdict()
+
+    of = fingerprint((potential, samples, seed, table.half_width, table.bins))
+    store = Store(file.parent, arrays(*Sampled._fields, of=of))
+    return Sampled(**store.result(file.stem, make))
 
 
 def truth_of(data: str, histograms: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -187,7 +181,7 @@ def read_histograms(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open("rb") as stream:  # which np.load leaves open where the file is damaged
             arrays = dict(np.load(stream, allow_pickle=False))
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise ValueError(f"{file} is damaged, or holds more than plain arrays: {error}") from error
     axis = arrays.pop("grid_axis", GRID.axis)
     if axis.shape != GRID.axis.shape or not np.allclose(axis, GRID.axis, atol=1e-6):
@@ -237,10 +231,3 @@ def _residuals(potential, key):
         here = jnp.square(fokker_planck_residual(PROCESS, potential, t, x))
         rows.append(np.array(estimates.mean(here)))
     return np.array(estimates.mean(squares)), np.array(rows)
-
-
-def _fingerprint(potential, samples, seed, table):
-    """What a file of findings must have been made from."""
-    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(potential)]
-    sums = [float(np.sum(leaf * np.cos(np.arange(leaf.size)))) for leaf in leaves]
-    return np.array([samples, seed, table.half_width, table.bins, *sums])

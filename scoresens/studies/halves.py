@@ -1,4 +1,4 @@
-r"""Linear datamodeling: does a prediction foretell what training on half of the data does?
+r"""Linear datamodeling: does a prediction agree with what training on half of the data does?
 
 Truth. A model is trained on all images and on each of S random halves of them, by each of R seeds
 (`retraining`). With x the sample from noise i, and L the denoising loss at image q,
@@ -28,12 +28,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from scoresens.studies.retraining import Answers, Trial, whole
+from scoresens.statistics.bootstrap import percentiles, resampled_rows
+from scoresens.statistics.estimates import Estimate
+from scoresens.studies.retraining import Outputs, Trial, baselines
 
 
 @dataclass(frozen=True)
 class HalvesSettings:
-    """Which models to train, and what to ask them.
+    """Which models to train, and where to evaluate them.
 
     Args:
         seeds: R, trainings of each half.
@@ -41,7 +43,7 @@ class HalvesSettings:
         choosing: further halves, on which whatever has a choice is chosen.
         samples: M, queries that are drawn from the model: their displacement, and, with the values
             clipped to those of the data, their loss.
-        held_out: images that no model sees, whose loss is asked for too.
+        held_out: images that no model sees, whose loss is taken too.
         levels: L, noise levels of a loss.
         components: along which displacements are ranked.
         seed: of halves, held-out images and noise.
@@ -62,7 +64,7 @@ class HalvesSettings:
             ("levels", 1), ("components", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, came {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class Truth(NamedTuple):
@@ -81,45 +83,36 @@ def halves(count: int, subsets: int, seed: int) -> Bool[np.ndarray, "S N"]:
 
 def plan(chosen: Bool[np.ndarray, "S N"], seeds: int) -> dict[str, Trial]:
     """The trials of a study by name: `all-R`, and `half-SSS-R` for each half and seed."""
-    trials = whole(seeds)
+    trials = baselines(seeds)
     for seed in range(seeds):
         for number, half in enumerate(chosen):
             trials[f"half-{number:03d}-{seed}"] = Trial(seed, half.astype(np.float64))
     return trials
 
 
-def truth(found: Mapping[str, Answers], subsets: int, seeds: int) -> Truth:
-    """The displacements and loss changes of a study's answers."""
-    bases = [found[name] for name in whole(seeds)]
-    rows = [
-        [found[f"half-{number:03d}-{seed}"] for number in range(subsets)] for seed in range(seeds)
-    ]
-    return Truth(
-        np.stack([base.samples for base in bases]),
-        np.stack([
-            np.stack([half.samples - base.samples for half in row])
-            for row, base in zip(rows, bases, strict=True)
-        ]),
-        np.stack([
-            np.stack([half.losses - base.losses for half in row])
-            for row, base in zip(rows, bases, strict=True)
-        ]),
-    )  # fmt: skip
+def truth(found: Mapping[str, Outputs], subsets: int, seeds: int) -> Truth:
+    """The displacements and loss changes between the outputs of a study's models."""
+    bases = [found[name] for name in baselines(seeds)]
+
+    def changes(field):
+        return np.stack([
+            [
+                getattr(found[f"half-{number:03d}-{seed}"], field) - getattr(base, field)
+                for number in range(subsets)
+            ]
+            for seed, base in enumerate(bases)
+        ])  # fmt: skip
+
+    samples = np.stack([base.samples for base in bases])
+    return Truth(samples, changes("samples"), changes("losses"))
 
 
 # ------------------------------------------------------------------ measures
 
 
-def components(images: Float[np.ndarray, "N *shape"], count: int) -> Float[np.ndarray, "P d"]:
-    """The first principal components of the data, at most d."""
-    flat = np.asarray(images, np.float64).reshape(len(images), -1)
-    return np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:count]
-
-
 class Judge:
     """The measures of predictions against one truth, `[R, S, M, d]` displacements or `[R, S, Q]`
-    losses, each as `[value, low, high]` with the 95 % interval of a bootstrap over halves and
-    queries together.
+    losses, each an `Estimate`, to four digits, by a bootstrap over halves and queries together.
 
     Args:
         true: what training did.
@@ -131,15 +124,10 @@ class Judge:
     def __init__(self, true: np.ndarray, axes: np.ndarray | None, count: int, seed: int):
         rng, (_, halves, queries) = np.random.default_rng(seed), true.shape[:3]
         self.true, self.axes = np.asarray(true, np.float64), axes
-        self.drawn = list(
-            zip(
-                rng.integers(halves, size=(count, halves)),
-                rng.integers(queries, size=(count, queries)),
-                strict=True,
-            )
-        )
+        rows = (resampled_rows(size, count, rng) for size in (halves, queries))
+        self.drawn = list(zip(*rows, strict=True))
 
-    def all(self, found: np.ndarray) -> dict[str, list[float]]:
+    def all(self, found: np.ndarray) -> dict[str, Estimate]:
         """Every measure that there is of such a prediction."""
         measures = {"lds": self._rank, "pearson": self._pearson}
         if self.axes is not None:
@@ -150,19 +138,19 @@ class Judge:
         """The LDS alone, without an interval."""
         return float(self._ranks(found, self.true, slice(None)).mean())
 
-    def ceiling(self) -> dict[str, list[float]]:
-        """What one seed says of another, and what the effect that they share would reach against
-        one; nothing where there is one seed."""
+    def ceiling(self) -> dict[str, Estimate]:
+        """How well one seed predicts another, and what the effect that they share would reach
+        against one; nothing where there is one seed."""
         seeds = range(len(self.true))
         pairs = [(i, j) for i in seeds for j in seeds if i < j]
         if not pairs:
             return {}
         first, second = (self.true[list(side)] for side in zip(*pairs, strict=True))
-        made = {}
+        found = {}
         for name, measure in (("lds", self._rank), ("pearson", self._pearson)):
-            made[f"{name}_of_another_seed"] = measure(first, second)
-            made[name] = [float(np.sqrt(max(v, 0))) for v in made[f"{name}_of_another_seed"]]
-        return made
+            another = found[f"{name}_of_another_seed"] = measure(first, second)
+            found[name] = Estimate(*(max(v, 0.0) ** 0.5 for v in another))
+        return found
 
     def _rank(self, found, true):
         each = self._ranks(found, true, slice(None))
@@ -199,7 +187,7 @@ class Judge:
         return self._ratio([p * p, t * t], lambda pp, tt: np.sqrt(pp / tt))
 
     def _ratio(self, parts, combine):
-        """A number made of sums over all entries, by seed, and its mean over seeds."""
+        """A function of sums over all entries, by seed, and its mean over seeds."""
         each = np.stack([part.reshape(*part.shape[:3], -1).sum(-1) for part in parts])
         drawn = [
             combine(*each[:, :, rows][..., picked].sum((2, 3))).mean()
@@ -208,9 +196,8 @@ class Judge:
         return _interval(combine(*each.sum((2, 3))).mean(), drawn)
 
 
-def _interval(value, drawn) -> list[float]:
-    ends = np.percentile(drawn, (2.5, 97.5)) if drawn else (value, value)
-    return [float(f"{number:.4g}") for number in (value, *ends)]
+def _interval(value, drawn) -> Estimate:
+    return Estimate(*(float(f"{number:.4g}") for number in percentiles(value, np.array(drawn))))
 
 
 def _centred(a):

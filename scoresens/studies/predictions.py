@@ -1,4 +1,4 @@
-r"""What a model and its data say of training on halves of the data, and what simpler rules say.
+r"""Predictions of what training on halves of the data does, by a model and by simpler rules.
 
 A prediction starts from one model of all images and gives, for S halves with weights w_s, either
 the displacement of the M samples, or the change of the denoising loss at the Q query images.
@@ -39,8 +39,8 @@ from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.losses import loss_sensitivity
 from scoresens.sensitivity.tangents import sample_sensitivity
-from scoresens.statistics.distances import transport_map
-from scoresens.studies.retraining import PROCESS, Questions, loss_noise
+from scoresens.statistics.transport import transport_map
+from scoresens.studies.retraining import PROCESS, Queries, loss_noise
 from scoresens.training.denoising import loss_weight
 
 ALONGSIDE = 488  # further samples that an optimal transport map is made from
@@ -52,8 +52,8 @@ class Case(NamedTuple):
     model: Denoiser  # of all images
     images: Float[np.ndarray, "N *shape"]
     halves: Bool[np.ndarray, "S N"]
-    questions: Questions
-    samples: Float[np.ndarray, "M *shape"]  # of the model, from the questions' noise
+    queries: Queries
+    samples: Float[np.ndarray, "M *shape"]  # of the model, from the queries' noise
     solve: Solve = Solve()
     trace: TraceEstimator = Exact()  # of the black boxes
 
@@ -90,19 +90,18 @@ Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
 def first_order(case: Case, h: float, base: str) -> np.ndarray:
     """The tangents (4.1) toward every half, at mass 1."""
     halved = reweight(case.points(h), case.halves.astype(np.float32))
-    noise = case.questions.noise
-    options = {"key": case.questions.key, "solve": case.solve, **case.base(base, h)}
+    noise = case.queries.noise
+    options = {"key": case.queries.key, "solve": case.solve, **case.base(base, h)}
     found = sample_sensitivity(PROCESS, case.score, halved, noise, **options)
     return np.moveaxis(np.asarray(found.tangent), 1, 0)
 
 
 def finite(case: Case, h: float, network: bool = True) -> np.ndarray:
     """The counterfactual against the data's law, of the network or of the data's own denoiser."""
-    data, noise = case.points(h), case.questions.noise
+    data, noise = case.points(h), case.queries.noise
     score = case.score if network else exact_score(PROCESS, data)
     halved = reweight(data, case.halves.astype(np.float32))
-    asked = (PROCESS, score, halved, noise)
-    after = counterfactual(*asked, mass=1.0, base=data, solve=case.solve).x
+    after = counterfactual(PROCESS, score, halved, noise, mass=1.0, base=data, solve=case.solve).x
     before = sample_ode(PROCESS, score, noise, solve=case.solve).x
     return np.moveaxis(np.asarray(after - before[:, None]), 1, 0)
 
@@ -135,8 +134,8 @@ def equal_pull(case: Case, _: float) -> np.ndarray:
 
 
 def optimal_transport(case: Case, _: float) -> np.ndarray:
-    """The map is made from the samples and more of the same model."""
-    key = jax.random.fold_in(case.questions.key, 2)
+    """The change of the map to the data, from the samples and more of the same model."""
+    key = jax.random.fold_in(case.queries.key, 2)
     noise = PROCESS.sample_prior((ALONGSIDE, *case.images.shape[1:]), key=key)
     more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
     x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
@@ -157,30 +156,32 @@ def random_move(case: Case, _: float) -> np.ndarray:
 
 def loss_first_order(case: Case, h: float, base: str) -> np.ndarray:
     """The sum of `loss_scores` over the change of the points' weights."""
-    asked, options = case.questions, case.base(base, h)
-    return case.change @ loss_scores(case.model, case.points(h), asked, case.solve, **options).T
+    options = case.base(base, h)
+    scores = loss_scores(case.model, case.points(h), case.queries, case.solve, **options)
+    return case.change @ scores.T
 
 
 def loss_scores(
-    model: Denoiser, data: Points, asked: Questions, solve: Solve = Solve(), **base: Any
+    model: Denoiser, data: Points, queries: Queries, solve: Solve = Solve(), **base: Any
 ) -> Float[np.ndarray, "Q N"]:
-    """What a unit of weight on each point does to the losses that are asked for, (5.2); `base` are
+    """What a unit of weight on each point does to the losses at the queries, (5.2); `base` are
     options of `loss_sensitivity`."""
-    weights = loss_weight(asked.levels, model.sigma_data) / asked.images[0].size
-    asking = {"levels": asked.levels, "key": asked.key, "weights": weights, "solve": solve, **base}
+    weights = loss_weight(queries.levels, model.sigma_data) / queries.images[0].size
+    options = {"levels": queries.levels, "key": queries.key, "weights": weights, "solve": solve}
     score = from_denoiser(PROCESS, model)
-    return np.asarray(loss_sensitivity(PROCESS, score, data, asked.images, **asking).scores)
+    found = loss_sensitivity(PROCESS, score, data, queries.images, **options, **base)
+    return np.asarray(found.scores)
 
 
 def loss_finite(case: Case, h: float, network: bool = True) -> np.ndarray:
     """The losses of `D + D_h(.; half) - D_h(.; all)`, or of D_h itself, less those before."""
     data, weights = case.points(h), jnp.asarray(case.weights, case.images.dtype)
     model = as_pytree(case.model if network else data.denoise)
-    return np.asarray(_loss_finite(model, data, weights, case.questions, case.model.sigma_data)).T
+    return np.asarray(_loss_finite(model, data, weights, case.queries, case.model.sigma_data)).T
 
 
 @jax.jit
-def _loss_finite(model, data, weights, asked, sigma_data):
+def _loss_finite(model, data, weights, queries, sigma_data):
     def change(row):
         i, x = row
 
@@ -194,30 +195,30 @@ def _loss_finite(model, data, weights, asked, sigma_data):
             errors = jax.vmap(lambda error: jnp.sum(error**2))(after) - jnp.sum(before**2)
             return loss_weight(tau, sigma_data) / x.size * errors
 
-        return jnp.mean(jax.lax.map(at_level, (asked.levels, loss_noise(asked, i))), 0)
+        return jnp.mean(jax.lax.map(at_level, (queries.levels, loss_noise(queries, i))), 0)
 
-    return jax.lax.map(change, (jnp.arange(len(asked.images)), asked.images))
+    return jax.lax.map(change, (jnp.arange(len(queries.images)), queries.images))
 
 
 def kernel_loss(case: Case, h: float) -> np.ndarray:
     """Each point lowers the loss by its bump of bandwidth h at the query."""
-    bumps = _bumps(np.asarray(case.questions.images), case.images, h)
+    bumps = _bumps(np.asarray(case.queries.images), case.images, h)
     return -case.change @ (bumps / bumps.mean(1, keepdims=True)).T
 
 
 def cosine_loss(case: Case, _: float) -> np.ndarray:
     """Each point lowers the loss by its cosine with the query, both from the mean image."""
-    return -case.change @ _cosines(np.asarray(case.questions.images), case.images).T
+    return -case.change @ _cosines(np.asarray(case.queries.images), case.images).T
 
 
 def nearness_loss(case: Case, _: float) -> np.ndarray:
     """Each point raises the loss by its distance."""
-    return case.change @ np.sqrt(_squares(np.asarray(case.questions.images), case.images)).T
+    return case.change @ np.sqrt(_squares(np.asarray(case.queries.images), case.images)).T
 
 
 def random_loss(case: Case, _: float) -> np.ndarray:
     """Standard normal scores of the points."""
-    shape = (len(case.questions.images), len(case.images))
+    shape = (len(case.queries.images), len(case.images))
     return case.change @ np.random.default_rng(len(case.halves)).normal(size=shape).T
 
 

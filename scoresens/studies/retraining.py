@@ -1,24 +1,19 @@
-r"""What training from scratch on other weights of the data does: many models, asked the same.
+r"""What training from scratch on other weights of the data does: the outputs of many models.
 
 A trial is a seed and the weights of the N images. Trials of one seed share the initial parameters,
 the noise and noise levels of every step, and as many of the images drawn as their weights allow
 (`training.couple`), so that what separates two of them is their data.
 
-Every model is asked the same `Questions`: its samples from fixed noise, by Heun's rule, and its
-denoising loss at fixed images, levels tau_j and noise n_ij,
+Every model is evaluated at the same `Queries`: its samples from fixed noise, by Heun's rule, and
+its denoising loss at fixed images, levels tau_j and noise n_ij,
 
     L_i = mean over j of lambda(tau_j) |D(x_i + tau_j n_ij, tau_j) - x_i|^2 / d
 
-with the weight lambda of training. Its `Answers` land on disk as soon as they are there, a file a
-trial. A run that was stopped goes on where it was, and several processes may share a folder: each
-takes what is left in an order of its own.
+with the weight lambda of training. Its `Outputs` are kept as soon as they are there (`store`).
 """
 
 import functools
-import os
-import random
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +23,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scipy.special import ndtri
 
-from scoresens._files import replacing
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.laws.processes import EDM
 from scoresens.laws.scores import from_denoiser
-from scoresens.models import Denoiser, ModelSettings, build
+from scoresens.models import Denoiser, ModelSettings, build, load, save
+from scoresens.studies.store import Form, Store, arrays
 from scoresens.training.denoising import TrainSettings, denoising_loss, train
 
 PROCESS = EDM()
 
 
-class Questions(NamedTuple):
-    """What every model is asked."""
+class Queries(NamedTuple):
+    """Where every model is evaluated."""
 
     noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
     images: Float[Array, "Q *shape"]  # where to take the denoising loss (there may be none),
@@ -48,8 +43,8 @@ class Questions(NamedTuple):
     key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
 
 
-class Answers(NamedTuple):
-    """What one model says."""
+class Outputs(NamedTuple):
+    """What one model makes of the queries."""
 
     samples: Float[Array | np.ndarray, "M *shape"]
     losses: Float[Array | np.ndarray, " Q"]
@@ -64,38 +59,102 @@ class Trial(NamedTuple):
     base_weights: Float[np.ndarray, " L"] | None = None  # of the trial to share draws with; equal
 
 
+OUTPUTS = arrays(*Outputs._fields)
+MODEL: Form[tuple[Denoiser, dict]] = Form(
+    ".safetensors", load, lambda file, kept: save(file, *kept)
+)
+
+
+class Retraining(NamedTuple):
+    """The trainings of one study: what its trials share, and the folder that keeps their results.
+
+    Args:
+        folder: of the study (`store.of_study`).
+        images: trained on, where a trial has none of its own.
+        model: the architecture.
+        settings: of the training.
+        solve: the numerics of the sampler.
+        shown: what shows progress over the names of the trials that are left.
+    """
+
+    folder: Path
+    images: Float[np.ndarray, "N *shape"]
+    model: ModelSettings
+    settings: TrainSettings
+    solve: Solve = Solve()
+    shown: Callable[[list[str]], Iterator[str]] = iter
+
+    def train(self, trial: Trial) -> Denoiser:
+        """The model of a trial."""
+        return train_trial(trial, self.images, self.model, self.settings)
+
+    def models(self, trials: Mapping[str, Trial]) -> dict[str, Denoiser]:
+        """The models of trials by name, kept as NAME.safetensors."""
+        kept = Store(self.folder, MODEL).results(
+            trials, lambda name: (self.train(trials[name]), {"seed": trials[name].seed}), self.shown
+        )
+        return {name: model for name, (model, _) in kept.items()}
+
+    def outputs(
+        self, trials: Mapping[str, Trial], models: Mapping[str, Denoiser], queries: Queries
+    ) -> dict[str, Outputs]:
+        """The outputs of every trial's model, kept as models/NAME.npz; `models` are not trained
+        again."""
+
+        def make(name):
+            model = models.get(name) or self.train(trials[name])
+            return jax.device_get(evaluate(model, queries, self.solve))._asdict()
+
+        kept = Store(self.folder / "models", OUTPUTS).results(trials, make, self.shown)
+        return {name: Outputs(**found) for name, found in kept.items()}
+
+    def generated(
+        self, model: Denoiser, noise: Float[Array, "M *shape"], **beside: np.ndarray
+    ) -> Float[np.ndarray, "M *shape"]:
+        """Samples of a model, clipped to the range of the data, kept as questions.npz: no machine
+        draws the same to the last digit, and all models of a study are to have one query. `beside`:
+        what else the file is to hold."""
+
+        def make():
+            x = sample_ode(PROCESS, from_denoiser(PROCESS, model), noise, solve=self.solve).x
+            x = np.clip(np.asarray(x), self.images.min(), self.images.max())
+            return {"generated": x, "noise": np.asarray(noise), **beside}
+
+        return Store(self.folder, arrays("generated")).result("questions", make)["generated"]
+
+
 def training_levels(settings: TrainSettings, count: int) -> Float[np.ndarray, " L"]:
     """The middles of `count` equally likely shares of the noise levels that training draws."""
     return np.exp(settings.p_mean + settings.p_std * ndtri((np.arange(count) + 0.5) / count))
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def ask(model: Denoiser, questions: Questions, solve: Solve = Solve()) -> Answers:
+def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outputs:
     """The samples and the losses of a model.
 
     Notes:
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
-    samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), questions.noise, solve=solve).x
+    samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), queries.noise, solve=solve).x
 
     def loss(row):
         i, x = row
-        copies = jnp.broadcast_to(x, (len(questions.levels), *x.shape))
-        return denoising_loss(model, copies, questions.levels, loss_noise(questions, i))
+        copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
+        return denoising_loss(model, copies, queries.levels, loss_noise(queries, i))
 
-    rows = jnp.arange(len(questions.images)), questions.images
-    return Answers(samples, jax.lax.map(loss, rows))
+    rows = jnp.arange(len(queries.images)), queries.images
+    return Outputs(samples, jax.lax.map(loss, rows))
 
 
-def loss_noise(questions: Questions, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
+def loss_noise(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
-    own = jax.random.fold_in(questions.key, i)
-    _, *shape = questions.images.shape
+    key = jax.random.fold_in(queries.key, i)
+    _, *shape = queries.images.shape
 
     def at_level(j):
-        return jax.random.normal(jax.random.fold_in(own, j), shape, questions.images.dtype)
+        return jax.random.normal(jax.random.fold_in(key, j), shape, queries.images.dtype)
 
-    return jax.vmap(at_level)(jnp.arange(len(questions.levels)))
+    return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 
 
 def train_trial(
@@ -119,43 +178,6 @@ def train_trial(
     ).model
 
 
-def whole(seeds: int) -> dict[str, Trial]:
+def baselines(seeds: int) -> dict[str, Trial]:
     """The trials of all images alike, `all-SEED`: what the others of a study are compared with."""
     return {f"all-{seed}": Trial(seed) for seed in range(seeds)}
-
-
-def answers(
-    folder: Path,
-    names: Iterable[str],
-    make: Callable[[str], Answers],
-    shown: Callable[[list[str]], Iterator[str]] = iter,
-) -> dict[str, Answers]:
-    """The answers of all trials, those that the folder lacks found now and kept there.
-
-    Args:
-        folder: of the files, NAME.npz; it must hold no answers to other questions.
-        names: of the trials.
-        make: trains the trial of a name and asks, such as `train_trial` and `ask`.
-        shown: what shows progress over the names of the trials that are left.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {name: read_answers(folder / f"{name}.npz") for name in names}
-    left = [name for name, answer in found.items() if answer is None]
-    random.Random(os.getpid()).shuffle(left)
-    for name in shown(left):
-        file = folder / f"{name}.npz"
-        found[name] = read_answers(file)  # another process may have been here
-        if found[name] is None:
-            found[name] = made = jax.device_get(make(name))
-            with replacing(file) as beside, beside.open("wb") as stream:
-                np.savez(stream, **made._asdict())
-    return {name: answer for name, answer in found.items() if answer is not None}
-
-
-def read_answers(file: Path) -> Answers | None:
-    """The answers in a file; None where there is none, or a damaged one."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            return Answers(*(kept[name] for name in Answers._fields))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-        return None

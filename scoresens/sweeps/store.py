@@ -9,7 +9,6 @@ written last. So a block is whole if it has a mark and the arrays hold what the 
 of: what a killed process left is redone, and so is what was damaged later.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from scoresens._files import write_text
+from scoresens._files import refuse_another, write_text
+from scoresens._pytrees import fingerprint
 
 
 class Block(NamedTuple):
@@ -94,7 +94,9 @@ class Store:
             self._create(coordinates)
             # last: without it, the arrays are made again
             write_text(file, json.dumps(asked, indent=2) + "\n")
-        _same(folder, json.loads(file.read_text(encoding="utf-8")), asked)
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        for part in asked:
+            refuse_another(folder, kept.get(part, {}), asked[part])
         self.arrays: Any = zarr.open_group(folder / "store.zarr", mode="r+")
 
     def whole(self, block: Block) -> bool:
@@ -102,7 +104,9 @@ class Store:
         mark = self.marks / f"{block.name}.json"
         try:
             kept = json.loads(mark.read_text(encoding="utf-8"))["sha256"]
-            return all(kept[name] == _checksum(self.read(name, block)) for name in self._of(block))
+            return all(
+                kept[name] == fingerprint(self.read(name, block)) for name in self._of(block)
+            )
         except Exception:  # not there, torn, or damaged in any way a codec can tell
             return False
 
@@ -122,7 +126,7 @@ class Store:
         parts = {name: np.asarray(found[name], self.fields[name].dtype) for name in names}
         for name, part in parts.items():
             self.arrays[name][self._place(name, block)] = part
-        sums = {name: _checksum(part) for name, part in parts.items()}
+        sums = {name: fingerprint(part) for name, part in parts.items()}
         write_text(self.marks / f"{block.name}.json", json.dumps({"sha256": sums, **about}) + "\n")
 
     def _of(self, block: Block) -> list[str]:
@@ -173,19 +177,3 @@ def progress(folder: Path) -> dict[str, Any]:
 
 def _cuts(size: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-def _checksum(part: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()
-
-
-def _same(folder: Path, kept: dict, asked: dict) -> None:
-    """Refuses a store of another study, naming what differs."""
-    for whole in ("study", "layout"):
-        theirs, ours = kept.get(whole, {}), asked[whole]
-        differing = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-        if differing:
-            raise ValueError(
-                f"{folder} holds a sweep with other {', '.join(differing)}: choose another --out, "
-                "or remove that folder"
-            )

@@ -10,13 +10,15 @@ import pytest
 from command_line import Ran, refused, scoresens, settings_file
 from flax import nnx
 
+from scoresens._pytrees import fingerprint
 from scoresens.cli import gap
 from scoresens.cli._config import read
 from scoresens.cli.gap import GapRun
 from scoresens.flow.tabulated import Table
 from scoresens.models.potential import PotentialMLP, read_potential, write_potential
-from scoresens.statistics.distances import Grid, wasserstein_of_histograms
+from scoresens.statistics.histograms import Grid, wasserstein_of_histograms
 from scoresens.studies import gap as gap_study
+from scoresens.studies.store import Store
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SAMPLES = 500
@@ -188,9 +190,10 @@ def test_gap_trains_a_network_a_law_and_weight_once(tmp_path, monkeypatch, bowls
     assert "networks/" in ran.printed
 
     (out / "networks" / "blob_w0.0.npz").write_bytes(b"half a file")
-    trained = counting_trainings(monkeypatch)
+    trained, sampled = counting_trainings(monkeypatch), counting(monkeypatch)
     again = scoresens("gap", config, out=out)
     assert again.code == 0 and trained == [0.0]  # what was damaged alone
+    assert sampled == []  # it is the same network again
     assert again.result["networks"] == ran.result["networks"]
     assert "blob_w2.0, 2 of 2: trained before" in again.told
 
@@ -199,13 +202,18 @@ def test_a_network_is_kept_for_the_settings_it_was_made_with(tmp_path):
     about = {"law": "blob", "seed": 0, "train": {"steps": 3, "where": "box"}}
     file = tmp_path / "blob_w0.0.npz"
     write_potential(file, bowl(1.0))
-    assert not gap._is_kept(file, about)
-    file.with_suffix(".json").write_text(json.dumps(about | {"losses": {}}))
-    assert gap._is_kept(file, about)
+
+    def found(about):
+        return Store(tmp_path, gap.network_of(about)).find("blob_w0.0")
+
+    assert found(about) is None
+    file.with_suffix(".json").write_text(json.dumps(about | {"losses": {"residual": 0.5}}))
+    assert found(about).losses == {"residual": 0.5}
+    assert fingerprint(found(about).potential) == fingerprint(bowl(1.0))
     for other in ({"seed": 1}, {"law": "checker"}, {"train": {"steps": 4, "where": "box"}}):
-        assert not gap._is_kept(file, about | other)
+        assert found(about | other) is None
     file.with_suffix(".json").write_text("half a fi")
-    assert not gap._is_kept(file, about)
+    assert found(about) is None
 
 
 def counting_trainings(monkeypatch) -> list[float]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
-from scoresens.cli import _studies as studies
 from scoresens.cli import halves as command
+from scoresens.studies import retraining
 from scoresens.studies.predictions import LOSSES, MOVES
 
 SETTINGS = """
@@ -67,12 +67,12 @@ def test_a_study_measures_every_method_with_its_ceiling(ran, folder):
     assert len(list((folder / "out/models").glob("*.npz"))) == 2 * (8 + 1)
 
 
-def test_truth_is_what_the_models_said(ran, folder):
+def test_truth_is_what_the_models_put_out(ran, folder):
     """The table's number again, from the files."""
     result = json.loads((folder / "out/result.json").read_text())
-    answers = {file.stem: np.load(file)["losses"] for file in (folder / "out/models").glob("*.npz")}
+    outputs = {file.stem: np.load(file)["losses"] for file in (folder / "out/models").glob("*.npz")}
     true = np.array([
-        [answers[f"half-{half:03d}-{seed}"] - answers[f"all-{seed}"] for half in range(4)]
+        [outputs[f"half-{half:03d}-{seed}"] - outputs[f"all-{seed}"] for half in range(4)]
         for seed in range(2)
     ])  # fmt: skip
     setting = result["loss"]["methods"]["kernel"]["setting"]
@@ -84,16 +84,16 @@ def test_truth_is_what_the_models_said(ran, folder):
 
 
 def test_a_study_goes_on_where_it_was(ran, folder, monkeypatch):
-    for name in ("half-002-1", "all-0"):  # the model of all images is there, and is asked again
+    for name in ("half-002-1", "all-0"):  # the model of all images is there, and is evaluated again
         (folder / f"out/models/{name}.npz").unlink()
     trained = []
-    real = studies.train_trial
+    real = retraining.train_trial
 
     def counted(trial, *rest):
         trained.append(trial.seed)
         return real(trial, *rest)
 
-    monkeypatch.setattr(studies, "train_trial", counted)
+    monkeypatch.setattr(retraining, "train_trial", counted)
     again = scoresens("validate", folder / "run.toml", out=folder / "out")
     assert again.code == 0 and trained == [1]
     assert again.printed == ran.printed
@@ -114,7 +114,7 @@ def test_another_study_is_kept_out(ran, folder, tmp_path):
             '"thirds"',
             "experiment must be one of 'finetune', 'retrain', 'halves', 'removal', got 'thirds'",
         ),
-        ("subsets = 4", "subsets = 3", "subsets must be at least 4, came 3"),
+        ("subsets = 4", "subsets = 3", "subsets must be at least 4, got 3"),
         ("held_out = 3", "held_out = 22", "24 images leave nothing to train on"),
     ],
 )

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
-from scoresens.cli import _studies as studies
 from scoresens.cli import removal as command
 from scoresens.datasets.images import DataSettings
 from scoresens.models import ModelSettings
+from scoresens.studies import retraining
 from scoresens.training.denoising import TrainSettings
 
 SETTINGS = """
@@ -35,10 +35,10 @@ def ran(tmp_path_factory) -> Ran:
 
 
 def test_effects_are_differences_from_the_model_of_all_images(ran):
-    def answers(name):
+    def outputs(name):
         return np.load(ran.out / f"models/{name}.npz")
 
-    base = answers("all-0")
+    base = outputs("all-0")
     for method in METHODS:
         slug = method.replace(", ", "-").replace(" ", "-")
         for effect, points in (
@@ -46,7 +46,7 @@ def test_effects_are_differences_from_the_model_of_all_images(ran):
         ):
             for point, share in zip(points, (0.1, 0.5), strict=True):
                 for query in range(2):
-                    without = answers(f"{slug}-{query:02d}-{share:g}-0")
+                    without = outputs(f"{slug}-{query:02d}-{share:g}-0")
                     true = (
                         without["losses"][query] - base["losses"][query]
                         if effect == "loss"
@@ -77,7 +77,7 @@ def test_what_is_left_out_comes_first_in_the_order():
 
 
 def test_a_removal_goes_on_where_it_was(ran, monkeypatch):
-    monkeypatch.setattr(studies, "train_trial", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(retraining, "train_trial", lambda *_: pytest.fail("trained again"))
     again = scoresens("validate", ran.out.parent / "run.toml", out=ran.out)
     assert again.code == 0 and again.printed == ran.printed
 

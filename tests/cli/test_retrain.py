@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
-from scoresens.cli import _studies as studies
 from scoresens.cli import retrain as command
+from scoresens.studies import retraining
 
 SETTINGS = """
 experiment = "retrain"
@@ -61,7 +61,7 @@ def test_every_method_is_in_the_table_and_the_picture_is_there(ran):
 
 def test_a_retraining_goes_on_where_it_was(ran, monkeypatch):
     monkeypatch.setattr(command, "predict_change", straight)
-    monkeypatch.setattr(studies, "train_trial", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(retraining, "train_trial", lambda *_: pytest.fail("trained again"))
     again = scoresens("validate", ran.out.parent / "run.toml", out=ran.out)
     assert again.code == 0 and again.printed == ran.printed
 

@@ -17,7 +17,7 @@ import scoresens as ss
 from scoresens.flow.tabulated import Table
 from scoresens.laws.scores import from_potential
 from scoresens.models.potential import network_name, read_networks, read_potential
-from scoresens.statistics.distances import histogram, sampling_floor, wasserstein_of_histograms
+from scoresens.statistics.histograms import histogram, sampling_floor, wasserstein_of_histograms
 from scoresens.studies.gap import (
     GRID,
     PROCESS,

@@ -1,24 +1,24 @@
-"""Tables line up; pictures show the samples they say, and no text meets another; whole files."""
+"""Pictures show the samples they say, and no text meets another; files are whole."""
 
-import math
 import struct
 
 import matplotlib
 import numpy as np
 import pytest
 
+from scoresens.report._plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.influence import Influence, draw_influence, median_levels
 from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
-from scoresens.report.plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.samples import (
+    Comparison,
+    Strip,
+    Touched,
     draw_demo,
     draw_sensitivity,
     draw_strip,
     draw_validation,
-    table,
-    validation_table,
 )
-from scoresens.statistics.displacements import Named, cosines, looks_like, nearest, spread
+from scoresens.statistics.displacements import Named, nearest, norms, spread
 from scoresens.studies.finetuning import compare
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,63 +42,7 @@ def draws(*shape, seed=1):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-# ------------------------------------------------------------------ tables
-
-
-def test_entries_stand_under_their_column():
-    text = table({"a": {"one": "1", "two": "2.50"}, "longer": {"one": "10.0"}}, "name")
-    assert text.splitlines() == [
-        "name     one   two",
-        "------  ----  ----",
-        "a          1  2.50",
-        "longer  10.0",
-    ]
-
-
-def test_numbers_are_shown_with_their_intervals():
-    found = {"counterfactual_data": {"median_cosine": (0.9512, 0.9, 0.981)}}
-    assert "0.95 [0.90, 0.98]" in validation_table(found)
-
-
-@pytest.mark.parametrize("missing", [None, math.nan])
-def test_a_number_that_does_not_exist_is_a_dash(missing):
-    found = {"class_mean": {"magnitude_spearman": (missing, missing, missing)}}
-    assert validation_table(found).endswith("- [-, -]")
-
-
-# ------------------------------------------------------------------ numbers
-
-
-def test_cosine_of_no_change_is_zero():
-    a, b = draws(3, 2, 2), draws(3, 2, 2, seed=2)
-    b[1], b[2] = 0, -3 * a[2]
-    expected = np.vdot(a[0], b[0]) / np.linalg.norm(a[0]) / np.linalg.norm(b[0])
-    np.testing.assert_allclose(cosines(a, b), [expected, 0, -1], atol=1e-12)
-
-
-def test_nearest_images_by_brute_force():
-    x, images = draws(5, 3, 2), draws(9, 3, 2, seed=2)
-    distances = np.linalg.norm((x[:, None] - images).reshape(5, 9, -1), axis=-1)
-    np.testing.assert_array_equal(nearest(x, images, 4), np.argsort(distances, 1)[:, :4])
-    assert nearest(x, images[:2], 4).shape == (5, 2)
-
-
-def test_a_training_image_looks_like_its_class(data):
-    np.testing.assert_array_equal(looks_like(data.images, data), data.labels)
-
-
-def test_samples_shown_run_from_the_most_to_the_least_moved():
-    sizes = np.random.default_rng(0).permutation(128).astype(float)
-    np.testing.assert_array_equal(sizes[spread(sizes, 8)], 128 - 2.0 ** np.arange(8))
-
-
-@pytest.mark.parametrize(("drawn", "count"), [(1, 1), (5, 8), (8, 8), (9, 8), (128, 1), (48, 47)])
-def test_as_many_samples_are_shown_as_asked_for(drawn, count):
-    sizes = draws(drawn)
-    shown = spread(sizes, count)
-    assert len(set(shown)) == min(count, drawn)
-    assert shown[0] == np.argmax(sizes)
-    assert (np.diff(sizes[shown]) < 0).all()
+# ------------------------------------------------------------------ pictures
 
 
 def test_half_of_the_influence_lies_above_its_median_level():
@@ -106,9 +50,6 @@ def test_half_of_the_influence_lies_above_its_median_level():
     profile = np.array([[[1.0, 3.0, 1.0], [5.0, 2.0, 2.0]], [[0.1, 0.1, 1.0], [1.0, 1.0, 0.0]]])
     expected = np.sqrt([[10, 1000], [0.1, 1000]])
     np.testing.assert_allclose(median_levels(profile, edges), expected)
-
-
-# ------------------------------------------------------------------ pictures
 
 
 @pytest.fixture
@@ -135,16 +76,10 @@ def test_a_strip_shows_each_mass_and_who_changes_class(data, tmp_path, sheet):
     sizes = np.array([0.0, 1.0, 2.0])
     draw_strip(
         tmp_path / "a.png",
-        data,
-        data.labels == 1,
-        before,
-        after,
-        (0.1, 1.0),
-        sizes=sizes,
+        Touched(data, data.labels == 1, "removed"),
+        Strip(before, after, (0.1, 1.0), sizes, bounded),
         count=3,
         title="t",
-        verb="removed",
-        bounded=bounded,
     )
     assert sheet["labels"] == [
         "sample 2\nrank 1\neven → odd",
@@ -169,16 +104,10 @@ def test_a_strip_of_no_images_has_no_neighbours(data, tmp_path, sheet, bounded):
     nobody, x = np.zeros(20, bool), data.images[:1]
     draw_strip(
         tmp_path / "a.png",
-        data,
-        nobody,
-        x,
-        x[:, None],
-        (0.5,),
-        sizes=np.ones(1),
+        Touched(data, nobody, "removed"),
+        Strip(x, x[:, None], (0.5,), np.ones(1), bounded),
         count=8,
         title="t",
-        verb="removed",
-        bounded=bounded,
     )
     assert sheet["titles"] == ["before", "mass 0.5"]
     assert "bounded" not in sheet["caption"]
@@ -198,17 +127,17 @@ def influence(data, rows=2, ranks=5, steps=4):
         scores[:, ::-1][:, :ranks],
         np.geomspace(80, 0.002, steps + 1),
         rng.uniform(size=(rows, steps)),
+        [f"row {row}" for row in range(rows)],
     )
 
 
 def test_helpful_and_harmful_images_are_drawn_with_their_scores(data, tmp_path, sheet):
     found = influence(data)
-    draw_influence(
-        tmp_path / "a.png", data, found, labels=["a", "b"], images=3, title="t", says="Measured."
-    )
+    draw_influence(tmp_path / "a.png", data, found, images=3, title="t", says="Measured.")
     assert sheet["titles"] == [
         "sample", "what is measured", "most helpful", "2nd", "3rd", "most harmful", "2nd", "3rd"
     ]  # fmt: skip
+    assert sheet["labels"] == ["row 0", "row 1"]
     assert list(sheet["columns"]["sample"].notes) == ["5.12", "−12.5"]
     helpful, harmful = (sheet["columns"][f"most {kind}"] for kind in ("helpful", "harmful"))
     np.testing.assert_array_equal(helpful.images, data.images[found.top[:, 0]])
@@ -219,7 +148,7 @@ def test_helpful_and_harmful_images_are_drawn_with_their_scores(data, tmp_path, 
     gradient = sheet["columns"]["what is measured"]
     assert gradient.signed and np.abs(gradient.images).max() == pytest.approx(1)
     assert sheet["caption"].startswith("Measured.")
-    curves = sheet["curves"]
+    curves = sheet["beside"]
     assert (np.diff(curves.edges) > 0).all()  # fine detail to the left
     density = found.profile / np.log(80 / 0.002) * 4
     np.testing.assert_allclose(curves.heights, density[:, ::-1])
@@ -231,8 +160,7 @@ def test_the_demo_marks_who_changes_class(data, tmp_path, sheet):
     touched = data.labels == 1
     draw_demo(
         tmp_path / "a.png",
-        data,
-        touched,
+        Touched(data, touched),
         before,
         np.zeros_like(before),
         after,
@@ -251,29 +179,52 @@ def test_the_demo_marks_who_changes_class(data, tmp_path, sheet):
     assert by_title["first-order change"].signed and not by_title["before"].signed
 
 
+def test_predicted_and_real_changes_are_of_the_same_samples(data, tmp_path, sheet):
+    x = draws(9, 4, 4, 1)
+    predicted = {f"{kind}_data": draws(9, 4, 4, 1, seed=seed)
+                 for seed, kind in ((2, "first_order"), (3, "counterfactual"))}  # fmt: skip
+    real = predicted["counterfactual_data"] + 0.1 * x
+    results = {name: compare(found, real, resamples=9) for name, found in predicted.items()}
+    found = Comparison(x, x + 1, x + 1 + real, real, predicted, results)
+    draw_validation(tmp_path / "a.png", data.images, found, title="t", trained="a model trained")
+    rows = spread(norms(real), 8)
+    assert sheet["labels"][0] == f"sample {rows[0]}\nrank 1" and len(sheet["labels"]) == 8
+    expected = {
+        "before": x,
+        "predicted after": x + predicted["counterfactual_data"],
+        "control": x + 1,
+        "really after": x + 1 + real,
+        "first-order change": predicted["first_order_data"],
+        "predicted change": predicted["counterfactual_data"],
+        "real change": real,
+    }
+    assert sheet["titles"] == list(expected)
+    for title, images in expected.items():
+        np.testing.assert_array_equal(sheet["columns"][title].images, images[rows])
+    dots, sizes, entries = sheet["beside"]
+    assert list(dots.names) == ["first order (data)", "counterfactual (data)"]
+    pearson = [results[name]["pooled_pearson"] for name in predicted]
+    assert dots.values["pooled Pearson"] == pearson
+    assert f"counterfactual, r = {pearson[1].value:.2f}" in entries.points
+    np.testing.assert_array_equal(next(iter(sizes.points.values()))[0], norms(real))
+    assert "a model trained on the changed data" in sheet["caption"]
+
+
 def test_every_picture_is_written(data, tmp_path):
     x, change = draws(9, 4, 4, 1), draws(9, 4, 4, 1, seed=2)
-    touched = data.labels == 1
-    draw_demo(
-        tmp_path / "demo.png", data, touched, x, change, x + change, count=3, title="t", remark="r"
-    )
+    touched = Touched(data, data.labels == 1)
+    draw_demo(tmp_path / "demo.png", touched, x, change, x + change, count=3, title="t", remark="r")
     draw_strip(
         tmp_path / "strip.png",
-        data,
         touched,
-        x,
-        x[:, None] + draws(9, 3, 4, 4, 1),
-        (0.1, 0.2, 1.0),
-        sizes=draws(9),
+        Strip(x, x[:, None] + draws(9, 3, 4, 4, 1), (0.1, 0.2, 1.0), draws(9)),
         count=2,
         title="t",
-        verb="added",
     )
     draw_influence(
         tmp_path / "influence.png",
         data,
         influence(data),
-        labels=["a", "b"],
         images=4,
         title="t",
         says="s",
@@ -281,12 +232,10 @@ def test_every_picture_is_written(data, tmp_path):
     density = draws(9)
     draw_sensitivity(
         tmp_path / "sensitivity.png",
-        data,
         touched,
         x,
         change,
         title="t",
-        verb="added",
         log_density=density,
     )
     predicted = {name: change * scale for name, scale in (("first_order_data", 2), ("other", 3))}
@@ -296,12 +245,7 @@ def test_every_picture_is_written(data, tmp_path):
     draw_validation(
         tmp_path / "validation.png",
         data.images,
-        predicted,
-        x,
-        x,
-        x + real,
-        real,
-        results,
+        Comparison(x, x, x + real, real, predicted, results),
         title="t",
         trained="a model trained",
     )
@@ -348,7 +292,7 @@ def test_no_text_leaves_the_page_or_meets_another(data, tmp_path, monkeypatch):
     lines = {name: [(0.5, 0.1, 0.9)] * 3 for name in ("median cosine", "pooled Pearson")}
     points = {"counterfactual, ρ = 0.93": (draws(5) ** 2, draws(5) ** 2)}
     panels = [Dots("Agreement", "x", lines, names), Scatter("Norms", "x", "y", points, True)]
-    for columns_, beside in ((columns, {"panels": panels}), (2 * columns, {"curves": levels})):
+    for columns_, beside in ((columns, {"beside": panels}), (2 * columns, {"beside": levels})):
         draw_sheet(
             tmp_path / "a.png",
             columns_,

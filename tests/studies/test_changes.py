@@ -10,7 +10,7 @@ from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.laws.changed import change
 from scoresens.models import ModelSettings, build, save
 from scoresens.studies.changes import ChangeSettings, make_change
-from scoresens.studies.finetuning import predict_change, real_changes
+from scoresens.studies.finetuning import Finetuning, predict_change, real_changes
 from scoresens.training.denoising import TrainSettings
 
 
@@ -74,7 +74,7 @@ def test_the_control_is_trained_on_the_unchanged_data(dataset, data, checkpoint,
     }
 
     def run(folder, named):
-        return real_changes(model, data, named, noise, tmp_path / folder, **options)[5]
+        return real_changes(model, data, named, noise, Finetuning(tmp_path / folder, **options))[5]
 
     other = make_change(dataset, data, ChangeSettings("model", mass=0.5, checkpoint=checkpoint))
     moved = make_change(dataset, data, ChangeSettings("shift", ("a",)))

@@ -10,9 +10,11 @@ import scoresens as ss
 from scoresens.datasets.images import Dataset
 from scoresens.laws.changed import change
 from scoresens.models import ModelSettings, build
+from scoresens.studies import finetuning
 from scoresens.studies.changes import ChangeSettings, make_change
 from scoresens.studies.finetuning import (
     EDGES,
+    Finetuning,
     RealChange,
     calibration,
     compare,
@@ -40,7 +42,7 @@ def test_measures_are_those_of_scipy():
     rng = np.random.default_rng(1)
     real = rng.normal(size=(30, 2, 3))
     predicted = real + 0.5 * rng.normal(size=real.shape)
-    found = {name: interval.value for name, interval in compare(predicted, real).items()}
+    found = {name: estimate.value for name, estimate in compare(predicted, real).items()}
     p, r = predicted.reshape(30, -1), real.reshape(30, -1)
     sizes = np.linalg.norm(p, axis=1), np.linalg.norm(r, axis=1)
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(p, r, strict=True)]
@@ -160,7 +162,7 @@ def test_a_change_of_what_is_not_there_is_refused(dataset):
         ChangeSettings("half", mass=1.5)
 
 
-def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path):
+def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path, monkeypatch):
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
@@ -168,10 +170,10 @@ def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path):
     settings = TrainSettings(steps=5, batch_size=4, warmup=1, ema_halflife=2.0)
     solve = ss.Solve(steps=5)
 
-    def run(folder, weights, repeats, **more):
+    def run(folder, weights, repeats):
         named = make_change(dataset, data, ChangeSettings("half"))._replace(weights=weights)
-        options = {"key": jax.random.key(2), "solve": solve, "settings": settings, **more}
-        return real_changes(model, data, named, noise, folder, repeats=repeats, **options)
+        how = Finetuning(folder, settings, jax.random.key(2), repeats, solve=solve)
+        return real_changes(model, data, named, noise, how)
 
     nothing = run(tmp_path / "nothing", np.full(12, 1 / 12), 1)[5]
     np.testing.assert_array_equal(nothing.control, nothing.changed)
@@ -183,8 +185,13 @@ def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path):
     np.testing.assert_allclose(twice.displacement, 0.5 * (each[0] + each[1]), rtol=1e-6)
     np.testing.assert_array_equal(twice.ceiling[0], each[0])
     (tmp_path / "twice" / "changed-0.npz").unlink()  # of a run that was stopped
+    trained, train = [], finetuning.train
+    monkeypatch.setattr(
+        finetuning, "train", lambda *a, **k: trained.append(k["weights"]) or train(*a, **k)
+    )
     again = run(tmp_path / "twice", weights, 2)[5]
     np.testing.assert_array_equal(again.changed, twice.changed)
+    assert len(trained) == 1 and trained[0] is weights  # nothing else
 
 
 def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
@@ -196,9 +203,9 @@ def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
 
     def run(folder, steps, after=()):
         settings = TrainSettings(steps=steps, batch_size=4, warmup=0, decay=False, ema_halflife=2.0)
-        options = {"settings": settings, "after": after, "solve": ss.Solve(steps=5)}
-        asked = (model, data, named, noise, tmp_path / folder)
-        return real_changes(*asked, key=jax.random.key(2), **options)
+        options = {"after": after, "solve": ss.Solve(steps=5)}
+        how = Finetuning(tmp_path / folder, settings, jax.random.key(2), **options)
+        return real_changes(model, data, named, noise, how)
 
     found = run("all", 5, (1, 3))
     assert list(found) == [1, 3, 5]

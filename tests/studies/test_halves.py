@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from scoresens.studies.halves import HalvesSettings, Judge, components, halves, plan, truth
-from scoresens.studies.retraining import Answers
+from scoresens.statistics import Estimate
+from scoresens.studies.halves import HalvesSettings, Judge, halves, plan, truth
+from scoresens.studies.retraining import Outputs
 
 SEEDS, HALVES, QUERIES, SIZE = 2, 12, 3, 4
 RNG = np.random.default_rng(0)
@@ -52,7 +53,7 @@ def test_losses_have_no_directions():
 
 def test_truth_agrees_with_itself_and_noise_with_nothing():
     judge = Judge(TRUE, AXES, 50, 0)
-    assert judge.all(TRUE)["lds"] == [1, 1, 1]
+    assert judge.all(TRUE)["lds"] == Estimate(1, 1, 1)
     value, low, high = judge.all(RNG.normal(size=TRUE.shape))["pearson"]
     assert low < value < high and abs(value) < 0.3 and high - low > 0.1
     still = judge.all(np.zeros_like(TRUE))
@@ -85,7 +86,7 @@ def test_truth_is_what_a_half_does_against_its_own_seed():
     assert list(trials)[:2] == ["all-0", "all-1"] and len(trials) == 6
     assert trials["half-001-1"].seed == 1 and trials["half-001-1"].weights.sum() == 3
     found = {
-        name: Answers(np.full((1, 2), float(i)), np.full(3, 10.0 * i))
+        name: Outputs(np.full((1, 2), float(i)), np.full(3, 10.0 * i))
         for i, name in enumerate(trials)
     }
     made = truth(found, 2, 2)
@@ -97,12 +98,6 @@ def test_truth_is_what_a_half_does_against_its_own_seed():
             assert (made.losses[seed, half] == 10 * gap).all()
 
 
-def test_components_are_the_directions_of_most_variance():
-    x = RNG.normal(size=(500, 2, 2)) * np.array([[1, 5], [0.1, 3]]) + 7
-    found = np.abs(components(x, 2))
-    np.testing.assert_allclose(found, [[0, 1, 0, 0], [0, 0, 0, 1]], atol=0.1)
-
-
 def test_too_few_of_anything_is_refused():
-    with pytest.raises(ValueError, match="subsets must be at least 4, came 3"):
+    with pytest.raises(ValueError, match="subsets must be at least 4, got 3"):
         HalvesSettings(subsets=3)

@@ -11,7 +11,7 @@ from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
 from scoresens.studies import predictions
 from scoresens.studies.predictions import LOSSES, MOVES, Case
-from scoresens.studies.retraining import PROCESS, Questions
+from scoresens.studies.retraining import PROCESS, Queries
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(10, 2, 2, 1))
@@ -30,9 +30,9 @@ def case():
     )
     noise = PROCESS.sample_prior((2, 2, 2, 1), key=jax.random.key(1))
     queries = jnp.asarray(IMAGES[:2] + 0.3)
-    questions = Questions(noise, queries, jnp.array([0.5, 3.0]), jax.random.key(2))
+    queries = Queries(noise, queries, jnp.array([0.5, 3.0]), jax.random.key(2))
     x = ss.sample_ode(PROCESS, ss.from_denoiser(PROCESS, model), noise, solve=SOLVE).x
-    return Case(model, IMAGES, HALVES, questions, np.asarray(x), SOLVE)
+    return Case(model, IMAGES, HALVES, queries, np.asarray(x), SOLVE)
 
 
 def nearly_all(case, share):
@@ -53,7 +53,7 @@ def posterior_mean(x, tau, weights):
 
 def test_losses_of_the_changed_denoiser(case):
     """L of D + D_h(.; half) - D_h(.; all), less L of D, sum by sum."""
-    asked, found = case.questions, predictions.loss_finite(case, H)
+    asked, found = case.queries, predictions.loss_finite(case, H)
     for s, half in enumerate(HALVES):
         for q in range(2):
             x, changes = np.asarray(asked.images[q]).ravel(), []
@@ -80,7 +80,7 @@ def test_first_order_is_the_slope_of_the_finite_change(case):
 def test_displacements_are_those_of_the_verbs(case):
     data = case.points(H)
     halved = ss.reweight(data, HALVES.astype(float))
-    asked = (PROCESS, case.score, halved, case.questions.noise)
+    asked = (PROCESS, case.score, halved, case.queries.noise)
     moved = ss.sample_sensitivity(*asked, base=data, solve=SOLVE).tangent
     after = ss.counterfactual(*asked, mass=1.0, base=data, solve=SOLVE).x
     laws.close(predictions.first_order(case, H, "data"), jnp.moveaxis(moved, 1, 0), absolute=1e-7)
@@ -108,7 +108,7 @@ def test_simple_rules_are_written_out(case):
         [(half * b) @ FLAT / (half @ b) - b @ FLAT / b.sum() for b in bumps] for half in HALVES
     ]
     laws.close(MOVES["mean shift"][0](case, H).reshape(3, 2, 4), np.array(shift), relative=1e-6)
-    y = np.asarray(case.questions.images).reshape(2, 4)
+    y = np.asarray(case.queries.images).reshape(2, 4)
     near = np.linalg.norm(y[:, None] - FLAT, axis=-1)
     laws.close(LOSSES["distance"][0](case, H), change @ near.T, relative=1e-6)
 

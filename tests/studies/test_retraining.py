@@ -1,4 +1,4 @@
-"""What trained models are asked, and the files that keep their answers."""
+"""The outputs of trained models, and the files that keep them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,14 @@ import pytest
 
 import scoresens as ss
 from scoresens.models import ModelSettings, build
+from scoresens.studies import retraining
 from scoresens.studies.retraining import (
     PROCESS,
-    Answers,
-    Questions,
+    Queries,
+    Retraining,
     Trial,
-    answers,
-    ask,
-    read_answers,
+    baselines,
+    evaluate,
     train_trial,
     training_levels,
 )
@@ -25,7 +25,7 @@ TINY = ModelSettings(kind="mlp", width=8, depth=1)
 SETTINGS = TrainSettings(steps=4, batch_size=4, warmup=1)
 IMAGES = np.random.default_rng(0).normal(size=(6, 2, 2, 1)).astype(np.float32)
 LEVELS = jnp.asarray([0.3, 2.0], jnp.float32)
-QUESTIONS = Questions(
+QUERIES = Queries(
     PROCESS.sample_prior((3, 2, 2, 1), key=jax.random.key(0)).astype(jnp.float32),
     jnp.asarray(IMAGES[:2]),
     LEVELS,
@@ -45,14 +45,14 @@ def test_levels_are_quantiles_of_those_of_training():
     np.testing.assert_allclose(found, np.quantile(drawn, [1 / 8, 3 / 8, 5 / 8, 7 / 8]), rtol=0.02)
 
 
-def test_answers_are_samples_and_losses_on_the_table_of_noise(model):
-    found = ask(model, QUESTIONS, ss.Solve(steps=4))
+def test_outputs_are_samples_and_losses_on_the_table_of_noise(model):
+    found = evaluate(model, QUERIES, ss.Solve(steps=4))
     truth = ss.sample_ode(
-        PROCESS, ss.from_denoiser(PROCESS, model), QUESTIONS.noise, solve=ss.Solve(steps=4)
+        PROCESS, ss.from_denoiser(PROCESS, model), QUERIES.noise, solve=ss.Solve(steps=4)
     )
     laws.close(found.samples, truth.x, relative=1e-5)
     for i, loss in enumerate(found.losses):
-        own = jax.random.fold_in(QUESTIONS.key, i)
+        own = jax.random.fold_in(QUERIES.key, i)
         noise = jnp.stack(
             [jax.random.normal(jax.random.fold_in(own, j), (2, 2, 1), jnp.float32) for j in (0, 1)]
         )
@@ -65,12 +65,12 @@ def test_the_loss_is_that_of_loss_sensitivity(model):
         PROCESS,
         ss.from_denoiser(PROCESS, model),
         ss.Points(jnp.asarray(IMAGES), bandwidth=0.5),
-        QUESTIONS.images,
+        QUERIES.images,
         levels=LEVELS,
-        key=QUESTIONS.key,
+        key=QUERIES.key,
         weights=loss_weight(LEVELS, model.sigma_data) / 4,
     )
-    laws.close(ask(model, QUESTIONS, ss.Solve(steps=2)).losses, found.loss, relative=1e-5)
+    laws.close(evaluate(model, QUERIES, ss.Solve(steps=2)).losses, found.loss, relative=1e-5)
 
 
 def test_trials_of_one_seed_differ_by_their_data_alone():
@@ -81,39 +81,41 @@ def test_trials_of_one_seed_differ_by_their_data_alone():
     assert same == [True, True, False, False]
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path):
-    made = []
+def test_a_study_trains_each_model_once(tmp_path, monkeypatch):
+    """Its models, samples of one of them, and the outputs of all; then again, from the files."""
+    trained = []
+    train = retraining.train_trial
 
-    def make(name):
-        made.append(int(name[1]))
-        if len(made) == 3:
-            raise KeyboardInterrupt
-        return Answers(jnp.full((1, 2), float(name[1])), jnp.zeros(1))
+    def counted(trial, *rest):
+        trained.append(trial)
+        return train(trial, *rest)
 
-    names = [f"t{seed}" for seed in range(4)]
-    with pytest.raises(KeyboardInterrupt):
-        answers(tmp_path, names, make)
-    assert len(list(tmp_path.iterdir())) == 2  # nothing of the third
-    (tmp_path / f"t{made[0]}.npz").write_bytes(b"torn")
-    found = answers(tmp_path, names, make)
-    assert {name: float(a.samples[0, 0]) for name, a in found.items()} == {
-        "t0": 0.0, "t1": 1.0, "t2": 2.0, "t3": 3.0,
+    monkeypatch.setattr(retraining, "train_trial", counted)
+    study = Retraining(tmp_path, IMAGES, TINY, SETTINGS, ss.Solve(steps=2))
+    bases = baselines(2)
+    others = bases | {"half-0": Trial(0, np.array([1.0, 1, 1, 0, 0, 0]))}
+
+    def run():
+        models = study.models(bases)
+        drawn = study.generated(models["all-0"], QUERIES.noise, held=np.arange(2))
+        return models, drawn, study.outputs(others, models, QUERIES)
+
+    models, drawn, outputs = run()
+    assert [trial.seed for trial in trained if trial.weights is None] in ([0, 1], [1, 0])
+    assert len(trained) == 3
+    x = evaluate(models["all-0"], QUERIES, study.solve).samples
+    laws.close(drawn, np.clip(x, IMAGES.min(), IMAGES.max()), relative=1e-6)
+    laws.close(outputs["all-0"].samples, x, relative=1e-6)
+    again = run()
+    assert len(trained) == 3
+    for one, two in zip(
+        jax.tree.leaves((models, drawn, outputs)), jax.tree.leaves(again), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    with np.load(tmp_path / "questions.npz") as kept:
+        assert set(kept.files) == {"generated", "noise", "held"}
+    names = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")}
+    assert names == {
+        "all-0.safetensors", "all-1.safetensors", "questions.npz",
+        "models/all-0.npz", "models/all-1.npz", "models/half-0.npz",
     }  # fmt: skip
-    assert sorted(made[3:]) == sorted({0, 1, 2, 3} - {made[1]})
-
-
-def test_a_trial_that_another_process_has_done_is_not_done_again(tmp_path):
-    other = Answers(np.ones((1, 2)), np.zeros(1))
-
-    def make(name):
-        np.savez(tmp_path / f"t{1 - int(name[1])}.npz", **other._asdict())
-        return Answers(np.zeros((1, 2)), np.zeros(1))
-
-    found = answers(tmp_path, ["t0", "t1"], make)
-    assert sorted(float(a.samples.sum()) for a in found.values()) == [0.0, 2.0]
-
-
-def test_files_without_answers_are_told_apart(tmp_path):
-    assert read_answers(tmp_path / "none.npz") is None
-    np.savez(tmp_path / "other.npz", samples=np.zeros(1))
-    assert read_answers(tmp_path / "other.npz") is None

@@ -192,9 +192,11 @@ def test_a_store_of_another_study_is_refused(tmp_path, data, score):
     asked = question("sensitivity", data, score, mesh)
     fields = sweeps.fields_of(asked, layout)
     Store(tmp_path, fields, layout, {}, {"of": "one"})
-    with pytest.raises(ValueError, match="holds a sweep with other of: choose another --out"):
+    with pytest.raises(
+        ValueError, match="holds a study with other settings of of: choose another --out"
+    ):
         Store(tmp_path, fields, layout, {}, {"of": "another"})
-    with pytest.raises(ValueError, match="holds a sweep with other rows"):
+    with pytest.raises(ValueError, match="holds a study with other settings of rows"):
         Store(tmp_path, fields, layout._replace(rows=5), {}, {"of": "one"})
 
 
@@ -284,7 +286,7 @@ def test_the_command_and_its_store(tmp_path, capsys):
     assert again.code == 0 and opened(ran.out).equals(found)
     other = settings_file(tmp_path, SETTINGS.replace("steps = 3", "steps = 4"))
     refused = scoresens("sweep", other, out=ran.out)
-    assert refused.code == 2 and "holds a sweep with other steps" in refused.told
+    assert refused.code == 2 and "holds a study with other settings of steps" in refused.told
     assert cli.main(["status", str(tmp_path / "none")]) == 1
     assert "there is no sweep in" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 FRAME, FAINT, INK = "#b8b8b8", "#5f5f5f", "#1a1a1a"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+DASH = (0, (4, 3))
 BODY, SMALL = 9.5, 8.0  # points
 
 
@@ -30,7 +31,7 @@ class Dots(NamedTuple):
 
     title: str
     x_label: str
-    values: Mapping[str, Sequence[Sequence[float]]]  # by series; value, low, high
+    values: Mapping[str, Sequence[Any]]  # by series; value, low, high
     names: Sequence[str]  # one a line
 
 
@@ -64,7 +65,7 @@ def plot_curve(axes: Axes, curves: Curves, row: int) -> None:
     last, heights = row == len(curves.heights) - 1, curves.heights[row]
     axes.stairs(heights, curves.edges, fill=True, color=OKABE_ITO[5], alpha=0.6)
     axes.stairs(heights, curves.edges, color=OKABE_ITO[0], linewidth=0.8)
-    axes.axvline(curves.marks[row], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axvline(curves.marks[row], color=INK, linewidth=0.8, linestyle=DASH)
     axes.set(xscale="log", xlim=(curves.edges.min(), curves.edges.max()), yticks=[])
     axes.set_ylim(0, 1.12 * float(heights.max()) or 1.0)
     dress(axes, curves.x_label if last else "", "")
@@ -88,15 +89,23 @@ def _scatter(axes: Axes, panel: Scatter) -> None:
         axes.set(xscale="log", yscale="log")
         entries = entries[entries > 0]
     span = (entries.min(), entries.max()) if entries.size else (0.1, 1.0)
-    axes.plot(span, span, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    axes.plot(span, span, color=FAINT, linewidth=0.8, linestyle=DASH, zorder=0)
     dress(axes, panel.x_label, panel.y_label)
     head(axes, panel.title, markerscale=3.0 if many else 1.0)
 
 
 def _dots(axes: Axes, panel: Dots) -> None:
-    lines, series = np.arange(len(panel.names)), len(panel.values)
-    for place, (name, values) in enumerate(panel.values.items()):
-        middle, low, high = np.asarray(values, float).T
+    draw_intervals(axes, panel.values, panel.names)
+    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=DASH, zorder=0)
+    dress(axes, panel.x_label, "")
+    head(axes, panel.title)
+
+
+def draw_intervals(axes: Axes, values: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
+    """Numbers with their intervals, `(value, low, high)` by series, a line a name."""
+    lines, series = np.arange(len(names)), len(values)
+    for place, (name, row) in enumerate(values.items()):
+        middle, low, high = np.asarray(row, float).T
         axes.errorbar(
             middle,
             lines + 0.22 * (place - (series - 1) / 2),
@@ -107,12 +116,9 @@ def _dots(axes: Axes, panel: Dots) -> None:
             markersize=4.5,
             linewidth=1.2,
         )
-    axes.set_yticks(lines, panel.names)
+    axes.set_yticks(lines, names)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)
-    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-    dress(axes, panel.x_label, "")
-    head(axes, panel.title)
 
 
 def head(axes: Axes, title: str, markerscale: float = 1.0) -> None:

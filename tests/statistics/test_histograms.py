@@ -1,4 +1,4 @@
-"""Distances between laws against closed forms and other solvers."""
+"""Histograms and the distances between them, against closed forms and other solvers."""
 
 import math
 import subprocess
@@ -13,15 +13,11 @@ import pytest
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.spatial.distance import cdist
 
-from scoresens.statistics import distances
-from scoresens.statistics.distances import (
+from scoresens.statistics import _pot, histograms
+from scoresens.statistics.histograms import (
     Grid,
     histogram,
-    resampled,
     sampling_floor,
-    sinkhorn_divergence,
-    sliced_wasserstein,
-    wasserstein,
     wasserstein_interval,
     wasserstein_of_histograms,
 )
@@ -69,7 +65,7 @@ def test_grid_is_the_reference_one():
 @pytest.mark.parametrize("kind", [np.float64, np.float32, jnp.float32])
 @pytest.mark.parametrize("clip", [False, True])
 def test_histogram_counts_nearest_points(kind, clip, monkeypatch):
-    monkeypatch.setattr(distances, "BLOCK", 100)  # several blocks, the last one short
+    monkeypatch.setattr(histograms, "BLOCK", 100)  # several blocks, the last one short
     grid = Grid(half_width=1.0, bins=6)
     x = np.random.default_rng(0).normal(size=(970, 2)) * [0.5, 1.0]
     x[3, 0], x[950, 1], x[7, 1], x[8, 0] = np.nan, np.nan, np.inf, 1.0
@@ -154,22 +150,13 @@ def test_histograms_agree_with_samples():
     rng, grid = np.random.default_rng(4), Grid(half_width=1.0, bins=8)
     x, y = grid.axis[rng.integers(0, 6, (2, 50, 2))] * 0.999  # nearest to the points they are near
     rounded = [np.round((v + 1) / grid.spacing) * grid.spacing - 1 for v in (x, y)]
+    cost = cdist(*rounded, "sqeuclidean")
+    expected = math.sqrt(cost[linear_sum_assignment(cost)].mean())
     found = wasserstein_of_histograms(histogram(x, grid).counts, histogram(y, grid).counts, grid)
-    laws.close(found, wasserstein(*rounded), relative=1e-12)
+    laws.close(found, expected, relative=1e-12)
 
 
 # ------------------------------------------------------------------ sampling
-
-
-def test_resampled_is_multinomial():
-    """Mean and covariance within 5 standard errors, at least of those with many counts."""
-    counts, rng = np.array([[400, 0], [100, 500]], np.uint32), np.random.default_rng(5)
-    draws = np.stack([resampled(counts, rng).ravel() for _ in range(4000)])
-    p = counts.ravel() / 1000
-    covariance = 1000 * (np.diag(p) - np.outer(p, p))
-    assert np.all(draws.sum(1) == 1000) and np.issubdtype(draws.dtype, np.integer)
-    laws.close(draws.mean(0), 1000 * p, absolute=5 * np.sqrt(250 / 4000))
-    laws.close(np.cov(draws.T), covariance, absolute=5 * 250 * np.sqrt(2 / 4000))
 
 
 PAIR = Grid(half_width=0.5, bins=2)  # two of its points, 1 apart: W_2 = sqrt |p_a - p_b|
@@ -208,129 +195,12 @@ def test_sampling_floor_of_two_points():
     laws.close(found.std, std, relative=5 / math.sqrt(2 * draws))
 
 
-# ------------------------------------------------------------------ samples
-
-
-def test_wasserstein_against_an_assignment():
-    rng = np.random.default_rng(6)
-    x, y = rng.normal(size=(2, 40, 2, 3))
-    cost = cdist(x.reshape(40, 6), y.reshape(40, 6), "sqeuclidean")
-    expected = math.sqrt(cost[linear_sum_assignment(cost)].mean())
-    for scale in (1e-60, 1e-8, 1.0, 1e60):  # POT's own tolerances are absolute
-        laws.close(wasserstein(scale * x, scale * y) / scale, expected, relative=EXACT)
-    laws.close(wasserstein(jnp.asarray(x), y + 1e4), wasserstein(x - 1e4, y), relative=1e-9)
-    laws.close(wasserstein(x, x[::-1]), 0.0, absolute=ZERO * math.sqrt(cost.max()))
-
-
-def test_wasserstein_of_unequal_numbers():
-    rng = np.random.default_rng(7)
-    x, y = rng.normal(size=(12, 3)), rng.normal(size=(7, 3)) + 1
-    cost = cdist(x, y, "sqeuclidean")
-    expected = math.sqrt(by_linear_program(np.ones(12), np.ones(7), cost))
-    laws.close(wasserstein(x, y), expected, relative=EXACT)
-    laws.close(wasserstein(np.repeat(x, 7, 0), np.repeat(y, 12, 0)), expected, relative=EXACT)
-
-
-def test_sliced_wasserstein_in_one_dimension_is_the_distance():
-    x, y = np.random.default_rng(8).normal(size=(2, 500, 1))
-    y *= 2
-    expected = of_quantiles(x[:, 0], y[:, 0])
-    laws.close(sliced_wasserstein(x, y, directions=3), expected, relative=1e-9)
-    laws.close(sliced_wasserstein(np.repeat(x, 3, 0), y), expected, relative=1e-9)
-
-
-def test_sliced_wasserstein_of_a_shift():
-    """E (u.c)^2 = |c|^2 / d, with E (u.c)^4 = 3 |c|^4 / (d (d + 2)); within 5 standard errors."""
-    rng, directions, d = np.random.default_rng(9), 4000, 6
-    x, shift = rng.normal(size=(5, 2, 3)).astype(np.float32), np.full((2, 3), 0.5, np.float32)
-    found = sliced_wasserstein(x, x + shift, directions=directions, seed=3)
-    size = 0.25 * d
-    error = size * math.sqrt((3 / (d * (d + 2)) - 1 / d**2) / directions)
-    laws.close(found**2, size / d, absolute=5 * error)
-
-
-def test_sliced_wasserstein_is_below_the_distance_and_keeps_its_seed():
-    x, y = np.random.default_rng(10).normal(size=(2, 60, 3))
-    found = sliced_wasserstein(x, y, directions=7)
-    assert 0 < found < wasserstein(x, y)
-    assert (
-        found
-        == sliced_wasserstein(x, y, directions=7, seed=0)
-        == sliced_wasserstein(y, x, directions=7)
-    )
-    assert found != sliced_wasserstein(x, y, directions=7, seed=1)
-
-
-def entropic(x, y, epsilon):
-    """The entropic cost of a coupling scaled until it is one, as its definition reads."""
-    cost = cdist(x, y, "sqeuclidean")
-    kernel, v = np.exp(-cost / epsilon), np.ones(len(y))
-    for _ in range(5000):
-        u = 1 / len(x) / (kernel @ v)
-        v = 1 / len(y) / (kernel.T @ u)
-    coupling = u[:, None] * kernel * v
-    return np.sum(coupling * (cost + epsilon * np.log(coupling * cost.size)))
-
-
-SINKHORN = 2e-4  # of epsilon: one solution is off by the mass that it may misplace, three are used
-
-
-@pytest.mark.parametrize("epsilon", [0.3, 2.0, 50.0])
-def test_sinkhorn_divergence_as_defined(epsilon):
-    rng = np.random.default_rng(11)
-    x, y = rng.normal(size=(9, 2)), rng.normal(size=(6, 2)) + 1
-    expected = entropic(x, y, epsilon) - (entropic(x, x, epsilon) + entropic(y, y, epsilon)) / 2
-    found = sinkhorn_divergence(x, y, epsilon=epsilon)
-    laws.close(found, expected, absolute=SINKHORN * epsilon)
-
-
-@pytest.mark.parametrize("epsilon", [1e-3, 0.1, 10.0, 1e5])
-def test_sinkhorn_divergence_of_a_shift_is_its_squared_length(epsilon):
-    x, shift = np.random.default_rng(12).normal(size=(30, 2, 2)), np.array([0.6, -0.8])
-    found = sinkhorn_divergence(x, x + shift, epsilon=epsilon)
-    laws.close(found, 2.0, absolute=SINKHORN * epsilon)
-    laws.close(sinkhorn_divergence(x, x, epsilon=epsilon), 0.0, absolute=SINKHORN * epsilon)
-
-
-@pytest.mark.parametrize("epsilon", [0.01, 1.0, 100.0])
-def test_sinkhorn_divergence_between_a_point_and_two(epsilon):
-    """Two points 2h apart keep p = 1 / 2 / (1 + exp(-4 h^2 / epsilon)) each on their place."""
-    h, far = 0.7, 3.0
-    stay = 0.5 / (1 + math.exp(-4 * h**2 / epsilon))
-    go = max(0.5 - stay, 1e-300)
-    entropy = 2 * stay * math.log(4 * stay) + 2 * go * math.log(4 * go)
-    own = 2 * go * 4 * h**2 + epsilon * entropy
-    found = sinkhorn_divergence(
-        np.array([[0.0, far]]), np.array([[h, 0.0], [-h, 0.0]]), epsilon=epsilon
-    )
-    laws.close(found, far**2 + h**2 - own / 2, absolute=SINKHORN * epsilon)
-
-
-def test_sinkhorn_divergence_goes_from_the_distance_to_that_of_the_means():
-    """The entropy adds at most epsilon log M to each cost, and at large epsilon 1 / epsilon."""
-    x, y = np.random.default_rng(13).normal(size=(2, 8, 2))
-    y += 1
-    squared = wasserstein(x, y) ** 2
-    for epsilon in (1e-2, 1e-5, 1e-9):
-        found = sinkhorn_divergence(x, y, epsilon=epsilon)
-        laws.close(found, squared, absolute=epsilon * math.log(8) + 1e-12)
-    means = np.sum((x.mean(0) - y.mean(0)) ** 2)
-    errors = [sinkhorn_divergence(x, y, epsilon=e) - means for e in (1e3, 1e4)]
-    laws.close(errors[0] / errors[1], 10.0, relative=0.05)
-
-
 # ------------------------------------------------------------------ what can go wrong
 
 
 def test_a_solver_that_stops_early_is_an_error(monkeypatch):
-    rng = np.random.default_rng(14)
-    x, y, (a, b) = rng.normal(size=(40, 2)), rng.normal(size=(40, 2)), rng.random((2, 4, 4))
-    monkeypatch.setattr(distances, "SINKHORN_STEPS", 25)
-    with pytest.raises(FloatingPointError, match=r"raise epsilon from .* or use wasserstein"):
-        sinkhorn_divergence(x, y, epsilon=1e-3)
-    monkeypatch.setattr(distances, "PIVOTS", 3)
-    with pytest.raises(FloatingPointError, match=r"did not converge.*take fewer samples"):
-        wasserstein(x, y)
+    a, b = np.random.default_rng(14).random((2, 4, 4))
+    monkeypatch.setattr(_pot, "PIVOTS", 3)
     with pytest.raises(FloatingPointError, match=r"did not converge.*coarser grid"):
         wasserstein_of_histograms(a, b, SMALL)
 
@@ -338,18 +208,17 @@ def test_a_solver_that_stops_early_is_an_error(monkeypatch):
 def test_without_pot_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     assert histogram(np.zeros((3, 2)), SMALL).counts.sum() == 3
-    for distance in (wasserstein, sliced_wasserstein):
-        with pytest.raises(ImportError, match=r"install scoresens\[gap\]"):
-            distance(np.ones((2, 1)), np.ones((2, 1)))
+    with pytest.raises(ImportError, match=r"install scoresens\[gap\]"):
+        wasserstein_of_histograms(ONES, ONES, SMALL)
 
 
 def test_pot_is_imported_late_and_leaves_jax_as_it_was():
     code = """
 import sys, jax, numpy as np
-from scoresens.statistics import distances
+from scoresens.statistics import transport_map
 before = dict(jax.config.values)
 assert "ot" not in sys.modules
-assert abs(distances.wasserstein(np.zeros((1, 2)), np.ones((3, 2))) - 2**0.5) < 1e-12
+assert abs(transport_map(np.zeros((1, 2)), np.ones((3, 2))) - 1).max() < 1e-12
 assert "ot" in sys.modules and dict(jax.config.values) == before
 """
     run = subprocess.run(
@@ -358,7 +227,7 @@ assert "ot" in sys.modules and dict(jax.config.values) == before
     assert run.returncode == 0, run.stderr
 
 
-ONES, SAMPLES = np.ones((4, 4), int), np.ones((3, 2))
+ONES = np.ones((4, 4), int)
 NEGATIVE = ONES - 3 * np.eye(4, dtype=int)
 NOT_A_NUMBER = np.where(np.eye(4) > 0, np.nan, 1.0)
 
@@ -379,7 +248,6 @@ NOT_A_NUMBER = np.where(np.eye(4) > 0, np.nan, 1.0)
         ("counts must have shape", "floor", (np.ones((3, 3), int), 3)),
         ("other_total must be a whole number >= 1, got 0", "floor", (ONES, 0)),
         ("draws must be a whole number >= 2, got 1", "floor", (ONES, 3, 1)),
-        ("counts holds float64", "resampled", (ONES / 2,)),
     ],
 )
 def test_refused_histograms(message, function, arguments):
@@ -387,31 +255,9 @@ def test_refused_histograms(message, function, arguments):
         "of_histograms": lambda a, b: wasserstein_of_histograms(a, b, SMALL),
         "interval": lambda a, b, r=2: wasserstein_interval(a, b, SMALL, resamples=r),
         "floor": lambda a, n, d=2: sampling_floor(a, n, SMALL, draws=d),
-        "resampled": lambda a: resampled(a, np.random.default_rng(0)),
     }
     with pytest.raises(ValueError, match=message):
         calls[function](*arguments)
-
-
-@pytest.mark.usefixtures("unchecked_annotations")
-@pytest.mark.parametrize(
-    "distance",
-    [wasserstein, sliced_wasserstein, lambda x, y: sinkhorn_divergence(x, y, epsilon=1.0)],
-    ids=["exact", "sliced", "sinkhorn"],
-)
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.ones((0, 2)), r"x must be a batch \[M, \*shape\] with M >= 1, got shape \(0, 2\)"),
-        (np.ones(3), r"got shape \(3,\); add a trailing axis"),
-        (np.ones((3, 3)), r"samples of one shape, got \(3,\) and \(2,\)"),
-        (np.array([[1.0, np.nan], [np.inf, 0.0]]), "x has 2 entries that are NaN or infinite"),
-        (np.ones((3, 2), np.uint8), "x holds uint8 where floating-point numbers belong"),
-    ],
-)
-def test_refused_samples(distance, x, message):
-    with pytest.raises(ValueError, match=message):
-        distance(x, SAMPLES)
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
@@ -421,9 +267,6 @@ def test_refused_settings():
         "Grid.bins must be a whole number >= 2, got 1": lambda: Grid(bins=1),
         r"in the plane \[M, 2\], got shape \(3, 3\)": lambda: histogram(np.ones((3, 3)), SMALL),
         "x holds int64": lambda: histogram(np.ones((3, 2), np.int64), SMALL),
-        "directions must be": lambda: sliced_wasserstein(SAMPLES, SAMPLES, directions=0),
-        "epsilon must be": lambda: sinkhorn_divergence(SAMPLES, SAMPLES, epsilon=0.0),
-        "overflow: rescale": lambda: wasserstein(1e200 * SAMPLES, SAMPLES),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
