@@ -19,7 +19,7 @@ ENTRY = re.compile(rf"^- \*\*\(({NUMBER})\)\*\*", re.MULTILINE)
 
 
 def numbers_in(prose: str) -> set[str]:
-    """The equations that prose cites: (3.2), (6.1, 6.3), (6.5, `learned`), but not N(1.3, 0.2^2)."""
+    """The equations that prose cites: (3.2), (6.1, 6.3), (6.5, `Smoothed`), not N(1.3, 0.2^2)."""
     found = set()
     for group in GROUP.findall(prose):
         numbers = {part for part in map(str.strip, group.split(",")) if DECIMAL.fullmatch(part)}
@@ -84,5 +84,5 @@ def test_citations_are_told_from_other_numbers(prose, expected):
 
 
 def test_citations_stand_in_docstrings_and_comments_alone():
-    source = '"""(1.1)"""\nx = Page(6.5, "(3.1)")  # (4.1)\ndef f():\n    "(5.1)"\n    return (2.2)\n'
+    source = '"""(1.1)"""\nx = Page(6.5, "(3.1)")  # (4.1)\ndef f():\n    "(5.1)"\n    return 2.2\n'
     assert numbers_in(prose_of(source)) == {"1.1", "4.1", "5.1"}

@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
-    {"_checks", "_files", "_products", "_pytrees", "datasets"},
+    {"_checks", "_extras", "_files", "_products", "_pytrees"},
+    {"datasets"},
     {"laws", "statistics"},
     {"flow", "models"},
     {"fokker_planck", "sensitivity"},

@@ -8,13 +8,14 @@ Floats are taken as they are, bytes are scaled from 0..255 to [-1, 1], and [N, H
 [N, H, W, 1]. Zarr and image files want the extra `sweeps`.
 """
 
-import importlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from scoresens._extras import needed
 
 BLOCK = 4096
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -161,7 +162,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _zarr(path: Path) -> Any:
-    zarr = _needed("zarr")
+    zarr = needed("zarr", "reading Zarr arrays", "sweeps")
     found = zarr.open(path, mode="r")
     if not isinstance(found, zarr.Group):
         return found
@@ -171,17 +172,10 @@ def _zarr(path: Path) -> Any:
 
 
 def _opened(file: Path) -> Any:
-    images = _needed("PIL.Image")
+    images = needed("PIL.Image", "reading image files", "sweeps")
     try:
         image = images.open(file)
         image.load()
     except OSError as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
     return image
-
-
-def _needed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'scoresens[sweeps]'") from error

@@ -10,7 +10,6 @@ JAX (`unet2d`), without torch; other networks go through `torch_export`, which w
 diffusers once, at the conversion. Weights are read from safetensors files alone.
 """
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from scoresens._extras import needed
 from scoresens.importers._torch import calling, needed_torch
 from scoresens.importers.foreign import Foreign, Native
 from scoresens.importers.latent import Autoencoder
@@ -117,12 +117,9 @@ def found(where: str | Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise FileNotFoundError(
-            f"there is no folder {where}; to fetch a pipeline of this name from the hub, "
-            "pip install 'scoresens[diffusers]'"
-        ) from None
+        hub = needed("huggingface_hub", "fetching a pipeline from the hub", "diffusers")
+    except ImportError as error:
+        raise FileNotFoundError(f"there is no folder {where}, and {error}") from error
     try:
         return Path(hub.snapshot_download(str(where), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # whatever the network, the hub or its client came upon
@@ -242,13 +239,7 @@ def _called_with_labels(module: Any, x: Any, time: Any, labels: Any) -> Any:
 def _module(part: Part) -> Any:
     """The part as diffusers' own module, with every tensor in its place."""
     needed_torch("exporting this network")
-    try:
-        theirs: Any = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(
-            f"exporting a {part.kind} needs diffusers, which is not installed: "
-            "pip install 'scoresens[diffusers]'"
-        ) from error
+    theirs = needed("diffusers", f"exporting a {part.kind}", "diffusers")
     weight_files(part.folder)  # says what is wrong with them before diffusers does
     try:
         module, told = getattr(theirs, part.kind).from_pretrained(

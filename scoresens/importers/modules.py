@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from scoresens.importers._pickles import about_edm, read_pickle
 from scoresens.importers._torch import calling, needed_torch
 from scoresens.importers.foreign import Exported, Foreign
-from scoresens.importers.pickles import about_edm, read_pickle
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.torch_export import torch_export
 from scoresens.laws.processes import EDM

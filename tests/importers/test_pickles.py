@@ -13,7 +13,7 @@ from command_line import scoresens
 from safetensors.numpy import save_file
 
 from scoresens import importers
-from scoresens.importers.pickles import about_edm, read_pickle
+from scoresens.importers._pickles import about_edm, read_pickle
 
 SOURCE = """
 import dnnlib

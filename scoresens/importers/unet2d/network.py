@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from scoresens._checks import floating, is_concrete
-from scoresens.importers.unet2d.blocks import (
+from scoresens.importers.unet2d._blocks import (
     Down,
     Fourier,
     Middle,
