@@ -1,4 +1,4 @@
-"""Every wrong call says what was expected, what came, and what to do."""
+"""Every wrong call says what was expected, what was got, and what to do."""
 
 import diffrax
 import jax
@@ -495,7 +495,7 @@ def test_guidance_weight(weight):
 
 
 def test_newcomers_of_another_shape():
-    """Both shapes are named: what came, and what it has to match."""
+    """Both shapes are named: what was got, and what it has to match."""
     message = r"must have shape \[M, 3\] to match the other arguments, got \(3, 2\)"
     given = {"trace": ss.Exact(), "solve": SHORT}
     for change in (ss.add(jnp.ones((1, 3))), ss.add(ss.Learned(PROCESS, score, (3,), DATA))):

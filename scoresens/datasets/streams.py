@@ -56,7 +56,7 @@ class Stream:
         kind = np.dtype(rows.dtype)
         if len(rows.shape) < 2 or not rows.shape[0] or not (kind.kind == "f" or kind == np.uint8):
             raise ValueError(
-                f"expected images [N, *shape], floats or bytes, came {kind} of shape {rows.shape}"
+                f"expected images [N, *shape], floats or bytes, got {kind} of shape {rows.shape}"
             )
         self.rows, self.bytes = rows, kind == np.uint8
         self.shape = (*rows.shape, 1) if len(rows.shape) == 3 else tuple(rows.shape)
@@ -104,11 +104,11 @@ class ImageFiles:
 
     def classes(self) -> tuple[Int[np.ndarray, " N"], tuple[str, ...]]:
         """The class of each image, and the names: of the sub-folders, or `all`."""
-        own = [file.relative_to(self.folder).parts[0] for file in self.files]
-        names = tuple(sorted({name for name in own if (self.folder / name).is_dir()}))
-        if not names or any((self.folder / name).is_file() for name in own):
-            return np.zeros(len(own), np.int64), ("all",)
-        return np.array([names.index(name) for name in own]), names
+        folders = [file.relative_to(self.folder).parts[0] for file in self.files]
+        names = tuple(sorted({name for name in folders if (self.folder / name).is_dir()}))
+        if not names or any((self.folder / name).is_file() for name in folders):
+            return np.zeros(len(folders), np.int64), ("all",)
+        return np.array([names.index(name) for name in folders]), names
 
     def _read(self, file: Path) -> np.ndarray:
         pixels = np.asarray(_opened(file).convert(self.colours))
@@ -146,8 +146,8 @@ def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
 def mark(path: Path) -> str:
     """What tells files from others without reading them: how many, how large, when written."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    told = [file.stat() for file in files]
-    size, last = sum(each.st_size for each in told), max(each.st_mtime_ns for each in told)
+    stats = [file.stat() for file in files]
+    size, last = sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
     return f"{len(files)} files, {size} bytes, {last}"
 
 

@@ -332,16 +332,16 @@ def test_tensors_that_do_not_fit_are_named(change, told):
 
 @pytest.mark.parametrize("shape", [(2, 4, 8), (4, 7, 2), (5, 8, 2), (3, 4, 8, 2)])
 def test_samples_that_do_not_fit_are_refused(unchecked_annotations, shape):
-    with pytest.raises(ValueError, match="multiples of 2, came"):
+    with pytest.raises(ValueError, match="multiples of 2, got"):
         ours(PLAIN)(1.0, jnp.ones(shape))
 
 
 def test_labels_that_do_not_fit_are_refused():
     x = jnp.ones((4, 8, 2))
-    with pytest.raises(ValueError, match="takes no label, came 1"):
+    with pytest.raises(ValueError, match="takes no label, got 1"):
         ours(PLAIN)(1.0, x, 1)
     with pytest.raises(ValueError, match="takes a label"):
         ours(CASES["classes"])(1.0, x)
-    with pytest.raises(ValueError, match="from 0 to 3, came 4"):
+    with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         ours(CASES["classes"])(1.0, x, 4)
     assert jnp.isnan(jax.jit(ours(CASES["classes"]))(1.0, x, 4)).all()

@@ -75,7 +75,7 @@ def test_equal_weights_draw_exactly_what_the_control_draws():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.ones(3), r"weights of shape \(4,\), came \(3,\)"),
+        (np.ones(3), r"weights of shape \(4,\), got \(3,\)"),
         (np.zeros(4), "not all zero"),
         (np.array([1.0, -1.0, 1.0, 1.0]), "not negative"),
         (np.array([1.0, np.nan, 1.0, 1.0]), "finite"),
@@ -232,7 +232,7 @@ def test_progress_shows_rate_and_loss(capsys):
 
 def test_train_refuses():
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match=r"images of shape \[N, 3\], came \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"images of shape \[N, 3\], got \(5, 4\)"):
         train(fresh(), np.zeros((5, 4), np.float32), key=key, settings=QUICK)
     images = points()
     images[:] = np.inf
