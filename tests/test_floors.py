@@ -27,7 +27,9 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 SOLVER = "flow/solve.py"  # the only file that imports diffrax
 HEAVY = {
+    "flax",
     "matplotlib",
+    "optax",
     "ot",
     "PIL",
     "torch",
