@@ -55,10 +55,10 @@ def functions(
         if isinstance(node, Function):
             yield node.name, node.name, node
         elif isinstance(node, ast.ClassDef):
-            bases = [classes[base.id] for base in node.bases if getattr(base, "id", "") in classes]
-            inherited = {name for base in bases for name in methods(base)} - {"__init__"}
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            inherited = {name for base in bases & classes.keys() for name in methods(classes[base])}
             for name, method in methods(node).items():
-                if name not in inherited:
+                if name == "__init__" or name not in inherited:
                     yield node.name, f"{node.name}.{name}", method
 
 

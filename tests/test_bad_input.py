@@ -148,7 +148,7 @@ def test_move():
 
 
 def test_sums_and_multiples_of_perturbations():
-    refuses("must be made by add, remove", lambda: ss.add(POINTS) + POINTS)
+    refuses("must be made by add, remove", lambda: ss.add(POINTS) + POINTS)  # pyright: ignore[reportOperatorIssue]
     refuses("factor has 1 entries that are NaN", lambda: np.nan * ss.add(POINTS))
     refuses("5 directions of shape .* 1 directions", lambda: ss.add(POINTS) + ss.add(DATA))
 

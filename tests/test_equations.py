@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "scoresens"
 PAGE = ROOT / "docs" / "equations.md"
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 NUMBER = r"[1-9]\d?\.\d+[a-z]?"
 DECIMAL = re.compile(r"-?\d*\.?\d+[a-z]?")
 GROUP = re.compile(rf"(?<![\w)])\(([^()\n]*\b{NUMBER}\b[^()\n]*)\)")
@@ -30,8 +32,7 @@ def numbers_in(prose: str) -> set[str]:
 
 def prose_of(source: str) -> str:
     """The docstrings and comments of a file, a line each."""
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, documented))
+    nodes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, Documented))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = (token.string for token in tokens if token.type == tokenize.COMMENT)
     return "\n".join([*(ast.get_docstring(node) or "" for node in nodes), *comments])

@@ -283,11 +283,11 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
             arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
-        images, labels = arrays["images"], arrays.get("labels")
-    except KeyError:
-        raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+    if "images" not in arrays:
+        raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}")
+    images, labels = arrays["images"], arrays.get("labels")
     real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
     if images.ndim < 2 or not images.size or not real or not np.isfinite(images).all():
         raise ValueError(

@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +98,13 @@ def ours_of(model):
     return unet2d(dict(model.config), {name: x.numpy() for name, x in model.state_dict().items()})
 
 
-def ours(config, dtype=np.float64):
+def ours(config, dtype: Any = np.float64):
     """Our network, every parameter random; it needs no torch."""
     skeleton = jax.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
     return awakened(skeleton, dtype)
 
 
-def asked(config, dtype=np.float64):
+def asked(config, dtype: Any = np.float64) -> tuple[Any, ...]:
     """Steps `[3]`, samples `[3, H, W, C]` and labels, if any, `[3, ...]`."""
     fourier, rng = config.get("time_embedding_type") == "fourier", np.random.default_rng(1)
     steps = np.array([0.02, 1.3, 40.0] if fourier else [0.0, 17.0, 999.0], dtype)
