@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from scoresens import _checks
 from scoresens._products import contracted, inner, product
@@ -257,7 +257,7 @@ class GaussianMixture(Measure):
         for the others.
     """
 
-    def __init__(self, weights, means, covariances):
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike):
         means = _checks.samples("means", means)
         weights = _checks.floating("weights", weights)
         covariances = _checks.floating("covariances", covariances)
