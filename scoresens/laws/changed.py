@@ -147,7 +147,7 @@ class _Term(NamedTuple):
 
     measure: Measure
     weights: Float[Array, "K n"]  # of either sign
-    index: Int[Array, " n"] | None
+    index: Int[Array, " n"] | None  # pyright: ignore[reportIncompatibleMethodOverride]
     rider: int | None
 
 
