@@ -1,6 +1,6 @@
 """Clear errors at the public door.
 
-Each check says what was expected, what came, and what to do. Values that are traced (inside `jit`,
+Each check says what it expected, what it got, and what to do. Values that are traced (inside `jit`,
 `vmap`, `grad`) have no number yet: their shapes and dtypes are checked, their values are not.
 Values that are known are looked at now, also where the caller is being traced.
 """
@@ -101,10 +101,10 @@ def score_shape(score: Any, t: Any, x: Any, name: str = "score") -> None:
     """Refuse a score whose value is not shaped like one sample; costs an abstract evaluation."""
     out = jax.eval_shape(score, t, x)
     if not hasattr(out, "shape") or tuple(out.shape) != tuple(x.shape):
-        came = tuple(out.shape) if hasattr(out, "shape") else type(out).__name__
+        got = tuple(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(
             f"{name}(t, x) must return an array of x's shape {tuple(x.shape)} for one sample, got "
-            f"{came}; a {name} takes one sample without a batch axis: the library maps over samples"
+            f"{got}; a {name} takes one sample without a batch axis: the library maps over samples"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"{name}(t, x) must return floating-point numbers, got {out.dtype}")
@@ -114,10 +114,10 @@ def potential_shape(potential: Any, t: Any, x: Any) -> None:
     """Refuse a potential whose value is not one floating number for one sample."""
     out = jax.eval_shape(potential, t, x)
     if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
-        came = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        got = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
         raise ValueError(
             f"potential(t, x) must return one floating-point number, the log-density of one sample "
-            f"of shape {tuple(x.shape)}, got {came}; for a score use score_residual"
+            f"of shape {tuple(x.shape)}, got {got}; for a score use score_residual"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every wrong call says what was expected, what came, and what to do."""
+"""Every wrong call says what was expected, what was got, and what to do."""
 
 import diffrax
 import jax
@@ -148,7 +148,7 @@ def test_move():
 
 
 def test_sums_and_multiples_of_perturbations():
-    refuses("must be made by add, remove", lambda: ss.add(POINTS) + POINTS)
+    refuses("must be made by add, remove", lambda: ss.add(POINTS) + POINTS)  # pyright: ignore[reportOperatorIssue]
     refuses("factor has 1 entries that are NaN", lambda: np.nan * ss.add(POINTS))
     refuses("5 directions of shape .* 1 directions", lambda: ss.add(POINTS) + ss.add(DATA))
 
@@ -503,7 +503,7 @@ def test_guidance_weight(weight):
 
 
 def test_newcomers_of_another_shape():
-    """Both shapes are named: what came, and what it has to match."""
+    """Both shapes are named: what was got, and what it has to match."""
     message = r"must have shape \[M, 3\] to match the other arguments, got \(3, 2\)"
     given = {"trace": ss.Exact(), "solve": SHORT}
     for change in (ss.add(jnp.ones((1, 3))), ss.add(ss.Learned(PROCESS, score, (3,), DATA))):

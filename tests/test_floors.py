@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
-    {"_checks", "_files", "_products", "_pytrees", "datasets"},
+    {"_checks", "_extras", "_files", "_products", "_pytrees"},
+    {"datasets"},
     {"laws", "statistics"},
     {"flow", "models"},
     {"fokker_planck", "sensitivity"},
@@ -26,7 +27,9 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 SOLVER = "flow/solve.py"  # the only file that imports diffrax
 HEAVY = {
+    "flax",
     "matplotlib",
+    "optax",
     "ot",
     "PIL",
     "torch",

@@ -121,11 +121,11 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
     with stages("layout", "how large a block may be"):
         layout = _layout(run, start, out)
     with blaming(f"{where}"):
-        if rank == 0:
-            store = _store(run, start, out, layout)
         if count > 1:
+            if rank == 0:
+                _store(run, start, out, layout)
             multihost_utils.sync_global_devices("the store is there")
-            store = _store(run, start, out, layout)
+        store = _store(run, start, out, layout)
     file = out / f"log-{rank}.jsonl"
     with _written(out), _catching_sigterm() as stop, file.open("a") as log:
         ran = sweeps.run(

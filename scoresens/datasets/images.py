@@ -1,7 +1,7 @@
 """Images with labels, scaled to [-1, 1], channels last.
 
 The digits come with the package. Fashion-MNIST and MNIST are read from IDX files where the
-operating system or the reader put them; other data from ``.npy`` and ``.npz`` files, and from
+operating system or the reader put them; other data from `.npy` and `.npz` files, and from
 folders of images. Nothing is downloaded and nothing is unpickled.
 """
 
@@ -35,8 +35,8 @@ class Dataset(NamedTuple):
 
     Args:
         name: what the data are called.
-        images: ``[N, *shape]``, float32; grey images are ``[N, H, W, 1]`` in [-1, 1].
-        labels: ``[N]``, indices into class_names.
+        images: `[N, *shape]`, float32; grey images are `[N, H, W, 1]` in [-1, 1].
+        labels: `[N]`, indices into class_names.
         class_names: one name a class.
     """
 
@@ -54,7 +54,7 @@ class DataSettings:
         name: what `load` takes.
         path: where the data are, if not where `load` looks.
         classes: keep the images of these classes; of all if there is none.
-        count: keep this many images, drawn once with ``seed``; all if None.
+        count: keep this many images, drawn once with `seed`; all if None.
         size: side in pixels to reduce the images to by `downsample`; as they are if None.
         seed: of the draw.
     """
@@ -68,21 +68,21 @@ class DataSettings:
 
 
 def load(name: str, path: str | Path | None = None) -> Dataset:
-    """Returns a data set by name.
+    """A data set by name.
 
-    ``"digits"``: 1,797 digits ``[8, 8, 1]`` of 17 grey levels, with the package.
-    ``"fashion-mnist"``, ``"mnist"``: 60,000 training images ``[28, 28, 1]`` from IDX files, plain
-    or gzipped. Any other name is the path of a ``.npy`` or ``.npz`` file, or of a folder of images.
+    `"digits"`: 1,797 digits `[8, 8, 1]` of 17 grey levels, with the package.
+    `"fashion-mnist"`, `"mnist"`: 60,000 training images `[28, 28, 1]` from IDX files, plain
+    or gzipped. Any other name is the path of a `.npy` or `.npz` file, or of a folder of images.
 
     Args:
         name: one of the names above.
-        path: the folder with the IDX files, the ``.npy`` or ``.npz`` file, or the folder. A
-            ``.npz`` holds ``images`` and perhaps ``labels``, a ``.npy`` only images; the
+        path: the folder with the IDX files, the `.npy` or `.npz` file, or the folder. A
+            `.npz` holds `images` and perhaps `labels`, a `.npy` only images; the
             sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1], floats
-            are taken as they are; ``[N, H, W]`` becomes ``[N, H, W, 1]``.
+            are taken as they are; `[N, H, W]` becomes `[N, H, W, 1]`.
 
     Returns:
-        A `Dataset`; without labels, all images are of one class ``"all"``.
+        A `Dataset`; without labels, all images are of one class `"all"`.
 
     Raises:
         FileNotFoundError: if the data are not there; says how to get them.
@@ -108,7 +108,7 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 
 
 def prepare(settings: DataSettings) -> Dataset:
-    """Returns the data that settings name: loaded, chosen by class, drawn from, and reduced in
+    """The data that settings name: loaded, chosen by class, drawn from, and reduced in
     size."""
     dataset = load(settings.name, settings.path)
     if settings.classes:
@@ -121,7 +121,7 @@ def prepare(settings: DataSettings) -> Dataset:
 
 
 def of_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """Returns the images of some classes, in their order; classes keep their numbers.
+    """The images of some classes, in their order; classes keep their numbers.
 
     Raises:
         ValueError: for a class that the data do not have.
@@ -135,7 +135,7 @@ def of_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 
 def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """Returns ``count`` images drawn without replacement; a smaller count draws the first of them.
+    """`count` images drawn without replacement; a smaller count draws the first of them.
 
     Args:
         dataset: N images.
@@ -147,18 +147,18 @@ def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
     """
     size = len(dataset.images)
     if not 1 <= count <= size:
-        raise ValueError(f"a subset of {dataset.name} has 1 to {size} images, came {count}")
+        raise ValueError(f"a subset of {dataset.name} has 1 to {size} images, got {count}")
     chosen = np.random.default_rng(seed).permutation(size)[:count]
     return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 
 def downsample(images: Float[np.ndarray, "N *shape"], size: int) -> Float[np.ndarray, "N S S C"]:
-    """Returns images of ``size x size``: averaged over k x k pixels, then padded with -1.
+    """Images of `size x size`: averaged over k x k pixels, then padded with -1.
 
-    ``k = ceil(max(H, W) / size)``, the least that fits: 28 x 28 becomes 14 x 14 within 16 x 16.
+    `k = ceil(max(H, W) / size)`, the least that fits: 28 x 28 becomes 14 x 14 within 16 x 16.
 
     Args:
-        images: ``[N, H, W, C]``, with H and W multiples of k.
+        images: `[N, H, W, C]`, with H and W multiples of k.
         size: side of the result in pixels.
 
     Raises:
@@ -166,7 +166,7 @@ def downsample(images: Float[np.ndarray, "N *shape"], size: int) -> Float[np.nda
     """
     if images.ndim != 4 or size < 1:
         raise ValueError(
-            f"expected images [N, H, W, C] and a size of at least 1, came {images.shape} and {size}"
+            f"expected images [N, H, W, C] and a size of at least 1, got {images.shape} and {size}"
         )
     count, height, width, channels = images.shape
     k = math.ceil(max(height, width) / size)
@@ -181,7 +181,7 @@ def downsample(images: Float[np.ndarray, "N *shape"], size: int) -> Float[np.nda
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Returns the array of bytes in an IDX file, uint8 of the shape that its header gives.
+    """The array of bytes in an IDX file, uint8 of the shape that its header gives.
 
     The format: two zero bytes, the element type (8: unsigned byte), the number of axes, each axis'
     length as a big-endian 32-bit integer, then the elements, last axis fastest.
@@ -197,7 +197,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) < 4 or content[:3] != bytes([0, 0, UNSIGNED_BYTE]) or not content[3]:
         raise ValueError(
             f"{path} is no IDX file of bytes: expected it to begin with 00 00 08 and the number "
-            f"of axes, came {content[:4].hex(' ') or 'nothing'}"
+            f"of axes, got {content[:4].hex(' ') or 'nothing'}"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:
@@ -206,7 +206,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) - start != math.prod(shape):
         raise ValueError(
             f"{path} should hold {math.prod(shape)} bytes for shape {shape}, "
-            f"came {len(content) - start}: it is truncated or damaged, get it again"
+            f"got {len(content) - start}: it is truncated or damaged, get it again"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -219,7 +219,7 @@ def _digits() -> Dataset:
 
 
 def _folder(path: str | Path, remedy: str) -> Path:
-    """Returns the folder of the IDX files: the path, or where npm's package keeps them in it."""
+    """The folder of the IDX files: the path, or where npm's package keeps them in it."""
     for folder in (Path(path), Path(path) / "data", Path(path) / "package" / "data"):
         if any(folder.glob("train-images-idx3-ubyte*")):
             return folder
@@ -232,10 +232,10 @@ def _read_idx_folder(name: str, folder: Path, class_names: tuple[str, ...]) -> D
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder}: expected images [N, H, W] and labels [N], "
-            f"came {images.shape} and {labels.shape}"
+            f"got {images.shape} and {labels.shape}"
         )
     if labels.size and labels.max() >= len(class_names):
-        raise ValueError(f"{folder}: expected labels below {len(class_names)}, came {labels.max()}")
+        raise ValueError(f"{folder}: expected labels below {len(class_names)}, got {labels.max()}")
     return Dataset(name, scaled(images)[..., None], labels.astype(np.int64), class_names)
 
 
@@ -278,28 +278,28 @@ def _read_arrays(name: str, path: Path) -> Dataset:
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns the file's images and labels, known to be numbers of matching shapes."""
+    """The file's images and labels, known to be numbers of matching shapes."""
     try:
         with path.open("rb") as file:
             found = np.load(file, allow_pickle=False)
             arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
-        images, labels = arrays["images"], arrays.get("labels")
-    except KeyError:
-        raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+    if "images" not in arrays:
+        raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}")
+    images, labels = arrays["images"], arrays.get("labels")
     real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
     if images.ndim < 2 or not images.size or not real or not np.isfinite(images).all():
         raise ValueError(
             f"{path}: expected images [N, *shape], finite floats or bytes, "
-            f"came {images.dtype} of shape {images.shape}"
+            f"got {images.dtype} of shape {images.shape}"
         )
     if labels is not None:
         whole = np.issubdtype(labels.dtype, np.integer)
         if labels.shape != images.shape[:1] or not whole or labels.min() < 0:
             raise ValueError(
                 f"{path}: expected labels [{len(images)}] of integers from 0, "
-                f"came {labels.dtype} of shape {labels.shape}"
+                f"got {labels.dtype} of shape {labels.shape}"
             )
     return images, labels
 

@@ -8,13 +8,14 @@ Floats are taken as they are, bytes are scaled from 0..255 to [-1, 1], and [N, H
 [N, H, W, 1]. Zarr and image files want the extra `sweeps`.
 """
 
-import importlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from scoresens._extras import needed
 
 BLOCK = 4096
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -55,7 +56,7 @@ class Stream:
         kind = np.dtype(rows.dtype)
         if len(rows.shape) < 2 or not rows.shape[0] or not (kind.kind == "f" or kind == np.uint8):
             raise ValueError(
-                f"expected images [N, *shape], floats or bytes, came {kind} of shape {rows.shape}"
+                f"expected images [N, *shape], floats or bytes, got {kind} of shape {rows.shape}"
             )
         self.rows, self.bytes = rows, kind == np.uint8
         self.shape = (*rows.shape, 1) if len(rows.shape) == 3 else tuple(rows.shape)
@@ -103,11 +104,11 @@ class ImageFiles:
 
     def classes(self) -> tuple[Int[np.ndarray, " N"], tuple[str, ...]]:
         """The class of each image, and the names: of the sub-folders, or `all`."""
-        own = [file.relative_to(self.folder).parts[0] for file in self.files]
-        names = tuple(sorted({name for name in own if (self.folder / name).is_dir()}))
-        if not names or any((self.folder / name).is_file() for name in own):
-            return np.zeros(len(own), np.int64), ("all",)
-        return np.array([names.index(name) for name in own]), names
+        folders = [file.relative_to(self.folder).parts[0] for file in self.files]
+        names = tuple(sorted({name for name in folders if (self.folder / name).is_dir()}))
+        if not names or any((self.folder / name).is_file() for name in folders):
+            return np.zeros(len(folders), np.int64), ("all",)
+        return np.array([names.index(name) for name in folders]), names
 
     def _read(self, file: Path) -> np.ndarray:
         pixels = np.asarray(_opened(file).convert(self.colours))
@@ -145,8 +146,8 @@ def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
 def mark(path: Path) -> str:
     """What tells files from others without reading them: how many, how large, when written."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    told = [file.stat() for file in files]
-    size, last = sum(each.st_size for each in told), max(each.st_mtime_ns for each in told)
+    stats = [file.stat() for file in files]
+    size, last = sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
     return f"{len(files)} files, {size} bytes, {last}"
 
 
@@ -161,7 +162,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _zarr(path: Path) -> Any:
-    zarr = _needed("zarr")
+    zarr = needed("zarr", "reading Zarr arrays", "sweeps")
     found = zarr.open(path, mode="r")
     if not isinstance(found, zarr.Group):
         return found
@@ -171,17 +172,10 @@ def _zarr(path: Path) -> Any:
 
 
 def _opened(file: Path) -> Any:
-    images = _needed("PIL.Image")
+    images = needed("PIL.Image", "reading image files", "sweeps")
     try:
         image = images.open(file)
         image.load()
     except OSError as error:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
     return image
-
-
-def _needed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'scoresens[sweeps]'") from error

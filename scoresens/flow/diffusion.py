@@ -65,7 +65,7 @@ class Ito(TraceEstimator):
     def draw(self, key, x):
         return None
 
-    def apply(self, push, probes, riders):
+    def apply(self, push, probes, riders):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, push(riders) if riders.shape[0] else riders
 
 

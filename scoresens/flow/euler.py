@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow.routes import Diffusion, Flow, Route
@@ -99,7 +99,9 @@ def _euler(process, score, noise, times, keys, batch_size):
     return in_batches(one, batch_size, noise, keys)
 
 
-def euler_step(process, t, size, x, score, kick):
+def euler_step(
+    process: Process, t: Array, size: Array, x: Array, score: Array, kick: Array | None
+) -> Array:
     """x one step of Euler's rule further down; `kick` is the step's unit noise, None on the
     flow."""
     g2 = jnp.square(process.diffusion(t))
@@ -108,7 +110,7 @@ def euler_step(process, t, size, x, score, kick):
     return x + size * (g2 * score - process.drift(t, x)) + jnp.sqrt(size * g2) * kick
 
 
-def unit_noise(key, i, last, x):
+def unit_noise(key: PRNGKeyArray, i: Array, last: int | Array, x: Array) -> Array:
     """The unit noise of step i; none at the last."""
     draw = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
     return jnp.where(i < last, draw, 0)

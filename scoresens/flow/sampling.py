@@ -203,7 +203,14 @@ def _sample(driver, changed, noise, route, trace, keys, solve):
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def climb_all(driver, x, tau, trace, keys, solve):
+def climb_all(
+    driver: Driver,
+    x: Float[Array, "M *shape"],
+    tau: Float[Array, " M"],
+    trace: TraceEstimator | None,
+    keys: Key[Array, " M"] | None,
+    solve: Solve,
+) -> tuple[Array, Array | None, Stats]:
     """Canonical states `x [M, *shape]` at levels `tau [M]` up the flow to the noise, and log
     rho^_tau(x) if the driver rides."""
 

@@ -203,8 +203,8 @@ def _integrals(process, potential, trace, paths, key, solve):
     widths = trapezoid(paths.times)
 
     def one(x, index):
-        own = jax.random.fold_in(key, index) if trace.needs_key else None
-        probes = None if own is None else trace.draw(own, x[0])
+        sample_key = jax.random.fold_in(key, index) if trace.needs_key else None
+        probes = None if sample_key is None else trace.draw(sample_key, x[0])
         here = functools.partial(potential_residual_at, process, potential, trace, probes)
         return jnp.vdot(widths, jax.lax.map(lambda node: here(*node), (paths.times, x)))
 
@@ -244,10 +244,10 @@ def _ratios(process, potential, trace, down, looks, key, paths, solve):
         return jax.vmap(lambda n: weigh(x, n, key))(normals)
 
     def one(path, look, index):
-        own = jax.random.fold_in(key, index)
-        probe = own if trace.needs_key else None
+        sample_key = jax.random.fold_in(key, index)
+        probe = sample_key if trace.needs_key else None
         draws = [
-            mirrored(jax.random.fold_in(own, i), paths // 2, len(times) - 1, path[0])
+            mirrored(jax.random.fold_in(sample_key, i), paths // 2, len(times) - 1, path[0])
             for i in range(4)
         ]
         here = path[look]

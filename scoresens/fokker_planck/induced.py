@@ -291,11 +291,11 @@ def _feynman_kac(process, potential, x, trace, keys, paths, solve):
     times = rising_times(process, solve).astype(x.dtype)
 
     def one(x, key):
-        own = jax.random.fold_in(key, 1) if trace.needs_key else None
+        probe_key = jax.random.fold_in(key, 1) if trace.needs_key else None
         normals = mirrored(key, paths, len(times) - 1, x)
         at = process.from_canonical(times[0], x)
         weigh = functools.partial(log_weight, process, potential, trace, times, 0, at)
-        w, error = log_mean_exp(jax.vmap(lambda n: weigh(n, own))(normals))
+        w, error = log_mean_exp(jax.vmap(lambda n: weigh(n, probe_key))(normals))
         return potential(times[0], at) + w + x.size * process.log_alpha(times[0]), error
 
     rows = max(1, solve.batch_size // paths)

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from scoresens._extras import needed
+
 
 def needed_torch(what: str) -> Any:
-    """Returns torch, or an error that says how to get it."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs PyTorch, which is not installed: pip install 'scoresens[torch]'"
-        ) from error
-    return torch
+    """torch, or an error that says how to get it."""
+    return needed("torch", what, "torch")
 
 
 def calling(module: Any, rule: Callable[..., Any]) -> Any:

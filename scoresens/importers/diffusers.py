@@ -5,12 +5,11 @@
     scheduler/scheduler_config.json
     vae/config.json, vae/diffusion_pytorch_model.safetensors      of latent models
 
-In old checkpoints the first three lie flat in the folder. A ``UNet2DModel`` becomes a network of
+In old checkpoints the first three lie flat in the folder. A `UNet2DModel` becomes a network of
 JAX (`unet2d`), without torch; other networks go through `torch_export`, which wants torch and
 diffusers once, at the conversion. Weights are read from safetensors files alone.
 """
 
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from scoresens._extras import needed
 from scoresens.importers._torch import calling, needed_torch
 from scoresens.importers.foreign import Foreign, Native
 from scoresens.importers.latent import Autoencoder
@@ -49,7 +49,7 @@ def from_diffusers(
     size: int | None = None,
     native: bool = True,
 ) -> Foreign:
-    """Returns the score of a pipeline's network.
+    """The score of a pipeline's network.
 
     Args:
         where: the folder of a pipeline, or its name on the hub, for which huggingface_hub and a
@@ -58,7 +58,7 @@ def from_diffusers(
             axis: a class label, or the embedding of a text `[tokens, width]`. Left out, label 0, or
             zeros `[77, width]`. `Foreign.given` changes it later.
         size: pixels a side, where the configuration does not say.
-        native: whether to build a ``UNet2DModel`` in JAX, where its configuration allows it.
+        native: whether to build a `UNet2DModel` in JAX, where its configuration allows it.
 
     Returns:
         A score of samples `[H, W, C]` as the pipeline knows them, latents for latent models.
@@ -84,7 +84,7 @@ def from_diffusers(
 
 
 def autoencoder_from_diffusers(where: str | Path, *, size: int) -> Autoencoder:
-    """Returns the autoencoder of a latent pipeline.
+    """The autoencoder of a latent pipeline.
 
     Args:
         where: as for `from_diffusers`.
@@ -117,12 +117,9 @@ def found(where: str | Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise FileNotFoundError(
-            f"there is no folder {where}; to fetch a pipeline of this name from the hub, "
-            "pip install 'scoresens[diffusers]'"
-        ) from None
+        hub = needed("huggingface_hub", "fetching a pipeline from the hub", "diffusers")
+    except ImportError as error:
+        raise FileNotFoundError(f"there is no folder {where}, and {error}") from error
     try:
         return Path(hub.snapshot_download(str(where), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # whatever the network, the hub or its client came upon
@@ -148,9 +145,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = [folder / WEIGHTS]
     else:
         pickles = [file.name for file in folder.glob("*.bin")]
-        told = f", only the pickle {pickles[0]}, which is not read" if pickles else ""
+        instead = f", only the pickle {pickles[0]}, which is not read" if pickles else ""
         raise FileNotFoundError(
-            f"{folder} has no {WEIGHTS}{told}: save the pipeline again with diffusers' "
+            f"{folder} has no {WEIGHTS}{instead}: save the pipeline again with diffusers' "
             "save_pretrained, which writes one"
         )
     for file in files:
@@ -242,22 +239,16 @@ def _called_with_labels(module: Any, x: Any, time: Any, labels: Any) -> Any:
 def _module(part: Part) -> Any:
     """The part as diffusers' own module, with every tensor in its place."""
     needed_torch("exporting this network")
-    try:
-        theirs: Any = importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(
-            f"exporting a {part.kind} needs diffusers, which is not installed: "
-            "pip install 'scoresens[diffusers]'"
-        ) from error
+    theirs = needed("diffusers", f"exporting a {part.kind}", "diffusers")
     weight_files(part.folder)  # says what is wrong with them before diffusers does
     try:
-        module, told = getattr(theirs, part.kind).from_pretrained(
+        module, report = getattr(theirs, part.kind).from_pretrained(
             part.folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
             output_loading_info=True,
         )  # fmt: skip
     except RuntimeError as error:
         raise ValueError(f"{part.folder}: {error}") from error
-    wrong = {name: sorted(map(str, keys)) for name, keys in told.items() if keys}
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if wrong:
         raise ValueError(f"{part.folder} does not hold the tensors of its configuration: {wrong}")
     return module

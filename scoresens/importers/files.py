@@ -1,7 +1,7 @@
 """Foreign scores in one safetensors file: read without torch, and without unpickling anything.
 
 The tensors are the network's, the process's and the conditioning's. The header holds, under
-``scoresens``, how the network was trained and either its program (`Program`) or the configuration
+`scoresens`, how the network was trained and either its program (`Program`) or the configuration
 of a network that is built here (`UNet2D`).
 """
 
@@ -58,7 +58,7 @@ def save(path: str | Path, foreign: Foreign, metadata: dict) -> None:
 
 
 def load(path: str | Path) -> tuple[Foreign, dict]:
-    """Returns the foreign score in a file, and the metadata saved with it.
+    """The foreign score in a file, and the metadata saved with it.
 
     Args:
         path: a file written by `save`, or by `scoresens convert`.
@@ -90,8 +90,8 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
         kind(**said), about["prediction"], about["clock"], about["scale"], about["sigma_data"]
     )
     given = [jnp.asarray(tensors[f"conditioning.{i}"]) for i in range(about["conditioning"])]
-    own = {name[8:]: x for name, x in tensors.items() if name.startswith("network.")}
-    network = _network(about["network"], own)
+    named = {name[8:]: x for name, x in tensors.items() if name.startswith("network.")}
+    network = _network(about["network"], named)
     return Foreign(schedule, network, tuple(about["shape"]), tuple(given))
 
 

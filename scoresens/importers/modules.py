@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from scoresens.importers._pickles import about_edm, read_pickle
 from scoresens.importers._torch import calling, needed_torch
 from scoresens.importers.foreign import Exported, Foreign
-from scoresens.importers.pickles import about_edm, read_pickle
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.torch_export import torch_export
 from scoresens.laws.processes import EDM
@@ -27,16 +27,16 @@ def from_torch(
     conditioning: Sequence[ArrayLike] = (),
     call: Callable[..., Any] | None = None,
 ) -> Foreign:
-    """Returns the score of a PyTorch module.
+    """The score of a PyTorch module.
 
     Args:
-        module: called as ``module(x [1, C, H, W], time [1], *conditioning) -> [1, C, H, W]``, or
+        module: called as `module(x [1, C, H, W], time [1], *conditioning) -> [1, C, H, W]`, or
             as `call` has it.
         schedule: the process that it was trained on, what it predicts, and what it sees for time.
         shape: of one sample, as it is to be here: `(H, W, C)` for images, `(d,)` for vectors.
         conditioning: what else it sees, an array each without batch axis. `Foreign.given` changes
             it later.
-        call: ``call(module, x, time, *conditioning)``, for modules that want it otherwise.
+        call: `call(module, x, time, *conditioning)`, for modules that want it otherwise.
 
     Returns:
         A score of samples of `shape`, channels last, in the dtype of the module's parameters.
@@ -65,10 +65,10 @@ def _tensor(torch: Any, values: np.ndarray, dtype: Any) -> Any:
 
 
 def from_edm(path: str | Path, *, trust: bool, label: int | None = None) -> Foreign:
-    """Returns the score of a network in one of EDM's pickles.
+    """The score of a network in one of EDM's pickles.
 
     Args:
-        path: such as ``edm-cifar10-32x32-cond-vp.pkl``.
+        path: such as `edm-cifar10-32x32-cond-vp.pkl`.
         trust: whether the file's author is trusted: reading a pickle runs what it says.
         label: a class, for a network of classes; left out, none. `Foreign.given` changes it later:
             a row of zeros with a one.

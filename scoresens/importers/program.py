@@ -3,7 +3,7 @@
     calls = [{"name", "op", "args", "kwargs", "place"}, ...]
 
 Each call names an operation of `aten`, its arguments (numbers, or names of tensors, of inputs and
-of calls above it) and its place in the module that it came from. Running the program is walking
+of calls above it) and its place in the module that it comes from. Running the program is walking
 down the list. The list is kept as the JSON text that a file holds, and is static to JAX: a program
 is a pytree whose leaves are its tensors alone.
 """
@@ -34,7 +34,7 @@ class Input(NamedTuple):
 @register_dataclass
 @dataclass(frozen=True)
 class Program:
-    """A PyTorch program: ``program(*inputs) -> output``, as the module at a batch of one.
+    """A PyTorch program: `program(*inputs) -> output`, as the module at a batch of one.
 
     Args:
         tensors: the parameters, buffers and constants by name.
@@ -63,8 +63,8 @@ class Program:
     def __call__(self, *inputs: Array) -> Array:
         parsed = _parsed(self.text)
         known: dict[Any, Any] = {TensorName(name): leaf for name, leaf in self.tensors.items()}
-        for wanted, came in zip(parsed.inputs, _fitting(parsed.inputs, inputs), strict=True):
-            known[Reference(wanted.name)] = came
+        for wanted, given in zip(parsed.inputs, _fitting(parsed.inputs, inputs), strict=True):
+            known[Reference(wanted.name)] = given
         for call in parsed.calls:
             args, kwargs = _filled(call["args"], known), _filled(call["kwargs"], known)
             with jax.named_scope(call["place"] or "module"):
@@ -194,16 +194,16 @@ def references(value: Any) -> Iterator[Reference | TensorName]:
         yield from references(item)
 
 
-def _fitting(wanted: tuple[Input, ...], came: tuple[Any, ...]) -> list[Array]:
+def _fitting(wanted: tuple[Input, ...], given: tuple[Any, ...]) -> list[Array]:
     """The inputs as the program takes them, or an error that says what it takes."""
-    shapes = [tuple(jnp.shape(x)) for x in came]
+    shapes = [tuple(jnp.shape(x)) for x in given]
     if shapes != [x.shape for x in wanted]:
-        told = ", ".join(f"{x.name} {list(x.shape)}" for x in wanted)
+        expected = ", ".join(f"{x.name} {list(x.shape)}" for x in wanted)
         raise ValueError(
-            f"the program takes {told}, came {[list(shape) for shape in shapes]}: it was exported "
-            "at a batch of one; map over more with jax.vmap"
+            f"the program takes {expected}, got {[list(shape) for shape in shapes]}: it was "
+            "exported at a batch of one; map over more with jax.vmap"
         )
     return [
         jnp.asarray(x, jax.dtypes.canonicalize_dtype(np.dtype(like.dtype)))
-        for x, like in zip(came, wanted, strict=True)
+        for x, like in zip(given, wanted, strict=True)
     ]

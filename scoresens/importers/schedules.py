@@ -80,7 +80,7 @@ class Schedule:
 
 
 def schedule(config: Mapping[str, Any]) -> Schedule:
-    """Returns the schedule that a ``scheduler_config.json`` stands for.
+    """The schedule that a `scheduler_config.json` stands for.
 
     Args:
         config: the file's content.

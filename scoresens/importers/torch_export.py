@@ -31,7 +31,7 @@ def torch_export(
     named: Mapping[str, Any] | None = None,
     output: int = 0,
 ) -> Program:
-    """Returns a PyTorch module as a function of JAX arrays.
+    """A PyTorch module as a function of JAX arrays.
 
     Args:
         module: in any mode; it is exported in eval mode, and left in the mode it was in.
@@ -132,7 +132,7 @@ def _call(node: Any, names: Mapping[str, TensorName]) -> dict[str, Any]:
 
 
 def _spelt(target: Any) -> str:
-    """``aten.add.Tensor`` is add.Tensor here, and Python's own getitem is getitem."""
+    """`aten.add.Tensor` is add.Tensor here, and Python's own getitem is getitem."""
     return str(target).removeprefix("aten.") if hasattr(target, "_schema") else target.__name__
 
 

@@ -5,8 +5,8 @@ The module computes what the model does, from a copy of its parameters,
     D(x, tau) = c_skip x + c_out F(c_noise, c_in x)             of a `Denoiser`
     phi(t, x), s(t, x)                                          of a `PotentialMLP`, a `ScoreMLP`
 
-layer by layer: every linear map is a ``torch.nn.Linear``, every convolution a ``torch.nn.Conv2d``,
-every normalisation torch's own, under the names they have in JAX (``network.blocks.0.linear1``).
+layer by layer: every linear map is a `torch.nn.Linear`, every convolution a `torch.nn.Conv2d`,
+every normalisation torch's own, under the names they have in JAX (`network.blocks.0.linear1`).
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ STEEPEST = 80.0  # where torch takes softplus for the identity: exp(80) is still
 
 
 def to_torch(model: Model) -> "torch.nn.Module":
-    """Returns a model as a torch module of the same outputs.
+    """A model as a torch module of the same outputs.
 
     Args:
         model: a `Denoiser` of a `ResidualMLP` or a `UNet`, a `PotentialMLP` or a `ScoreMLP`.
@@ -40,10 +40,10 @@ def to_torch(model: Model) -> "torch.nn.Module":
         A module of a batch, channels last, in the parameters' dtype, on the CPU, and differentiable
             in its parameters, the time and x:
 
-            - of a `Denoiser`: ``(tau [B], x [B, *shape]) -> [B, *shape]``, denoised samples;
-            - of a `PotentialMLP`: ``(t [B], x [B, d]) -> [B]``, log-densities up to a constant,
-              whose gradient in x, by ``torch.autograd``, is the score;
-            - of a `ScoreMLP`: ``(t [B], x [B, d]) -> [B, d]``, scores.
+            - of a `Denoiser`: `(tau [B], x [B, *shape]) -> [B, *shape]`, denoised samples;
+            - of a `PotentialMLP`: `(t [B], x [B, d]) -> [B]`, log-densities up to a constant,
+              whose gradient in x, by `torch.autograd`, is the score;
+            - of a `ScoreMLP`: `(t [B], x [B, d]) -> [B, d]`, scores.
 
             Any leading axes, none included, may stand in the place of B.
 
@@ -53,7 +53,7 @@ def to_torch(model: Model) -> "torch.nn.Module":
 
     Notes:
         The parameters are copied: training one model leaves the other. The module's class is made
-        on the spot, so that ``pickle`` cannot write it; keep its ``state_dict``.
+        on the spot, so that `pickle` cannot write it; keep its `state_dict`.
     """
     needed_torch("to_torch")
     if isinstance(model, PotentialMLP):
@@ -84,7 +84,7 @@ def _check_shape(name: str, shape: tuple[int, ...], time: Tensor, x: Tensor) -> 
     if tuple(x.shape) != (*time.shape, *shape):
         raise ValueError(
             f"expected x of shape {(*time.shape, *shape)}, {name}'s and one sample's, "
-            f"came {tuple(x.shape)}"
+            f"got {tuple(x.shape)}"
         )
 
 
@@ -243,20 +243,20 @@ def _linear(layer: nnx.Linear) -> "torch.nn.Module":
 def _conv(layer: nnx.Conv) -> "torch.nn.Module":
     nn = needed_torch("to_torch").nn
     kernel = np.asarray(layer.kernel[...])  # [height, width, before, after]
-    made = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], padding="same")
-    return _filled(made, weight=kernel.transpose(3, 2, 0, 1), bias=_given(layer.bias))
+    torch_layer = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], padding="same")
+    return _filled(torch_layer, weight=kernel.transpose(3, 2, 0, 1), bias=_given(layer.bias))
 
 
 def _layer_norm(layer: nnx.LayerNorm) -> "torch.nn.Module":
     nn = needed_torch("to_torch").nn
-    made = nn.LayerNorm(len(_given(layer.scale)), eps=layer.epsilon)
-    return _filled(made, weight=_given(layer.scale), bias=_given(layer.bias))
+    torch_layer = nn.LayerNorm(len(_given(layer.scale)), eps=layer.epsilon)
+    return _filled(torch_layer, weight=_given(layer.scale), bias=_given(layer.bias))
 
 
 def _group_norm(layer: nnx.GroupNorm) -> "torch.nn.Module":
     nn = needed_torch("to_torch").nn
-    made = nn.GroupNorm(layer.num_groups, len(_given(layer.scale)), eps=layer.epsilon)
-    return _filled(made, weight=_given(layer.scale), bias=_given(layer.bias))
+    torch_layer = nn.GroupNorm(layer.num_groups, len(_given(layer.scale)), eps=layer.epsilon)
+    return _filled(torch_layer, weight=_given(layer.scale), bias=_given(layer.bias))
 
 
 def _filled(layer: Any, **parameters: np.ndarray) -> "torch.nn.Module":
@@ -291,16 +291,16 @@ def _each(make: Callable[[Any], "torch.nn.Module"], blocks: Iterable[Any]) -> "t
 def _module(
     rule: Callable[..., Any], buffers: dict[str, Tensor] | None = None, **parts: Any
 ) -> "torch.nn.Module":
-    """A module of the given parts, whose output is ``rule(module, *inputs)``."""
+    """A module of the given parts, whose output is `rule(module, *inputs)`."""
     nn = needed_torch("to_torch").nn
 
     class Module(nn.Module):
         def forward(self, *inputs):
             return rule(self, *inputs)
 
-    made = Module()
+    module = Module()
     for name, part in parts.items():
-        made.register_module(name, part)
+        module.register_module(name, part)
     for name, values in (buffers or {}).items():
-        made.register_buffer(name, values)
-    return made
+        module.register_buffer(name, values)
+    return module

@@ -148,7 +148,7 @@ class _Term(NamedTuple):
 
     measure: Law
     weights: Float[Array, "K n"]  # of either sign
-    index: Int[Array, " n"] | None
+    index: Int[Array, " n"] | None  # pyright: ignore[reportIncompatibleMethodOverride]
     rider: int | None
 
 

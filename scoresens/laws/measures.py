@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from scoresens import _checks
 from scoresens._products import contracted, product
@@ -271,7 +271,7 @@ class GaussianMixture(Mixture):
         for the others.
     """
 
-    def __init__(self, weights, means, covariances):
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covariances: ArrayLike):
         means = _checks.samples("means", means)
         weights = _checks.floating("weights", weights)
         covariances = _checks.floating("covariances", covariances)

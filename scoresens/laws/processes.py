@@ -331,7 +331,7 @@ class DiscreteVP(Process):
     """
 
     noise_levels: Float[Array | np.ndarray, " T"]
-    t_max: Scalar | None = None
+    t_max: Scalar | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
         levels = _checks.floating("DiscreteVP.noise_levels", self.noise_levels)

@@ -104,7 +104,7 @@ class Guided:
     conditional: Score
     weight: Scalar
 
-    def __call__(self, t, x):
+    def __call__(self, t: Scalar, x: Float[Array, "*shape"]) -> Array:
         plain = self.unconditional(t, x)
         return plain + self.weight * (self.conditional(t, x) - plain)
 

@@ -46,7 +46,7 @@ class Shard(Points):
         return jax.lax.axis_index(self.axis) * len(self)
 
     @property
-    def normalized_weights(self):
+    def normalized_weights(self):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.weights
 
     def posterior(self, tau, x):

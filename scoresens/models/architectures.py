@@ -19,7 +19,7 @@ class ModelSettings:
     """A network's architecture.
 
     Args:
-        kind: ``"mlp"`` (`ResidualMLP`, any shape) or ``"unet"`` (`UNet`, images).
+        kind: `"mlp"` (`ResidualMLP`, any shape) or `"unet"` (`UNet`, images).
         width: units of a hidden layer, or channels at full resolution.
         depth: residual blocks, or resolutions.
 
@@ -37,14 +37,14 @@ class ModelSettings:
             raise ValueError(f"unknown kind of model {self.kind!r}: choose one of {known}")
         if self.width < 1 or self.depth < 1:
             raise ValueError(
-                f"width and depth must be at least 1, came {self.width} and {self.depth}"
+                f"width and depth must be at least 1, got {self.width} and {self.depth}"
             )
 
 
 def build(
     settings: ModelSettings, shape: tuple[int, ...], sigma_data: float, *, key: jax.Array
 ) -> Denoiser:
-    """Returns a new, untrained denoiser: the exact one of ``N(0, sigma_data^2 I)``.
+    """A new, untrained denoiser: the exact one of `N(0, sigma_data^2 I)`.
 
     Args:
         settings: the network's architecture.
@@ -56,7 +56,7 @@ def build(
         ValueError: if the network cannot take this shape, or sigma_data is not positive.
     """
     if not shape or math.prod(shape) < 1:
-        raise ValueError(f"the shape of one sample must have entries, came {tuple(shape)}")
+        raise ValueError(f"the shape of one sample must have entries, got {tuple(shape)}")
     network = ARCHITECTURES[settings.kind](
         shape, width=settings.width, depth=settings.depth, rngs=nnx.Rngs(key)
     )

@@ -1,8 +1,8 @@
 """Checkpoints: a denoiser in one safetensors file that can be read without unpickling anything.
 
-The tensors are the parameters, named by their path in the module (``network.read.kernel``). The
-header holds one JSON text under ``scoresens``: the architecture, enough to build the module again,
-and whatever the writer wished to remember (``metadata``).
+The tensors are the parameters, named by their path in the module (`network.read.kernel`). The
+header holds one JSON text under `scoresens`: the architecture, enough to build the module again,
+and whatever the writer wished to remember (`metadata`).
 """
 
 import json
@@ -43,7 +43,7 @@ def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
 
 
 def load(path: str | Path) -> tuple[Denoiser, dict]:
-    """Returns the denoiser in a file, and the metadata saved with it.
+    """The denoiser in a file, and the metadata saved with it.
 
     Args:
         path: a file written by `save`.
@@ -71,10 +71,10 @@ def load(path: str | Path) -> tuple[Denoiser, dict]:
 
 
 def pretrained(name: str) -> tuple[Denoiser, dict]:
-    """Returns a denoiser that comes with the package, and its metadata.
+    """A denoiser that comes with the package, and its metadata.
 
     Args:
-        name: ``"digits"``, a residual MLP trained on `scoresens.datasets.load("digits")`.
+        name: `"digits"`, a residual MLP trained on `scoresens.datasets.load("digits")`.
 
     Raises:
         FileNotFoundError: if no model of this name comes with the package.
@@ -84,7 +84,7 @@ def pretrained(name: str) -> tuple[Denoiser, dict]:
 
 
 def _describe(model: Denoiser) -> dict:
-    """Returns the architecture as JSON can hold it; `_skeleton` is its inverse."""
+    """The architecture as JSON can hold it; `_skeleton` is its inverse."""
     network = model.network
     if not isinstance(network, ResidualMLP | UNet):
         raise ValueError(
@@ -101,7 +101,7 @@ def _describe(model: Denoiser) -> dict:
 
 
 def _skeleton(path: str | Path, header: dict) -> Denoiser:
-    """Returns the module that a header describes, with shapes in place of arrays."""
+    """The module that a header describes, with shapes in place of arrays."""
     try:
         about = dict(header["architecture"])
         shape, sigma_data = tuple(about.pop("shape")), about.pop("sigma_data")
@@ -112,7 +112,7 @@ def _skeleton(path: str | Path, header: dict) -> Denoiser:
 
 
 def read_file(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """Returns the header of a safetensors file that this library wrote, and its tensors.
+    """The header of a safetensors file that this library wrote, and its tensors.
 
     Args:
         path: the file.
@@ -125,7 +125,7 @@ def read_file(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def read_header(path: Path) -> dict:
-    """Returns the header alone of a file that `read_file` reads. Raises as it does."""
+    """The header alone of a file that `read_file` reads. Raises as it does."""
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train one, or correct the path")
     with opened(path) as file:
@@ -140,7 +140,7 @@ def read_header(path: Path) -> dict:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of anyone's safetensors file. Raises a ValueError as `read_file`."""
+    """The tensors of anyone's safetensors file. Raises a ValueError as `read_file`."""
     with opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -171,13 +171,13 @@ def write_file(path: Path, header: dict, tensors: Mapping[str, np.ndarray]) -> N
 
 def _check_tensor(path: str | Path, name: str, found: np.ndarray, shape: tuple[int, ...]) -> None:
     if found.shape != shape:
-        raise ValueError(f"{path}: tensor {name} should be of shape {shape}, came {found.shape}")
+        raise ValueError(f"{path}: tensor {name} should be of shape {shape}, got {found.shape}")
     if not np.isfinite(found).all():
         raise ValueError(f"{path}: tensor {name} has values that are not finite: train it again")
 
 
 def _named_leaves(model: Denoiser) -> list[tuple[str, Any]]:
-    """Returns the parameters, or their shapes in a skeleton, with their names."""
+    """The parameters, or their shapes in a skeleton, with their names."""
     leaves = jax.tree_util.tree_leaves_with_path(model)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
     return [

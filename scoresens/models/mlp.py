@@ -1,6 +1,6 @@
 """A residual multilayer perceptron, for data of any shape.
 
-The sample is flattened and read by one linear map; ``depth`` blocks refine it, each told the noise
+The sample is flattened and read by one linear map; `depth` blocks refine it, each told the noise
 level by a scale and a shift; one linear map, zero at the start, writes the answer:
 
     h <- h + B silu( (1 + a(e)) norm(A silu(norm(h))) + b(e) ),    e = embedding(c_noise)
@@ -16,7 +16,7 @@ from scoresens.models.preconditioning import EMBEDDING, NoiseEmbedding
 
 
 class ResidualMLP(nnx.Module):
-    """A smooth network ``[*shape] -> [*shape]`` for a `Denoiser`, on the flattened sample.
+    """A smooth network `[*shape] -> [*shape]` for a `Denoiser`, on the flattened sample.
 
     Args:
         shape: the shape of one sample.
@@ -25,7 +25,7 @@ class ResidualMLP(nnx.Module):
         rngs: the source of the initial parameters.
 
     Notes:
-        About ``2 d width + depth (2 width^2 + 128 width)`` parameters: 0.53 million for d = 64.
+        About `2 d width + depth (2 width^2 + 128 width)` parameters: 0.53 million for d = 64.
     """
 
     def __init__(self, shape: tuple[int, ...], *, width: int = 256, depth: int = 3, rngs: nnx.Rngs):
@@ -38,7 +38,7 @@ class ResidualMLP(nnx.Module):
         self.write = nnx.Linear(width, size, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, ""], x: Float[Array, "*shape"]) -> Array:
-        """Returns ``F(c_noise, x)``, shaped like x."""
+        """`F(c_noise, x)`, shaped like x."""
         e = self.embedding(c_noise)
         h = self.read(x.reshape(-1))
         for block in self.blocks:
@@ -47,7 +47,7 @@ class ResidualMLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One residual block on ``[width]``, the identity at the start."""
+    """One residual block on `[width]`, the identity at the start."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(width, use_fast_variance=False, rngs=rngs)

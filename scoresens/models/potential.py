@@ -11,9 +11,9 @@ Derivatives of softplus up to any order are polynomials in two numbers, r = sigm
 f = 1 - r, with softplus' = r, r' = 100 r f, f' = -100 r f; all three functions are written with one
 exponential, exp(-|100 z|), which the compiler then takes once for value and derivatives.
 
-A file of the reference networks is a ``.npz`` with eight float32 arrays, ``(out, in)``: ``input_w``
-``(width, 1 + d)`` with the time first, ``hidden1_w`` and ``hidden2_w`` ``(width, width)``,
-``output_w`` ``(1, width)``, and a vector ``*_b`` for each.
+A file of the reference networks is a `.npz` with eight float32 arrays, `(out, in)`: `input_w`
+`(width, 1 + d)` with the time first, `hidden1_w` and `hidden2_w` `(width, width)`,
+`output_w` `(1, width)`, and a vector `*_b` for each.
 
 References: Deveney, Stanczuk, Kreusser, Budd, Schonlieb 2023, arXiv 2311.15996 (the networks, and
 their repository teojd/ODESDEGap).
@@ -45,11 +45,11 @@ Time = float | Float[Array, ""]
 
 
 class _Layers(nnx.Module):
-    """The body that both networks share: ``(t, x [d]) -> [outputs]``."""
+    """The body that both networks share: `(t, x [d]) -> [outputs]`."""
 
     def __init__(self, size: int, outputs: int, width: int, rngs: nnx.Rngs):
         if size < 1 or width < 1:
-            raise ValueError(f"size and width must be at least 1, came {size} and {width}")
+            raise ValueError(f"size and width must be at least 1, got {size} and {width}")
         self.shape, self.width = (size,), width
         self.input = _linear(1 + size, width, GAINS["input"], rngs)
         self.hidden1 = _linear(width, width, GAINS["hidden1"], rngs)
@@ -59,7 +59,7 @@ class _Layers(nnx.Module):
     def outputs(self, t: Time, x: Float[Array, "*shape"]) -> Float[Array, "outputs"]:
         if x.shape != self.shape:
             raise ValueError(
-                f"expected one flat sample of shape {self.shape}, came {x.shape}: "
+                f"expected one flat sample of shape {self.shape}, got {x.shape}: "
                 "map over a batch with jax.vmap(network, (None, 0))"
             )
         kernel = self.input.kernel[...]
@@ -71,10 +71,10 @@ class _Layers(nnx.Module):
 
 
 class PotentialMLP(_Layers):
-    """A potential ``phi(t, x) -> scalar`` of one flat sample, whose gradient is a score.
+    """A potential `phi(t, x) -> scalar` of one flat sample, whose gradient is a score.
 
-    It is a JAX pytree whose leaves are its parameters, so it may be an argument of ``jit`` and of
-    ``grad``; calling it changes nothing in it.
+    It is a JAX pytree whose leaves are its parameters, so it may be an argument of `jit` and of
+    `grad`; calling it changes nothing in it.
 
     Args:
         size: the number d of entries of one sample.
@@ -85,7 +85,7 @@ class PotentialMLP(_Layers):
         ValueError: if size or width is below 1.
 
     Notes:
-        ``width (2 width + d + 5) + 1`` parameters: 13,361 for d = 2 and the width of the reference.
+        `width (2 width + d + 5) + 1` parameters: 13,361 for d = 2 and the width of the reference.
 
     References:
         Deveney et al. 2023, arXiv 2311.15996.
@@ -95,12 +95,12 @@ class PotentialMLP(_Layers):
         super().__init__(size, 1, width, rngs)
 
     def __call__(self, t: Time, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Returns ``phi(t, x)``, in nats, in the wider of x's and the parameters' dtypes."""
+        """`phi(t, x)`, in nats, in the wider of x's and the parameters' dtypes."""
         return self.outputs(t, x)[0]
 
 
 class ScoreMLP(_Layers):
-    """A score ``s(t, x) -> [d]`` of one flat sample, of the same body, that has no potential.
+    """A score `s(t, x) -> [d]` of one flat sample, of the same body, that has no potential.
 
     Args:
         size: the number d of entries of one sample.
@@ -115,7 +115,7 @@ class ScoreMLP(_Layers):
         super().__init__(size, size, width, rngs)
 
     def __call__(self, t: Time, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Returns ``s(t, x)``, shaped like x, in the wider of x's and the parameters' dtypes."""
+        """`s(t, x)`, shaped like x, in the wider of x's and the parameters' dtypes."""
         return self.outputs(t, x)
 
 
@@ -127,10 +127,10 @@ class NetworkName(NamedTuple):
 
 
 def network_name(stem: str) -> NetworkName:
-    """Returns data and weight of a file's stem.
+    """Data and weight of a file's stem.
 
     Args:
-        stem: ``"<data>_w<weight>"``; of any other stem the whole is the data, with weight None.
+        stem: `"<data>_w<weight>"`; of any other stem the whole is the data, with weight None.
 
     >>> network_name("circles2_w0.1")
     NetworkName(data='circles2', weight=0.1)
@@ -140,17 +140,17 @@ def network_name(stem: str) -> NetworkName:
 
 
 def read_potential(path: str | Path) -> PotentialMLP:
-    """Returns the potential in a file of the reference format, see this module's head.
+    """The potential in a file of the reference format, see this module's head.
 
     Args:
-        path: a ``.npz`` file; any width, any number of dimensions.
+        path: a `.npz` file; any width, any number of dimensions.
 
     Returns:
         A `PotentialMLP`, its parameters of the file's precision, or JAX's if that is lower.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no ``.npz`` of plain arrays, lacks an array or has others, or holds
+        ValueError: if it is no `.npz` of plain arrays, lacks an array or has others, or holds
             shapes that do not fit together or values that are not finite floats.
     """
     arrays = _arrays(Path(path))
@@ -167,16 +167,16 @@ def write_potential(path: str | Path, potential: nnx.Module) -> None:
     """Writes a potential to a file of the reference format, whole or not at all.
 
     Args:
-        path: where to, ending in ``.npz``; an existing file is replaced.
+        path: where to, ending in `.npz`; an existing file is replaced.
         potential: the network; its parameters keep their precision.
 
     Raises:
         ValueError: if the potential is another kind of network, or the path has another ending.
     """
     if not isinstance(potential, PotentialMLP):
-        raise ValueError(f"only a PotentialMLP has this format, came {type(potential).__name__}")
+        raise ValueError(f"only a PotentialMLP has this format, got {type(potential).__name__}")
     if Path(path).suffix != ".npz":
-        raise ValueError(f"the file of a potential ends in .npz, came {path}")
+        raise ValueError(f"the file of a potential ends in .npz, got {path}")
     arrays = {}
     for layer in LAYERS:
         linear = getattr(potential, layer)
@@ -187,14 +187,14 @@ def write_potential(path: str | Path, potential: nnx.Module) -> None:
 
 
 def read_networks(folder: str | Path) -> dict[str, PotentialMLP]:
-    """Returns the potentials of a folder by the stems of their files, `network_name` says of what.
+    """The potentials of a folder by the stems of their files, `network_name` says of what.
 
     Args:
-        folder: its ``.npz`` files are read; those that hold none of a potential's arrays, such as
+        folder: its `.npz` files are read; those that hold none of a potential's arrays, such as
             histograms, are passed over.
 
     Returns:
-        ``{stem: potential}``, by data and then by weight.
+        `{stem: potential}`, by data and then by weight.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no network in it.
@@ -231,10 +231,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _filled(path: str | Path, arrays: dict[str, np.ndarray]) -> PotentialMLP:
-    """Returns the network whose parameters these arrays are, once their shapes are known to fit."""
+    """The network whose parameters these arrays are, once their shapes are known to fit."""
     first = arrays["input_w"].shape
     if len(first) != 2 or first[0] < 1 or first[1] < 2:
-        raise ValueError(f"{path}: input_w should be of shape (width, 1 + d), came {first}")
+        raise ValueError(f"{path}: input_w should be of shape (width, 1 + d), got {first}")
     network = jax.eval_shape(lambda: PotentialMLP(first[1] - 1, width=first[0], rngs=nnx.Rngs(0)))
     for layer in LAYERS:
         linear = getattr(network, layer)
@@ -248,14 +248,14 @@ def _filled(path: str | Path, arrays: dict[str, np.ndarray]) -> PotentialMLP:
 def _check_array(path: str | Path, name: str, found: np.ndarray, shape: tuple[int, ...]) -> None:
     if found.shape != shape or not np.issubdtype(found.dtype, np.floating):
         raise ValueError(
-            f"{path}: {name} should be floats of shape {shape}, came {found.dtype} of {found.shape}"
+            f"{path}: {name} should be floats of shape {shape}, got {found.dtype} of {found.shape}"
         )
     if not np.isfinite(found).all():
         raise ValueError(f"{path}: {name} has values that are not finite: get the file again")
 
 
 def _linear(before: int, after: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
-    """Returns a layer whose parameters begin uniform within ``gain / sqrt(before)``, biases too:
+    """A layer whose parameters begin uniform within `gain / sqrt(before)`, biases too:
     biases at 0 would put every bend of the first layer at the origin."""
 
     def uniform(key, shape, dtype, *_):
@@ -266,14 +266,14 @@ def _linear(before: int, after: int, gain: float, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def _halves(z: Array) -> tuple[Array, Array]:
-    """Returns ``e = exp(-|100 z|)`` and ``sigmoid(|100 z|) = 1 / (1 + e)``."""
+    """`e = exp(-|100 z|)` and `sigmoid(|100 z|) = 1 / (1 + e)`."""
     e = jnp.exp(-jnp.abs(SHARPNESS * z))
     return e, 1 / (1 + e)
 
 
 @jax.custom_jvp
 def softplus(z: Array) -> Array:
-    """Returns ``log(1 + exp(100 z)) / 100`` of each entry.
+    """`log(1 + exp(100 z)) / 100` of each entry.
 
     Notes:
         One exponential and one logarithm, shared with derivatives of every order.
@@ -284,14 +284,14 @@ def softplus(z: Array) -> Array:
 
 @jax.custom_jvp
 def _rising(z: Array) -> Array:
-    """Returns ``sigmoid(100 z)``."""
+    """`sigmoid(100 z)`."""
     e, d = _halves(z)
     return jnp.where(z > 0, d, e * d)
 
 
 @jax.custom_jvp
 def _falling(z: Array) -> Array:
-    """Returns ``1 - sigmoid(100 z)``, to full relative accuracy."""
+    """`1 - sigmoid(100 z)`, to full relative accuracy."""
     e, d = _halves(z)
     return jnp.where(z > 0, e * d, d)
 

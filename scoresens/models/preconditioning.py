@@ -1,6 +1,6 @@
 """Preconditioning: a network becomes a denoiser of unit-scale inputs and targets.
 
-In the canonical frame a noised sample is ``x = x0 + tau n``. A network ``F`` never sees raw
+In the canonical frame a noised sample is `x = x0 + tau n`. A network `F` never sees raw
 magnitudes:
 
     D(x, tau) = c_skip x + c_out F(c_noise, c_in x)
@@ -8,8 +8,8 @@ magnitudes:
     c_skip = s^2 / (tau^2 + s^2)          c_in    = 1 / sqrt(tau^2 + s^2)
     c_out  = tau s / sqrt(tau^2 + s^2)    c_noise = log(tau) / 4
 
-with ``s = sigma_data`` the standard deviation of the data. Then ``D = x`` at ``tau = 0``, and
-``F = 0`` is the exact denoiser of ``N(0, s^2 I)``.
+with `s = sigma_data` the standard deviation of the data. Then `D = x` at `tau = 0`, and
+`F = 0` is the exact denoiser of `N(0, s^2 I)`.
 
 References: Karras et al. 2022, arXiv 2206.00364, Table 1.
 """
@@ -40,17 +40,17 @@ class Network(Protocol):
 
 
 class Denoiser(nnx.Module):
-    """A preconditioned network: ``denoiser(tau, x)`` estimates ``E[x0 | x0 + tau n = x]``.
+    """A preconditioned network: `denoiser(tau, x)` estimates `E[x0 | x0 + tau n = x]`.
 
-    It is a JAX pytree whose leaves are its parameters, so it may be an argument of ``jit``, of
-    ``grad`` and of a ``jax.tree_util.Partial``; calling it changes nothing in it.
+    It is a JAX pytree whose leaves are its parameters, so it may be an argument of `jit`, of
+    `grad` and of a `jax.tree_util.Partial`; calling it changes nothing in it.
 
     Args:
-        network: ``network(c_noise, x)`` for one sample, whose shape is its ``.shape``.
+        network: `network(c_noise, x)` for one sample, whose shape is its `.shape`.
         sigma_data: standard deviation of the data's entries, positive.
 
     Raises:
-        ValueError: if ``sigma_data`` is not positive and finite.
+        ValueError: if `sigma_data` is not positive and finite.
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 7.
@@ -59,21 +59,21 @@ class Denoiser(nnx.Module):
     def __init__(self, network: Network, sigma_data: float):
         if not 0 < sigma_data < float("inf"):
             raise ValueError(
-                f"sigma_data must be positive and finite, came {sigma_data}: "
+                f"sigma_data must be positive and finite, got {sigma_data}: "
                 "give the standard deviation of the data's entries"
             )
         self.network = network
         self.sigma_data = float(sigma_data)
 
     def __call__(self, tau: float | Float[Array, ""], x: Float[Array, "*shape"]) -> Array:
-        """Returns ``D(x, tau) = c_skip x + c_out F(c_noise, c_in x)``.
+        """`D(x, tau) = c_skip x + c_out F(c_noise, c_in x)`.
 
         Args:
-            tau: noise level, ``>= 0``.
-            x: one sample ``[*shape]``; map over a batch with ``jax.vmap``.
+            tau: noise level, `>= 0`.
+            x: one sample `[*shape]`; map over a batch with `jax.vmap`.
 
         Returns:
-            The denoised sample ``[*shape]``, in the wider of x's and the parameters' dtypes.
+            The denoised sample `[*shape]`, in the wider of x's and the parameters' dtypes.
 
         Raises:
             ValueError: if x has not the shape of one sample.
@@ -83,7 +83,7 @@ class Denoiser(nnx.Module):
         """
         if x.shape != self.network.shape:
             raise ValueError(
-                f"expected one sample of shape {self.network.shape}, came {x.shape}: "
+                f"expected one sample of shape {self.network.shape}, got {x.shape}: "
                 "map over a batch with jax.vmap(denoiser, (None, 0))"
             )
         tau = jnp.asarray(tau, x.dtype)
@@ -112,7 +112,7 @@ def preconditioned(
     tau: Float[Array, ""],
     x: Float[Array, "*shape"],
 ) -> Array:
-    """``c_skip x + c_out F(c_in x)`` of a network F that knows the noise level already."""
+    """`c_skip x + c_out F(c_in x)` of a network F that knows the noise level already."""
     total = tau**2 + sigma_data**2
     c_skip = sigma_data**2 / total
     c_out = tau * sigma_data * jax.lax.rsqrt(total)
@@ -121,12 +121,12 @@ def preconditioned(
 
 
 def noise_condition(tau: Float[Array, ""]) -> Float[Array, ""]:
-    """``c_noise = log(tau) / 4``, finite at 0."""
+    """`c_noise = log(tau) / 4`, finite at 0."""
     return jnp.log(jnp.maximum(tau, TAU_FLOOR)) / 4
 
 
 class NoiseEmbedding(nnx.Module):
-    """The noise level as a vector: ``e = silu(A [cos(w c_noise), sin(w c_noise)])``.
+    """The noise level as a vector: `e = silu(A [cos(w c_noise), sin(w c_noise)])`.
 
     The frequencies w are fixed, geometric from 1/2 to 32 radians a unit of c_noise.
     """
@@ -135,6 +135,6 @@ class NoiseEmbedding(nnx.Module):
         self.linear = nnx.Linear(2 * FREQUENCIES, EMBEDDING, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, ""]) -> Float[Array, "embedding"]:
-        """Returns the embedding ``[64]`` of one noise level."""
+        """The embedding `[64]` of one noise level."""
         angles = c_noise * jnp.geomspace(0.5, 32.0, FREQUENCIES, dtype=c_noise.dtype)
         return nnx.silu(self.linear(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])))

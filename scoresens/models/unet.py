@@ -1,6 +1,6 @@
-"""A small convolutional U-Net, for images ``[H, W, C]``.
+"""A small convolutional U-Net, for images `[H, W, C]`.
 
-Residual blocks go down through ``depth`` resolutions, averaging 2 x 2 pixels between them, and come
+Residual blocks go down through `depth` resolutions, averaging 2 x 2 pixels between them, and come
 back up, repeating pixels, each joined with what the way down saw at its resolution:
 
     h <- W h + conv silu( (1 + a(e)) norm(conv silu(norm(h))) + b(e) ),    e = embedding(c_noise)
@@ -19,16 +19,16 @@ GROUPS = 4
 
 
 class UNet(nnx.Module):
-    """A smooth network ``[H, W, C] -> [H, W, C]`` for a `Denoiser`, without attention.
+    """A smooth network `[H, W, C] -> [H, W, C]` for a `Denoiser`, without attention.
 
     Args:
-        shape: ``(H, W, C)``, with H and W multiples of ``2 ** (depth - 1)``.
+        shape: `(H, W, C)`, with H and W multiples of `2 ** (depth - 1)`.
         width: channels at full resolution, a multiple of 4; twice as many below.
         depth: number of resolutions.
         rngs: the source of the initial parameters.
 
     Raises:
-        ValueError: if the shape is not an image's, or cannot be halved ``depth - 1`` times, or the
+        ValueError: if the shape is not an image's, or cannot be halved `depth - 1` times, or the
             width is not a multiple of 4.
 
     Notes:
@@ -49,7 +49,7 @@ class UNet(nnx.Module):
         self.write = _conv(width, shape[2], zero=True, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, ""], x: Float[Array, "H W C"]) -> Array:
-        """Returns ``F(c_noise, x)``, shaped like x."""
+        """`F(c_noise, x)`, shaped like x."""
         e = self.embedding(c_noise)
         h = self.read(x)
         seen = []
@@ -64,7 +64,7 @@ class UNet(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One residual block ``[H, W, before] -> [H, W, after]``."""
+    """One residual block `[H, W, before] -> [H, W, after]`."""
 
     def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
         self.norm1 = _norm(before, rngs=rngs)
@@ -106,14 +106,14 @@ def doubled(h: Float[Array, "H W C"]) -> Array:
 def _check(shape: tuple[int, ...], width: int, depth: int) -> None:
     if len(shape) != 3:
         raise ValueError(
-            f"a U-Net needs images [H, W, C], came shape {tuple(shape)}: "
+            f"a U-Net needs images [H, W, C], got shape {tuple(shape)}: "
             "add the missing axes, or use an mlp"
         )
     step = 2 ** (depth - 1)
     if shape[0] % step or shape[1] % step:
         raise ValueError(
-            f"a U-Net of depth {depth} needs H and W to be multiples of {step}, came "
+            f"a U-Net of depth {depth} needs H and W to be multiples of {step}, got "
             f"{shape[0]} x {shape[1]}: pad the images, or lower depth"
         )
     if width % GROUPS:
-        raise ValueError(f"a U-Net's width must be a multiple of {GROUPS}, came {width}")
+        raise ValueError(f"a U-Net's width must be a multiple of {GROUPS}, got {width}")

@@ -52,7 +52,7 @@ def influences_along(
     return influences(data, trail.states, levers, top=top, group=group)
 
 
-def states_first(leaf, size):
+def states_first(leaf: Array, size: int) -> Float[Array, "S M d"]:
     """[M, steps, stages, *shape] as [S, M, d]."""
     return jnp.swapaxes(leaf.reshape(len(leaf), -1, size), 0, 1)
 

@@ -280,7 +280,7 @@ class Calibration(NamedTuple):
 
     spearman: Estimate  # with the cosine of the predicted and the real displacement
     low: Float[np.ndarray, " G"]  # where a group begins
-    count: Int[np.ndarray, " G"]  # its samples
+    count: Int[np.ndarray, " G"]  # pyright: ignore[reportIncompatibleMethodOverride]
     cosine: Float[np.ndarray, "G 3"]  # the 10 %, 50 % and 90 % quantiles of theirs; NaN of none
 
 

@@ -338,8 +338,8 @@ def run(
         stopping: asked after every block; if true, the others are left.
     """
     start, made = time.monotonic(), 0
-    own = store.layout.blocks()[share[0] :: share[1]]
-    lacking = [block for block in own if not store.whole(block)]
+    local = store.layout.blocks()[share[0] :: share[1]]
+    lacking = [block for block in local if not store.whole(block)]
     for block in shown(lacking):
         began = time.monotonic()
         found = _block(question, keys[block.seed], block, store.layout)

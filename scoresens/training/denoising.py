@@ -1,18 +1,18 @@
 """Training by denoising, with draws that two trainings share.
 
-The loss of a denoiser D (canonical frame, ``s = sigma_data``):
+The loss of a denoiser D (canonical frame, `s = sigma_data`):
 
     L = E_{x0 ~ w, tau, n} lambda(tau) |D(x0 + tau n, tau) - x0|^2 / d
     lambda(tau) = (tau^2 + s^2) / (tau s)^2,    log tau ~ N(p_mean, p_std^2)
 
-The network that is kept averages the parameters over the steps: ``ema <- ema + (1 - b)(p - ema)``,
-``b = 2^(-1/h)``, with a half-life h that grows with the steps taken, up to ``ema_halflife``.
+The network that is kept averages the parameters over the steps: `ema <- ema + (1 - b)(p - ema)`,
+`b = 2^(-1/h)`, with a half-life h that grows with the steps taken, up to `ema_halflife`.
 
-Whatever is random at a step comes from ``fold_in(key, step)``. Two trainings with one key share
+Whatever is random at a step comes from `fold_in(key, step)`. Two trainings with one key share
 noise levels and noise, and, when one draws its data with weights w and the other with w', as many
-images as any two such draws can: draw i ~ w; keep it with probability ``min(1, w'_i / w_i)``;
-otherwise draw again from ``(w' - w)_+``. The result is distributed as w', and differs from i with
-probability ``|w' - w|_1 / 2``, the least possible (a maximal coupling). So what separates the two
+images as any two such draws can: draw i ~ w; keep it with probability `min(1, w'_i / w_i)`;
+otherwise draw again from `(w' - w)_+`. The result is distributed as w', and differs from i with
+probability `|w' - w|_1 / 2`, the least possible (a maximal coupling). So what separates the two
 networks is the change of the data, not the luck of the draw.
 
 References: Karras et al. 2022, arXiv 2206.00364, Table 1 and Appendix F.2; Lindvall 1992, Lectures
@@ -72,10 +72,10 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "learning_rate", "ema_halflife", "p_std"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup < self.steps:
             raise ValueError(
-                f"warmup must be from 0 to below steps, came {self.warmup} of {self.steps}"
+                f"warmup must be from 0 to below steps, got {self.warmup} of {self.steps}"
             )
 
 
@@ -116,19 +116,19 @@ def train(
     keep: Sequence[int] = (),
     progress: bool = True,
 ) -> TrainResult:
-    """Returns a denoiser trained on weighted images, from the model given.
+    """A denoiser trained on weighted images, from the model given.
 
     To fine-tune, start from a trained model. To see what a change of the weights does, train twice
-    with one key, one start and one ``base_weights``: once with ``weights``, once without.
+    with one key, one start and one `base_weights`: once with `weights`, once without.
 
     Args:
         model: where to start; it is left as it is.
-        images: ``[N, *shape]``.
-        key: random key; every draw of step k comes from ``fold_in(key, k)``.
+        images: `[N, *shape]`.
+        key: random key; every draw of step k comes from `fold_in(key, k)`.
         settings: how to train.
-        weights: ``[N]``, how often each image is drawn, in proportion; zero leaves it out. By
-            default, ``base_weights``.
-        base_weights: ``[N]``, the weights of the training to share draws with; by default equal.
+        weights: `[N]`, how often each image is drawn, in proportion; zero leaves it out. By
+            default, `base_weights`.
+        base_weights: `[N]`, the weights of the training to share draws with; by default equal.
         keep: numbers of steps after which to keep the averaged model.
         progress: whether to show a progress bar.
 
@@ -168,14 +168,14 @@ def train_to_file(
     seed: int,
     progress: bool = True,
 ) -> TrainResult:
-    """Returns a new denoiser trained on a data set, having saved it to a file.
+    """A new denoiser trained on a data set, having saved it to a file.
 
     The file's metadata are the data's name, count and classes, the settings, the seed, the seconds
     taken and the last losses.
 
     Args:
         path: the checkpoint to write, see `scoresens.models.load`.
-        data: the images; ``sigma_data`` is the standard deviation of their entries.
+        data: the images; `sigma_data` is the standard deviation of their entries.
         model: the network's architecture.
         settings: how to train.
         seed: of the initial parameters and the draws.
@@ -208,17 +208,17 @@ def denoising_loss(
     tau: Float[Array, "B"],
     noise: Float[Array, "B *shape"],
 ) -> Float[Array, ""]:
-    """Returns the weighted denoising loss of a batch, the mean over samples and entries of
+    """The weighted denoising loss of a batch, the mean over samples and entries of
 
         (tau^2 + s^2) / (tau s)^2 (D(x0 + tau n, tau) - x0)^2,    s = sigma_data.
 
     An untrained model has expected loss 1 on data of mean square s^2.
 
     Args:
-        model: a denoiser with its ``sigma_data``.
-        x0: clean samples ``[B, *shape]``.
-        tau: noise levels ``[B]``, positive.
-        noise: standard normal, ``[B, *shape]``.
+        model: a denoiser with its `sigma_data`.
+        x0: clean samples `[B, *shape]`.
+        tau: noise levels `[B]`, positive.
+        noise: standard normal, `[B, *shape]`.
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 8 and Table 1.
@@ -229,7 +229,7 @@ def denoising_loss(
 
 
 def loss_weight(tau: Float[Arrays, "*shape"], sigma_data: Scalar) -> Float[Arrays, "*shape"]:
-    """Returns lambda(tau), the weight of a squared error in the denoising loss."""
+    """lambda(tau), the weight of a squared error in the denoising loss."""
     return (tau**2 + sigma_data**2) / (tau * sigma_data) ** 2
 
 
@@ -238,12 +238,12 @@ def couple(
     weights: Float[Arrays, "N"] | None = None,
     base_weights: Float[Arrays, "N"] | None = None,
 ) -> Coupling:
-    """Returns the maximal coupling of draws by ``base_weights`` and draws by ``weights``.
+    """The maximal coupling of draws by `base_weights` and draws by `weights`.
 
     Args:
         count: the number N of images.
-        weights: ``[N]``, w' up to a factor; by default ``base_weights``.
-        base_weights: ``[N]``, w up to a factor; by default equal.
+        weights: `[N]`, w' up to a factor; by default `base_weights`.
+        base_weights: `[N]`, w up to a factor; by default equal.
 
     Raises:
         ValueError: if weights are of another length, negative, not finite, or all zero.
@@ -252,14 +252,14 @@ def couple(
     new = base if weights is None else _normalised("weights", weights)
     for name, given in (("base_weights", base), ("weights", new)):
         if given.shape != (count,):
-            raise ValueError(f"expected {name} of shape ({count},), came {given.shape}")
+            raise ValueError(f"expected {name} of shape ({count},), got {given.shape}")
     keep = np.minimum(1, np.divide(new, base, out=np.ones(count), where=base > 0))
     rest = np.maximum(new - base, 0)
     return Coupling(*map(jnp.asarray, (_cumulative(base), keep, _cumulative(rest))))
 
 
 def draw(coupling: Coupling, count: int, *, key: jax.Array) -> Int[Array, "B"]:
-    """Returns ``count`` indices distributed as w', sharing with any other coupling of the same w
+    """`count` indices distributed as w', sharing with any other coupling of the same w
     and key as many as can be.
 
     Args:
@@ -281,7 +281,7 @@ def train_step(
     key: jax.Array,
     settings: TrainSettings,
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """Returns the state after one step, and the batch's loss. The state given is used up."""
+    """The state after one step, and the batch's loss. The state given is used up."""
     x0, tau, noise = _batch(images, draws, jax.random.fold_in(key, state.step), settings)
     loss, gradient = jax.value_and_grad(denoising_loss)(state.model, x0, tau, noise)
     updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
@@ -292,7 +292,7 @@ def train_step(
 
 
 def _pull(step: Int[Array, ""], settings: TrainSettings) -> Float[Array, ""]:
-    """Returns the share 1 - b of the newest parameters in the average."""
+    """The share 1 - b of the newest parameters in the average."""
     return 1 - 2 ** (-1 / jnp.minimum(settings.ema_halflife, EMA_RAMP * step))
 
 
@@ -303,7 +303,7 @@ def _toward(share: Float[Array, ""], old: Array, new: Array) -> Array:
 def _batch(
     images: Array, draws: Coupling, key: jax.Array, settings: TrainSettings
 ) -> tuple[Array, Array, Array]:
-    """Returns a batch's clean images, noise levels and noise."""
+    """A batch's clean images, noise levels and noise."""
     keys = jax.random.split(key, 3)
     x0 = images[draw(draws, settings.batch_size, key=keys[0])]
     normal = jax.random.normal(keys[1], (settings.batch_size,), images.dtype)
@@ -349,7 +349,7 @@ def _normalised(name: str, given: Float[Arrays, "N"]) -> np.ndarray:
 
 
 def _cumulative(weights: np.ndarray) -> np.ndarray:
-    """Returns cumulative weights that end at exactly 1, or are 0 throughout."""
+    """Cumulative weights that end at exactly 1, or are 0 throughout."""
     sums = np.cumsum(weights)
     return sums / sums[-1] if sums[-1] > 0 else sums
 
@@ -358,7 +358,7 @@ def _check_images(model: Denoiser, images: Float[Arrays, "N *shape"]) -> Array:
     shape = model.network.shape
     if images.shape[1:] != shape or not len(images):
         expected = ", ".join(map(str, ("N", *shape)))
-        raise ValueError(f"expected images of shape [{expected}], came {images.shape}")
+        raise ValueError(f"expected images of shape [{expected}], got {images.shape}")
     return jnp.asarray(images)
 
 

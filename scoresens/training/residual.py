@@ -6,10 +6,10 @@ r"""Training by score matching, with the Fokker-Planck residual as a penalty.
 
 R is the residual of a potential's equation (7.1) and s its gradient; or, for a score network, R is
 the vector residual of the score's own equation (7.1s). lambda is 1 or sigma^2, and the times are
-``p = t_max Beta(1, 2)`` above ``t_min``.
+`p = t_max Beta(1, 2)` above `t_min`.
 
 Near t = 0 the target n / sigma is without bound, and so is the variance of its square. The times of
-L_DSM are therefore drawn in proportion to ``q = p lambda / sigma^2 / c``, and
+L_DSM are therefore drawn in proportion to `q = p lambda / sigma^2 / c`, and
 
     L_DSM = c E_{t ~ q} |sigma s + n|^2,    c = int p lambda / sigma^2 dt
 
@@ -22,7 +22,7 @@ uniform.
 The residual holds second derivatives, and its square is ill-conditioned in the parameters: Adam
 stalls on it, and SOAP does not.
 
-Whatever is random at a step comes from ``fold_in(key, step)``.
+Whatever is random at a step comes from `fold_in(key, step)`.
 
 References: Deveney et al. 2023, arXiv 2311.15996 (R^2 in a box, plain squared error);
 Lai et al. 2023, arXiv 2210.04296 (the score's form);
@@ -67,12 +67,12 @@ class RegularizedSettings:
             along a cosine.
         residual_weight: w_R; at 0 the residual is not looked at.
         collocation: points a step at which the residual is taken.
-        where: ``"box"``: x uniform in ``[-half_width, half_width]^d``; ``"forward"``: x a sample of
+        where: `"box"`: x uniform in `[-half_width, half_width]^d`; `"forward"`: x a sample of
             the forward process.
         half_width: of the box, in the process's own frame.
         t_min: the least time, of both losses.
-        weighting: of the squared error of the score: ``"score"`` 1, as the reference;
-            ``"noise"`` sigma^2, which is the squared error of the noise.
+        weighting: of the squared error of the score: `"score"` 1, as the reference;
+            `"noise"` sigma^2, which is the squared error of the noise.
 
     Raises:
         ValueError: if a number is out of range, or a name unknown.
@@ -91,17 +91,15 @@ class RegularizedSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "learning_rate", "collocation", "half_width", "t_min"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive, came {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.batch_size % 2:
-            raise ValueError(
-                f"batch_size must be even, came {self.batch_size}: draws come in pairs"
-            )
+            raise ValueError(f"batch_size must be even, got {self.batch_size}: draws come in pairs")
         if not 0 <= self.residual_weight < float("inf"):
-            raise ValueError(f"residual_weight must be 0 or greater, came {self.residual_weight}")
+            raise ValueError(f"residual_weight must be 0 or greater, got {self.residual_weight}")
         for name, known in (("where", ("box", "forward")), ("weighting", ("score", "noise"))):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} must be {' or '.join(known)}, came {getattr(self, name)!r}"
+                    f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}"
                 )
 
 
@@ -138,16 +136,16 @@ def train_regularized(
     settings: RegularizedSettings,
     progress: bool = True,
 ) -> RegularizedResult:
-    """Returns a potential or a score network trained on data, with the residual as a penalty (7.6).
+    """A potential or a score network trained on data, with the residual as a penalty (7.6).
 
     Args:
         model: where to start, such as a `PotentialMLP` or a `ScoreMLP`: a callable pytree whose
-            leaves are its parameters. If ``model(t, x)`` is a number it is a potential, if it is an
+            leaves are its parameters. If `model(t, x)` is a number it is a potential, if it is an
             array like x a score. It is left as it is.
         process: the forward process.
-        data: points ``[N, *shape]``, drawn with replacement; or a function ``(key, count)`` to
-            draws ``[count, *shape]``, such as `planar.sampler`'s.
-        key: random key; every draw of step k comes from ``fold_in(key, k)``.
+        data: points `[N, *shape]`, drawn with replacement; or a function `(key, count)` to
+            draws `[count, *shape]`, such as `planar.sampler`'s.
+        key: random key; every draw of step k comes from `fold_in(key, k)`.
         settings: how to train.
         progress: whether to show a progress bar.
 
@@ -189,16 +187,16 @@ def denoising_errors(
     t: Float[Array, "B"],
     noise: Float[Array, "B *shape"],
 ) -> Float[Array, "B"]:
-    """Returns ``|sigma s(t, x_t) + n|^2`` at noised samples ``x_t = alpha x_0 + sigma n``.
+    """`|sigma s(t, x_t) + n|^2` at noised samples `x_t = alpha x_0 + sigma n`.
 
-    Its mean is least for the score of the noised law, where it is ``d - sigma^2 E|s|^2``.
+    Its mean is least for the score of the noised law, where it is `d - sigma^2 E|s|^2`.
 
     Args:
         process: the forward process.
         model: a potential or a score.
-        x0: clean samples ``[B, *shape]``.
-        t: times ``[B]``, where sigma is positive.
-        noise: standard normal, ``[B, *shape]``.
+        x0: clean samples `[B, *shape]`.
+        t: times `[B]`, where sigma is positive.
+        noise: standard normal, `[B, *shape]`.
 
     References:
         Vincent 2011, A connection between score matching and denoising autoencoders.
@@ -219,13 +217,13 @@ def squared_residuals(
     t: Float[Array, "B"],
     x: Float[Array, "B *shape"],
 ) -> Float[Array, "B"]:
-    """Returns ``R(t, x)^2`` of a potential (7.1), ``|R(t, x)|^2`` of a score (7.1s).
+    """`R(t, x)^2` of a potential (7.1), `|R(t, x)|^2` of a score (7.1s).
 
     Args:
         process: the forward process.
         model: a potential or a score.
-        t: times ``[B]``.
-        x: points ``[B, *shape]``, in the process's own frame.
+        t: times `[B]`.
+        x: points `[B, *shape]`, in the process's own frame.
     """
     residual = potential_residual_at if _is_potential(model, t[0], x[0]) else score_residual_at
     trace, probes = Hutchinson(x[0].size), _basis(x[0])
@@ -237,16 +235,16 @@ def squared_residuals(
 
 
 def clock(process: Process, t_min: float, weighting: Literal["score", "noise"]) -> Clock:
-    """Returns the law of the times that a batch is drawn from: ``q`` in proportion to
-    ``p lambda / sigma^2``, with ``p = Beta(1, 2)`` on ``[t_min, t_max]``.
+    """The law of the times that a batch is drawn from: `q` in proportion to
+    `p lambda / sigma^2`, with `p = Beta(1, 2)` on `[t_min, t_max]`.
 
     Args:
         process: the forward process.
         t_min: the least time, below t_max.
-        weighting: lambda, 1 for ``"score"`` and sigma^2 for ``"noise"``.
+        weighting: lambda, 1 for `"score"` and sigma^2 for `"noise"`.
 
     Returns:
-        A table of q's cumulative at 4,096 times, even in log t, and ``c = int p lambda / sigma^2``
+        A table of q's cumulative at 4,096 times, even in log t, and `c = int p lambda / sigma^2`
         by the trapezoidal rule, whose error is of the order 1e-5 of it.
 
     Raises:
@@ -254,7 +252,7 @@ def clock(process: Process, t_min: float, weighting: Literal["score", "noise"]) 
     """
     t_max = float(process.t_max)
     if not 0 < t_min < t_max:
-        raise ValueError(f"t_min must be above 0 and below t_max {t_max:g}, came {t_min}")
+        raise ValueError(f"t_min must be above 0 and below t_max {t_max:g}, got {t_min}")
     log_times = np.linspace(np.log(t_min), np.log(t_max), KNOTS)
     t = np.exp(log_times)
     density = 2 * np.maximum(t_max - t, 0) / (t_max - t_min) ** 2
@@ -276,7 +274,7 @@ def regularized_step(
     key: PRNGKeyArray,
     settings: RegularizedSettings,
 ) -> tuple[RegularizedState, Float[Array, "2"]]:
-    """Returns the state after one step, and the batch's L_DSM and L_R. The state given is used
+    """The state after one step, and the batch's L_DSM and L_R. The state given is used
     up."""
     key = jax.random.fold_in(key, state.step)
     found = jax.value_and_grad(_loss, has_aux=True)
@@ -373,7 +371,7 @@ def _check_data(data: Any, settings: RegularizedSettings) -> Draw:
     reach = float(jnp.max(jnp.abs(points)))
     if settings.residual_weight and settings.where == "box" and reach > settings.half_width:
         raise ValueError(
-            f"half_width must be at least the largest coordinate of the data, {reach:.4g}, came "
+            f"half_width must be at least the largest coordinate of the data, {reach:.4g}, got "
             f"{settings.half_width}: widen the box, so that the residual is small where samples go"
         )
     return Partial(_from_points, points)
@@ -382,7 +380,7 @@ def _check_data(data: Any, settings: RegularizedSettings) -> Draw:
 def _check_model(model: Any, draw: Draw, settings: RegularizedSettings) -> None:
     drawn = jax.eval_shape(lambda key: draw(key, settings.batch_size // 2), jax.random.key(0))
     if drawn.ndim < 2 or len(drawn) != settings.batch_size // 2:
-        raise ValueError(f"data(key, count) must return draws [count, *shape], came {drawn.shape}")
+        raise ValueError(f"data(key, count) must return draws [count, *shape], got {drawn.shape}")
     t = jax.ShapeDtypeStruct((), drawn.dtype)
     x = jax.ShapeDtypeStruct(drawn.shape[1:], drawn.dtype)
     if not _is_potential(model, t, x):

@@ -35,7 +35,7 @@ class Rotated(NamedTuple):
 
 
 def soap(rate: Callable[[Array], Array]) -> optax.GradientTransformation:
-    """Returns the optimiser SOAP, for parameters that are vectors or matrices.
+    """The optimiser SOAP, for parameters that are vectors or matrices.
 
     Args:
         rate: learning rate by step.
@@ -53,12 +53,12 @@ def soap(rate: Callable[[Array], Array]) -> optax.GradientTransformation:
         return jnp.zeros((), jnp.int32), [_rotated(leaf) for leaf in jax.tree.leaves(params)]
 
     def update(updates, state, params=None):
-        step, kept = state[0] + 1, state[1]
+        step, rotated = state[0] + 1, state[1]
         leaves, structure = jax.tree.flatten(updates)
-        turned = [_turned(step, leaf, own) for leaf, own in zip(leaves, kept, strict=True)]
+        turned = [_turned(step, leaf, one) for leaf, one in zip(leaves, rotated, strict=True)]
         moves = [-rate(state[0]) * move for move, _ in turned]
-        kept = jax.lax.cond(step % REFRESH == 0, _refreshed, list, [own for _, own in turned])
-        return jax.tree.unflatten(structure, moves), (step, kept)
+        rotated = jax.lax.cond(step % REFRESH == 0, _refreshed, list, [one for _, one in turned])
+        return jax.tree.unflatten(structure, moves), (step, rotated)
 
     return optax.GradientTransformation(init, update)
 
@@ -85,14 +85,14 @@ def _turned(step, leaf, kept):
     return (u @ move @ v.T).reshape(leaf.shape), Rotated(mean, square, left, right, u, v)
 
 
-def _refreshed(kept):
+def _refreshed(rotated: list[Rotated]) -> list[Rotated]:
     """The eigenbases after a step of orthogonal iteration."""
     return [
-        own._replace(
-            left_basis=jnp.linalg.qr(own.left @ own.left_basis)[0],
-            right_basis=jnp.linalg.qr(own.right @ own.right_basis)[0],
+        one._replace(
+            left_basis=jnp.linalg.qr(one.left @ one.left_basis)[0],
+            right_basis=jnp.linalg.qr(one.right @ one.right_basis)[0],
         )
-        for own in kept
+        for one in rotated
     ]
 
 

@@ -52,13 +52,13 @@ WHOLE = idx(np.arange(6, dtype=np.uint8).reshape(2, 3))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "begin with 00 00 08.*came nothing"),
-        (b"\x00\x00\x0d\x02" + WHOLE[4:], "begin with 00 00 08.*came 00 00 0d 02"),
+        (b"", "begin with 00 00 08.*got nothing"),
+        (b"\x00\x00\x0d\x02" + WHOLE[4:], "begin with 00 00 08.*got 00 00 0d 02"),
         (b"PNG!" + WHOLE[4:], "no IDX file"),
         (b"\x00\x00\x08\x00", "no IDX file"),
         (WHOLE[:9], "truncated within its header"),
-        (WHOLE[:-1], r"6 bytes for shape \(2, 3\), came 5"),
-        (WHOLE + b"!", r"6 bytes for shape \(2, 3\), came 7"),
+        (WHOLE[:-1], r"6 bytes for shape \(2, 3\), got 5"),
+        (WHOLE + b"!", r"6 bytes for shape \(2, 3\), got 7"),
         (gzip.compress(WHOLE, mtime=0)[:-9], "truncated or damaged"),
         (gzip.compress(WHOLE, mtime=0)[:-8] + bytes(8), "truncated or damaged"),
     ],
@@ -91,7 +91,7 @@ def test_load_refuses_labels_that_do_not_match(folder):
     with pytest.raises(ValueError, match=r"\(4, 28, 28\) and \(3,\)"):
         datasets.load("mnist", path)
     file.write_bytes(idx(labels + np.uint8(7)))
-    with pytest.raises(ValueError, match="labels below 10, came 16"):
+    with pytest.raises(ValueError, match="labels below 10, got 16"):
         datasets.load("mnist", path)
 
 
@@ -135,7 +135,7 @@ def test_arrays_are_loaded_as_they_are_or_scaled_from_bytes(tmp_path):
         ({"images": np.array([[{}]])}, "more than plain arrays"),
         ({"images": np.zeros(3)}, r"expected images \[N, \*shape\]"),
         ({"images": np.array([[0.0, np.nan]])}, "finite"),
-        ({"images": np.zeros((2, 2), np.int64)}, "came int64"),
+        ({"images": np.zeros((2, 2), np.int64)}, "got int64"),
         ({"images": np.zeros((2, 2)), "labels": np.zeros(3, int)}, r"labels \[2\]"),
         ({"images": np.zeros((2, 2)), "labels": np.array([0, -1])}, "integers from 0"),
         ({"images": np.zeros((2, 2)), "labels": np.zeros(2)}, "integers from 0"),

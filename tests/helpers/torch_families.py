@@ -205,7 +205,7 @@ class Halves(nn.Module):
     """The U-Net they share: residual blocks, attention at the coarser of two resolutions, on the
     way up in its last block or in all."""
 
-    def __init__(self, width, e, heads, block, residual=False, attend_all=False):
+    def __init__(self, width, e, heads, block: dict[str, Any], residual=False, attend_all=False):
         super().__init__()
         wide = 2 * width
 
@@ -637,7 +637,7 @@ def diffusers_model(name, **config):
     pytest.importorskip("diffusers")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other packages, while it imports them
-        import diffusers
+        import diffusers  # pyright: ignore[reportMissingImports]
 
         return getattr(diffusers, name)(**config)
 

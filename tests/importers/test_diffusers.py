@@ -160,7 +160,7 @@ def test_a_saved_pipeline_is_the_same(tmp_path, x, native):
 
 
 def test_a_name_on_the_hub(tmp_path, x, monkeypatch):
-    import huggingface_hub
+    import huggingface_hub  # pyright: ignore[reportMissingImports]
 
     network, asked = unet(), []
     folder = pipeline(tmp_path, network)

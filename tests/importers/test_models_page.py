@@ -200,8 +200,8 @@ def equinox_network(seed):
     eqx = pytest.importorskip("equinox")
 
     class OfEquinox(eqx.Module):
-        layers: eqx.nn.MLP
-        drop: eqx.nn.Dropout
+        layers: eqx.nn.MLP  # pyright: ignore[reportInvalidTypeForm]
+        drop: eqx.nn.Dropout  # pyright: ignore[reportInvalidTypeForm]
         name: str = "network"
 
         def __call__(self, t, x):
@@ -282,7 +282,7 @@ def test_labels_cross_every_verb():
         ),
     )
     for verb in verbs:
-        found = []
+        found, seen = [], 0
         for label in range(3):
             score = ss.from_noise(PROCESS, Partial(labelled, rows, jnp.asarray(label)))
             found.append(verb(score))

@@ -5,6 +5,7 @@ import pickle
 import sys
 import types
 from contextlib import contextmanager
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from command_line import scoresens
 from safetensors.numpy import save_file
 
 from scoresens import importers
-from scoresens.importers.pickles import about_edm, read_pickle
+from scoresens.importers._pickles import about_edm, read_pickle
 
 SOURCE = """
 import dnnlib
@@ -114,7 +115,7 @@ def written(monkeypatch, tmp_path, torch):
     """(change of the network, what to pickle of it) -> the file, x and sigma, the output there."""
 
     def write(change=lambda network: network, wrap=lambda network, loss: {"ema": network}):
-        path, space = tmp_path / "network.pkl", {"__name__": "networks"}
+        path, space = tmp_path / "network.pkl", dict[str, Any](__name__="networks")
         with repository(monkeypatch, torch):
             torch.manual_seed(0)
             exec(SOURCE, space)

@@ -20,10 +20,16 @@ CONFIGS = {
 PREDICTED = {"epsilon": "noise", "sample": "denoiser", "v_prediction": "v"}
 
 
+def discrete(config) -> ss.DiscreteVP:
+    process = schedule(config).process
+    assert isinstance(process, ss.DiscreteVP)
+    return process
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_noised_data_are_the_scheduler_s(torch, diffusers, name):
     theirs = diffusers.DDPMScheduler.from_config(CONFIGS[name])
-    process = schedule(CONFIGS[name]).process
+    process = discrete(CONFIGS[name])
     x, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     for step in (0, 7, 48):
         expected = theirs.add_noise(x, noise, torch.tensor([step]))
@@ -34,7 +40,7 @@ def test_noised_data_are_the_scheduler_s(torch, diffusers, name):
 
 
 def test_without_signal_at_the_end_the_last_step_is_left_out():
-    process = schedule(CONFIGS["zero snr"]).process
+    process = discrete(CONFIGS["zero snr"])
     assert len(process.noise_levels) == 49
     assert np.isfinite(process.noise_levels).all()
 
@@ -108,6 +114,6 @@ def test_discrete_levels_that_do_not_rise_are_refused():
 
 
 def test_below_the_first_step_the_network_sees_it():
-    process = schedule(DDPM).process
+    process = discrete(DDPM)
     assert process.step(0.001) == 0
     assert process.noise_level(0.01) == pytest.approx(float(process.noise_levels[0]) / 2)

@@ -244,7 +244,7 @@ def test_shapes_that_do_not_fit_are_refused(torch):
     module = to_torch(awake("mlp"))
     with pytest.raises(ValueError, match=r"\(5, 3, 4\).*\(5, 4, 3\)"):
         module(torch.ones(5).double(), torch.ones(5, 4, 3).double())
-    with pytest.raises(ValueError, match=r"\(5, 3\), t's and one sample's, came \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"\(5, 3\), t's and one sample's, got \(5, 2\)"):
         to_torch(fresh("potential"))(torch.ones(5).double(), torch.ones(5, 2).double())
 
 

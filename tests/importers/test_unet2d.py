@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +98,13 @@ def ours_of(model):
     return unet2d(dict(model.config), {name: x.numpy() for name, x in model.state_dict().items()})
 
 
-def ours(config, dtype=np.float64):
+def ours(config, dtype: Any = np.float64):
     """Our network, every parameter random; it needs no torch."""
     skeleton = jax.eval_shape(lambda: UNet2D(config, rngs=nnx.Rngs(0)))
     return awakened(skeleton, dtype)
 
 
-def asked(config, dtype=np.float64):
+def asked(config, dtype: Any = np.float64) -> tuple[Any, ...]:
     """Steps `[3]`, samples `[3, H, W, C]` and labels, if any, `[3, ...]`."""
     fourier, rng = config.get("time_embedding_type") == "fourier", np.random.default_rng(1)
     steps = np.array([0.02, 1.3, 40.0] if fourier else [0.0, 17.0, 999.0], dtype)
@@ -332,16 +333,16 @@ def test_tensors_that_do_not_fit_are_named(change, told):
 
 @pytest.mark.parametrize("shape", [(2, 4, 8), (4, 7, 2), (5, 8, 2), (3, 4, 8, 2)])
 def test_samples_that_do_not_fit_are_refused(unchecked_annotations, shape):
-    with pytest.raises(ValueError, match="multiples of 2, came"):
+    with pytest.raises(ValueError, match="multiples of 2, got"):
         ours(PLAIN)(1.0, jnp.ones(shape))
 
 
 def test_labels_that_do_not_fit_are_refused():
     x = jnp.ones((4, 8, 2))
-    with pytest.raises(ValueError, match="takes no label, came 1"):
+    with pytest.raises(ValueError, match="takes no label, got 1"):
         ours(PLAIN)(1.0, x, 1)
     with pytest.raises(ValueError, match="takes a label"):
         ours(CASES["classes"])(1.0, x)
-    with pytest.raises(ValueError, match="from 0 to 3, came 4"):
+    with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         ours(CASES["classes"])(1.0, x, 4)
     assert jnp.isnan(jax.jit(ours(CASES["classes"]))(1.0, x, 4)).all()

@@ -164,9 +164,9 @@ def test_default_sizes():
 @pytest.mark.parametrize(
     ("settings", "shape", "message"),
     [
-        (ModelSettings("unet", 4, 2), (8, 8), r"images \[H, W, C\], came shape \(8, 8\)"),
-        (ModelSettings("unet", 4, 3), (14, 16, 1), "multiples of 4, came 14 x 16"),
-        (ModelSettings("unet", 6, 2), (8, 8, 1), "width must be a multiple of 4, came 6"),
+        (ModelSettings("unet", 4, 2), (8, 8), r"images \[H, W, C\], got shape \(8, 8\)"),
+        (ModelSettings("unet", 4, 3), (14, 16, 1), "multiples of 4, got 14 x 16"),
+        (ModelSettings("unet", 6, 2), (8, 8, 1), "width must be a multiple of 4, got 6"),
         (ModelSettings("mlp", 8, 2), (), "must have entries"),
     ],
 )
@@ -176,9 +176,9 @@ def test_build_refuses(settings, shape, message):
 
 
 def test_refuses_a_batch_and_bad_settings():
-    with pytest.raises(ValueError, match=r"one sample of shape \(3, 4\), came \(5, 3, 4\).*vmap"):
+    with pytest.raises(ValueError, match=r"one sample of shape \(3, 4\), got \(5, 3, 4\).*vmap"):
         awake("mlp")(0.3, jnp.zeros((5, 3, 4), np.float32))
-    with pytest.raises(ValueError, match="sigma_data must be positive and finite, came 0"):
+    with pytest.raises(ValueError, match="sigma_data must be positive and finite, got 0"):
         build(SMALL["mlp"], (3,), 0.0, key=jax.random.key(0))
     with pytest.raises(ValueError, match="at least 1"):
         ModelSettings("mlp", 0, 2)
@@ -234,7 +234,7 @@ WRITE = "network.write.kernel"
     [
         (lambda t: {k: v for k, v in t.items() if k != WRITE}, f"lacks the tensors.*{WRITE}"),
         (with_tensor("network.more", lambda _: np.zeros(2)), "no part of its model.*network.more"),
-        (with_tensor(WRITE, lambda v: v.T.copy()), r"of shape \(16, 12\), came \(12, 16\)"),
+        (with_tensor(WRITE, lambda v: v.T.copy()), r"of shape \(16, 12\), got \(12, 16\)"),
         (with_tensor(WRITE, lambda v: v * np.float32(np.nan)), "not finite"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
     mesh, layout = mesh_named("one device"), Layout(2, SAMPLES, 5, 4, 3)
     asked = question("sensitivity", data, score, mesh)
     _, whole = swept(tmp_path / "whole", asked, layout)
-    made = []
+    made, found = [], {}
     for _ in range(20):
         ran, found = swept(tmp_path / "cut", asked, layout, stopping=lambda: True)
         made.append(ran.blocks)

@@ -75,7 +75,7 @@ def test_equal_weights_draw_exactly_what_the_control_draws():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (np.ones(3), r"weights of shape \(4,\), came \(3,\)"),
+        (np.ones(3), r"weights of shape \(4,\), got \(3,\)"),
         (np.zeros(4), "not all zero"),
         (np.array([1.0, -1.0, 1.0, 1.0]), "not negative"),
         (np.array([1.0, np.nan, 1.0, 1.0]), "finite"),
@@ -188,12 +188,15 @@ def test_runs_with_other_weights_share_noise_and_most_draws():
 def test_average_is_that_of_the_parameters_with_a_growing_halflife():
     images, key = jnp.asarray(points()), jax.random.key(0)
     state = denoising._start(fresh(), QUICK)
-    average = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.model)]
+    leaves = jax.tree.leaves(state.model)
+    average = [np.asarray(leaf, np.float64) for leaf in leaves]
     for step in range(1, 41):
         state, _ = train_step(state, images, couple(32), key, QUICK)
         keep = 2 ** (-1 / min(1.5, 0.05 * step))
         leaves = jax.tree.leaves(state.model)
-        average = [keep * a + (1 - keep) * np.asarray(p) for a, p in zip(average, leaves, strict=1)]
+        average = [
+            keep * a + (1 - keep) * np.asarray(p) for a, p in zip(average, leaves, strict=True)
+        ]
     for found, expected in zip(jax.tree.leaves(state.ema), average, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
     gap = max(float(jnp.abs(a - b).max()) for a, b in zip(leaves, average, strict=True))
@@ -205,10 +208,14 @@ def test_warmup_and_decay_set_the_size_of_a_step(decay):
     settings = dataclasses.replace(QUICK, decay=decay)
     images, key = jnp.asarray(points()), jax.random.key(0)
     state, moves = denoising._start(fresh(), settings), []
+
+    def bias(model):
+        return np.asarray(model.network.write.bias)
+
     for _ in range(60):
-        before = np.asarray(state.model.network.write.bias)
+        before = bias(state.model)
         state, _ = train_step(state, images, couple(32), key, settings)
-        moves.append(np.abs(np.asarray(state.model.network.write.bias) - before).max())
+        moves.append(np.abs(bias(state.model) - before).max())
     assert moves[0] == 0  # the warm-up starts at rate 0
     assert moves[1] == pytest.approx(1e-3 / 5, rel=0.5)
     assert 5e-4 < max(moves) < 2e-3
@@ -217,11 +224,12 @@ def test_warmup_and_decay_set_the_size_of_a_step(decay):
 
 def test_repeated_training_compiles_once():
     train(fresh(), points(), key=jax.random.key(0), settings=QUICK, progress=False)
-    before = train_step._cache_size()
+    count = train_step._cache_size  # pyright: ignore[reportAttributeAccessIssue]
+    before = count()
     for seed, weights in ((1, None), (2, np.arange(32.0))):
         key = jax.random.key(seed)
         train(fresh(), points(), key=key, settings=QUICK, weights=weights, progress=False)
-    assert train_step._cache_size() == before
+    assert count() == before
 
 
 def test_progress_shows_rate_and_loss(capsys):
@@ -232,7 +240,7 @@ def test_progress_shows_rate_and_loss(capsys):
 
 def test_train_refuses():
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match=r"images of shape \[N, 3\], came \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"images of shape \[N, 3\], got \(5, 4\)"):
         train(fresh(), np.zeros((5, 4), np.float32), key=key, settings=QUICK)
     images = points()
     images[:] = np.inf

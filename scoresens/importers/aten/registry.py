@@ -8,7 +8,7 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(*names: str) -> Callable[[Operation], Operation]:
-    """Enters a function in `OPERATIONS` under names such as ``add.Tensor``."""
+    """Enters a function in `OPERATIONS` under names such as `add.Tensor`."""
 
     def enter(function):
         for name in names:

@@ -1,8 +1,10 @@
 """Operations on shapes, and new tensors."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from scoresens.importers.aten.registry import axes_of, operation
 
@@ -166,7 +168,7 @@ PADDINGS = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "
 
 
 @operation("pad.default")
-def pad(x, widths, mode="constant", value=None):
+def pad(x: Array, widths: Sequence[int], mode: str = "constant", value: float | None = None):
     """`widths` counts from the last axis: (before, after), (before, after) of the one above, ..."""
     pairs = list(zip(widths[::2], widths[1::2], strict=True))[::-1]
     pairs = [(0, 0)] * (x.ndim - len(pairs)) + pairs

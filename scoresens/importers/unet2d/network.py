@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from scoresens._checks import floating, is_concrete
-from scoresens.importers.unet2d.blocks import (
+from scoresens.importers.unet2d._blocks import (
     Down,
     Fourier,
     Middle,
@@ -30,12 +30,12 @@ OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.(?:weight|bias)$)")
 
 
 def unet2d(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> "UNet2D":
-    """Returns the network of a configuration, with the parameters of a checkpoint.
+    """The network of a configuration, with the parameters of a checkpoint.
 
     Args:
-        config: what the ``config.json`` of a ``UNet2DModel`` holds; see `unsupported`.
+        config: what the `config.json` of a `UNet2DModel` holds; see `unsupported`.
         tensors: its parameters by name, in torch's layout, as a safetensors file holds them; an
-            attention's may bear the names it had before diffusers 0.17 (``query``, ``proj_attn``).
+            attention's may bear the names it had before diffusers 0.17 (`query`, `proj_attn`).
 
     Returns:
         A `UNet2D` whose parameters have the tensors' dtypes.
@@ -60,18 +60,18 @@ def unet2d(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> "UNe
 
 
 def checkpoint_of(network: "UNet2D") -> dict[str, np.ndarray]:
-    """Returns the parameters as `unet2d` takes them, by name and in torch's layout."""
+    """The parameters as `unet2d` takes them, by name and in torch's layout."""
     return {name: _to_torch(kind, leaf) for name, (kind, leaf) in _named_leaves(network)}
 
 
 class UNet2D(nnx.Module):
-    """A network ``(step, x) -> [H, W, out_channels]``, the function of a ``UNet2DModel``.
+    """A network `(step, x) -> [H, W, out_channels]`, the function of a `UNet2DModel`.
 
     It is a JAX pytree whose leaves are its parameters; calling it changes nothing in it. `unet2d`
     makes one from a checkpoint.
 
     Args:
-        config: what the ``config.json`` of a ``UNet2DModel`` holds; see `unsupported`.
+        config: what the `config.json` of a `UNet2DModel` holds; see `unsupported`.
         rngs: the source of the initial parameters.
 
     Raises:
@@ -102,18 +102,18 @@ class UNet2D(nnx.Module):
         x: Float[Array, "H W C"],
         label: int | float | Float[Array, "..."] | Int[Array, ""] | None = None,
     ) -> Float[Array, "H W out"]:
-        """Returns the network's output for one sample.
+        """The network's output for one sample.
 
         Args:
             step: time step (or, if "fourier", noise level), in the checkpoint's own units.
-            x: one sample ``[H, W, C]``; map over a batch with ``jax.vmap``. H and W are multiples
+            x: one sample `[H, W, C]`; map over a batch with `jax.vmap`. H and W are multiples
                 of 2 to the power of the number of times that the network halves them.
             label: what the network is conditioned on, where it is: the class, for
-                ``num_class_embeds``; a number, for ``class_embed_type="timestep"``; a vector as
-                long as the embedding of the time step, for ``"identity"``.
+                `num_class_embeds`; a number, for `class_embed_type="timestep"`; a vector as
+                long as the embedding of the time step, for `"identity"`.
 
         Returns:
-            The output ``[H, W, out_channels]``, in the wider of x's and the parameters' dtypes;
+            The output `[H, W, out_channels]`, in the wider of x's and the parameters' dtypes;
             the features of the time step are in float32 or wider.
 
         Raises:
@@ -121,7 +121,7 @@ class UNet2D(nnx.Module):
                 takes none, none where it takes one, or one it does not know.
 
         Notes:
-            One network evaluation. An attention at resolution ``h x w`` holds ``(h w)^2`` numbers
+            One network evaluation. An attention at resolution `h x w` holds `(h w)^2` numbers
             a head. A "fourier" network has no finite output at step 0. A class beyond the last
             gives NaN where it is known only under jit.
         """
@@ -154,20 +154,20 @@ class UNet2D(nnx.Module):
         if not fits or x.shape[0] % self.multiple or x.shape[1] % self.multiple:
             raise ValueError(
                 f"expected one sample [H, W, {self.channels}] with H and W multiples of "
-                f"{self.multiple}, came {x.shape}: map over a batch with jax.vmap, move the "
+                f"{self.multiple}, got {x.shape}: map over a batch with jax.vmap, move the "
                 "channels last, or pad"
             )
         if (label is None) != (self.labels is None):
             takes = f"takes a label ({self.labels})" if self.labels else "takes no label"
-            raise ValueError(f"this network {takes}, came {label}")
+            raise ValueError(f"this network {takes}, got {label}")
         if isinstance(self.class_embedding, nnx.Embed) and is_concrete(label):
             classes = self.class_embedding.num_embeddings
             if not 0 <= int(label) < classes:
-                raise ValueError(f"expected a class from 0 to {classes - 1}, came {label}")
+                raise ValueError(f"expected a class from 0 to {classes - 1}, got {label}")
 
 
 def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors under present names; an old one beside its present one stays."""
+    """The tensors under present names; an old one beside its present one stays."""
     renamed = {}
     for name, tensor in tensors.items():
         present = OLD_NAME.sub(lambda found: OLD_NAMES[found[0]], name)
@@ -184,15 +184,15 @@ def _named_leaves(model: UNet2D) -> Iterator[tuple[str, tuple[str, Any]]]:
 
 
 def _parameter(name: str, found: np.ndarray, kind: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns a tensor in JAX's layout: kernels are ``[*window, in, out]``, torch's ``[out, in,
-    *window]``."""
+    """A tensor in JAX's layout: kernels are `[*window, in, out]`, torch's `[out, in,
+    *window]`."""
     shape = leaf.shape
     if kind == "kernel":
         shape = (shape[-1], shape[-2], *shape[:-2])
     if found.shape != shape:
-        raise ValueError(f"tensor {name} should be of shape {shape}, came {found.shape}")
+        raise ValueError(f"tensor {name} should be of shape {shape}, got {found.shape}")
     if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise ValueError(f"tensor {name} should hold floating-point numbers, came {found.dtype}")
+        raise ValueError(f"tensor {name} should hold floating-point numbers, got {found.dtype}")
     if bad := int(np.sum(~np.isfinite(found))):
         raise ValueError(f"tensor {name} has {bad} entries that are NaN or infinite")
     if kind == "kernel":

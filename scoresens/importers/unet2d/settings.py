@@ -1,4 +1,4 @@
-"""What a configuration of diffusers' ``UNet2DModel`` says, and whether it can be built here."""
+"""What a configuration of diffusers' `UNet2DModel` says, and whether it can be built here."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -76,10 +76,10 @@ class Settings:
 
 
 def unsupported(config: Mapping[str, Any]) -> str | None:
-    """Returns why `unet2d` cannot build a configuration, or None where it can.
+    """Why `unet2d` cannot build a configuration, or None where it can.
 
     Args:
-        config: what the ``config.json`` of a ``UNet2DModel`` holds. Fields that are absent have
+        config: what the `config.json` of a `UNet2DModel` holds. Fields that are absent have
             the defaults of diffusers, and fields that it does not know are ignored, as there.
 
     Returns:
@@ -89,7 +89,7 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
 
 
 def given_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every field of `Settings` as the configuration gives it, JSON's lists as tuples."""
+    """Every field of `Settings` as the configuration gives it, JSON's lists as tuples."""
     given = {f.name: config.get(f.name, f.default) for f in fields(Settings)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 

@@ -4,8 +4,8 @@ Their networks are pickled as calls of a function of EDM's repository,
 
     torch_utils.persistence._reconstruct_persistent_obj(meta)
 
-where ``meta["module_src"]`` is the source of a whole Python module, ``meta["class_name"]`` a class
-in it, and ``meta["state"]`` the object's attributes. Here are stand-ins for what such a source
+where `meta["module_src"]` is the source of a whole Python module, `meta["class_name"]` a class
+in it, and `meta["state"]` the object's attributes. Here are stand-ins for what such a source
 imports of that repository, so that nobody needs it.
 
 Reading a pickle runs what its author wrote. It is done here, for those who say that they trust the
@@ -33,15 +33,15 @@ LEVELS = ("sigma_min", "sigma_max", "sigma_data")
 
 
 def read_pickle(path: str | Path, *, trust: bool) -> "torch.nn.Module":
-    """Returns the network of a pickle of EDM, averaged over the training.
+    """The network of a pickle of EDM, averaged over the training.
 
     Args:
         path: a file that EDM wrote: a dict with the network at "ema", or the network alone.
         trust: whether to run the program that the file is.
 
     Returns:
-        The module ``(x [B, C, H, W], sigma [B], class_labels [B, label_dim] or None) -> denoised
-            [B, C, H, W]``, in eval mode, in float32, on the CPU, without gradients.
+        The module `(x [B, C, H, W], sigma [B], class_labels [B, label_dim] or None) -> denoised
+            [B, C, H, W]`, in eval mode, in float32, on the CPU, without gradients.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -67,7 +67,7 @@ def read_pickle(path: str | Path, *, trust: bool) -> "torch.nn.Module":
 
 
 def about_edm(module: "torch.nn.Module") -> dict[str, Any]:
-    """Returns what a module of `read_pickle` says about itself: the `shape` of an image, channels
+    """What a module of `read_pickle` says about itself: the `shape` of an image, channels
     first, `label_dim`, 0 if it has no classes, and `sigma_min`, `sigma_max` and `sigma_data` as far
     as it has them. Raises a ValueError if it does not tell its images' shape."""
     try:
@@ -88,7 +88,7 @@ def about_edm(module: "torch.nn.Module") -> dict[str, Any]:
 def _network(torch: Any, path: Path, whole: Any) -> Any:
     """What is the network in that which the file holds."""
     if isinstance(whole, dict) and "ema" not in whole:
-        raise ValueError(f'{path} has no network: expected one at "ema", came {list(whole)}')
+        raise ValueError(f'{path} has no network: expected one at "ema", got {list(whole)}')
     found = whole["ema"] if isinstance(whole, dict) else whole
     if not isinstance(found, torch.nn.Module):
         place = 'its "ema"' if isinstance(whole, dict) else "it"
@@ -149,7 +149,7 @@ class _EasyDict(dict):
 
 def _stand_ins(torch: Any) -> dict[str, ModuleType]:
     """Modules by name, of those packages that cannot be imported."""
-    made = {}
+    modules = {}
     if not _importable("torch_utils.persistence"):
         persistence = _module(
             "torch_utils.persistence",
@@ -160,12 +160,12 @@ def _stand_ins(torch: Any) -> dict[str, ModuleType]:
             "torch_utils.misc",
             const_like=lambda like, value: torch.as_tensor(value, dtype=like.dtype),  # of EDM2
         )
-        made["torch_utils"] = _module("torch_utils", persistence=persistence, misc=misc)
-        made |= {"torch_utils.persistence": persistence, "torch_utils.misc": misc}
+        modules["torch_utils"] = _module("torch_utils", persistence=persistence, misc=misc)
+        modules |= {"torch_utils.persistence": persistence, "torch_utils.misc": misc}
     if not _importable("dnnlib"):
         util = _module("dnnlib.util", EasyDict=_EasyDict)
-        made |= {"dnnlib.util": util, "dnnlib": _module("dnnlib", util=util, EasyDict=_EasyDict)}
-    return made
+        modules |= {"dnnlib.util": util, "dnnlib": _module("dnnlib", util=util, EasyDict=_EasyDict)}
+    return modules
 
 
 def _reconstruction() -> Any:
@@ -177,28 +177,28 @@ def _reconstruction() -> Any:
         if source not in sources:
             sources[source] = _executed(source)
         cls = getattr(sources[source], meta["class_name"])
-        made = cls.__new__(cls)
-        if hasattr(made, "__setstate__"):
-            made.__setstate__(meta["state"])
+        instance = cls.__new__(cls)
+        if hasattr(instance, "__setstate__"):
+            instance.__setstate__(meta["state"])
         else:
-            made.__dict__.update(meta["state"])
-        return made
+            instance.__dict__.update(meta["state"])
+        return instance
 
     return reconstructed
 
 
 def _executed(source: str) -> ModuleType:
-    made = _module(f"pickled_{hashlib.sha256(source.encode()).hexdigest()[:16]}")
-    with _present({made.__name__: made}):
-        exec(compile(source, f"<{made.__name__}>", "exec"), made.__dict__)
-    return made
+    module = _module(f"pickled_{hashlib.sha256(source.encode()).hexdigest()[:16]}")
+    with _present({module.__name__: module}):
+        exec(compile(source, f"<{module.__name__}>", "exec"), module.__dict__)
+    return module
 
 
 def _module(name: str, **contents: Any) -> ModuleType:
-    made = ModuleType(name)
-    made.__path__ = []  # it may have submodules
-    made.__dict__.update(contents)
-    return made
+    module = ModuleType(name)
+    module.__path__ = []  # it may have submodules
+    module.__dict__.update(contents)
+    return module
 
 
 def _importable(name: str) -> bool:

@@ -43,7 +43,7 @@ class Fourier(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-    """``B silu(A features)``, whatever the activation elsewhere."""
+    """`B silu(A features)`, whatever the activation elsewhere."""
 
     def __init__(self, s: Settings, *, rngs: nnx.Rngs):
         size = s.block_out_channels[0] * (2 if s.time_embedding_type == "fourier" else 1)
@@ -67,7 +67,7 @@ class Down(nnx.Module):
             self.downsamplers.append(_resampler(s, kind, after, down=True, rngs=rngs))
 
     def __call__(self, h: Float[Array, "H W C"], e: Float[Array, "embedding"]) -> tuple:
-        """Returns what the next resolution is given, and what the way up will be shown."""
+        """What the next resolution is given, and what the way up will be shown."""
         seen = []
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, e)
@@ -115,7 +115,7 @@ class Up(nnx.Module):
             self.upsamplers.append(_resampler(s, kind, after, down=False, rngs=rngs))
 
     def __call__(self, h: Float[Array, "H W C"], e: Float[Array, "embedding"], seen: list) -> Array:
-        """Takes what it joins from the end of ``seen``."""
+        """Takes what it joins from the end of `seen`."""
         for i, resnet in enumerate(self.resnets):
             h = resnet(jnp.concatenate([h, seen.pop()], axis=-1), e)
             h = self.attentions[i](h) if self.attentions else h
@@ -125,7 +125,7 @@ class Up(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """One residual block ``[H, W, before] -> [H, W, after]``, which may resample."""
+    """One residual block `[H, W, before] -> [H, W, after]`, which may resample."""
 
     def __init__(
         self, s: Settings, before: int, after: int, *, rngs: nnx.Rngs, resample: Map | None = None,
@@ -156,7 +156,7 @@ class Residual(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Every pixel looks at every other; ``[H, W, C] -> [H, W, C]``."""
+    """Every pixel looks at every other; `[H, W, C] -> [H, W, C]`."""
 
     def __init__(
         self, s: Settings, size: int, groups: int | None, *, rngs: nnx.Rngs, factor: int | float = 1
@@ -183,7 +183,7 @@ class Attention(nnx.Module):
 
 
 class Resampling(nnx.Module):
-    """A convolution of stride 2, or (``padding=None``) one of repeated pixels."""
+    """A convolution of stride 2, or (`padding=None`) one of repeated pixels."""
 
     def __init__(self, size: int, padding: int | None, *, rngs: nnx.Rngs):
         self.doubles = padding is None
