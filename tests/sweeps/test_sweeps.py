@@ -68,6 +68,8 @@ def same(found, expected, bound=0.0):
         np.testing.assert_allclose(found[name], expected[name], rtol=bound, atol=bound)
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("samples", "across")]
+EACH_MESH = pytest.mark.parametrize("name", ["one device", "both", *SLOW])
 MESHES = {"one device": (1, 1), "samples": (8, 1), "both": (4, 2), "across": (1, 8)}
 
 
@@ -76,7 +78,7 @@ def mesh_named(name):
     return sweeps.mesh_of(shape, jax.devices()[: shape[0] * shape[1]])
 
 
-@pytest.mark.parametrize("name", MESHES)
+@EACH_MESH
 def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name):
     mesh = mesh_named(name)
     asked = question("sensitivity", data, score, mesh)
@@ -91,7 +93,7 @@ def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score,
 
 
 @pytest.mark.parametrize("top", [None, 4])
-@pytest.mark.parametrize("name", MESHES)
+@EACH_MESH
 def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name, top):
     mesh = mesh_named(name)
     asked = question("attribution", data, score, mesh, top=top)
@@ -198,6 +200,7 @@ def test_a_store_of_another_study_is_refused(tmp_path, data, score):
         Store(tmp_path, fields, layout._replace(rows=5), {}, {"of": "one"})
 
 
+@pytest.mark.slow
 def test_blocks_fit_the_memory(data, score):
     mesh = mesh_named("one device")
     asked = question("sensitivity", data, score, mesh)
@@ -208,6 +211,7 @@ def test_blocks_fit_the_memory(data, score):
     assert sweeps.layout_of(asked, seeds=1, samples=9, memory=1e12).rows == 9
 
 
+@pytest.mark.slow
 def test_little_memory_takes_few_directions(data, score):
     asked = question("sensitivity", data, score, mesh_named("one device"))
     one = sweeps.bytes_of(asked, 1, 2)
@@ -267,6 +271,7 @@ def opened(folder):
     return xarray.open_zarr(folder / "store.zarr", consolidated=False).load()
 
 
+@pytest.mark.slow
 def test_the_command_and_its_store(tmp_path, capsys):
     config = settings_file(tmp_path, SETTINGS)
     ran = scoresens("sweep", config, out=tmp_path / "out")
@@ -299,6 +304,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     assert f"No space left on device (in {tmp_path / 'out'}): blocks that are whole" in ran.told
 
 
+@pytest.mark.slow
 def test_a_sensitivity_names_its_directions(tmp_path):
     text = SETTINGS.replace('"attribution"', '"sensitivity"').replace("top = 3", "columns = 5")
     ran = scoresens("sweep", settings_file(tmp_path, text + "[directions]\nimages = 2\n"),
@@ -309,6 +315,7 @@ def test_a_sensitivity_names_its_directions(tmp_path):
     assert np.isfinite(found.tangent).all()
 
 
+@pytest.mark.slow
 def test_data_in_a_file_are_streamed(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, size=(50, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -349,6 +356,7 @@ def until_a_block_is_there(folder, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_and_told_to_stop_it_goes_on(tmp_path):
     config = settings_file(tmp_path, SETTINGS.replace("samples = 6", "samples = 60"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -372,6 +380,7 @@ def test_killed_and_told_to_stop_it_goes_on(tmp_path):
     assert opened(cut).identical(opened(whole))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path):
     config = settings_file(tmp_path, SETTINGS)
     with socket.socket() as free:
