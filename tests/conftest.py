@@ -4,6 +4,7 @@ first imported. With --as-people-run nothing of this: float32, one device, optim
 import gc
 import os
 
+import chex
 import jax
 import jaxtyping
 import pytest
@@ -21,10 +22,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--as-people-run"):
         return
-    flags = ["--xla_force_host_platform_device_count=8"]  # read when JAX starts its first backend
+    chex.set_n_cpu_devices(8)  # before JAX starts its first backend
     if jax.__version_info__ < (0, 11):  # a third less to compile; later XLA knows no other emitter
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
     jaxtyping.install_import_hook("scoresens", "beartype.beartype")

@@ -149,6 +149,7 @@ def test_repeated_calls_trace_once(name, monkeypatch):
     call = CALLS[name]
     call(Partial(counted, 1.0), NOISE)
     call(plain_counted, NOISE)
+    chex.clear_trace_counter()  # of the other cases
     monkeypatch.setattr(f"{__name__}.WATCHED", [chex.assert_max_traces(network, 4)])
     for scale in (1.1, 1.2, 1.3):
         call(Partial(counted, scale), scale * NOISE)

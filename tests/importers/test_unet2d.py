@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,13 +247,13 @@ def test_old_names_are_new_names():
         tensors = {k.replace(f".{new}.", f".{name}."): x for k, x in tensors.items()}
     assert not tensors.keys() >= checkpoint_of(network).keys()
     again = unet2d(DDPM, tensors)
-    jax.tree.map(np.testing.assert_array_equal, again, network)
+    chex.assert_trees_all_equal(again, network)
 
 
 def test_a_network_is_its_configuration_and_tensors():
     network = ours(DDPM, np.float16)
     again = unet2d(DDPM, checkpoint_of(network))
-    jax.tree.map(np.testing.assert_array_equal, again, network)
+    chex.assert_trees_all_equal(again, network)
     assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float16)}
 
 

@@ -1,5 +1,6 @@
 """Laws 8 and 10: samples of the model that was never trained."""
 
+import chex
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,7 @@ def test_negative_mass_is_taken_away(black_box):
 def test_several_masses_are_each_alone():
     process, noise = laws.between_levels(ss.EDM())
     both = laws.after(process, noise, laws.changes()["toward"][0], jnp.array([0.05, 0.6]))
-    assert both.x.shape == (4, 2, 1, 2)
-    assert both.bounded.shape == (4, 2, 1)
+    chex.assert_shape([both.x, both.bounded], [(4, 2, 1, 2), (4, 2, 1)])
     for e, mass in enumerate((0.05, 0.6)):
         alone = laws.after(process, noise, laws.changes()["toward"][0], mass)
         laws.close(both.x[:, e], alone.x, absolute=1e-12)
@@ -104,7 +104,7 @@ def test_a_class_removed_from_a_narrower_model_is_bounded():
         prior=narrow,
         solve=laws.SHORT,
     )
-    assert np.all(np.isfinite(found.x))
+    chex.assert_tree_all_finite(found.x)
     assert np.any(found.bounded > 0) and np.all(found.bounded <= 10)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,10 +63,10 @@ def swept(folder, asked, layout, **options):
     return ran, {name: np.asarray(store.arrays[name]) for name in store.fields}
 
 
-def same(found, expected, bound=0.0):
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name], rtol=bound, atol=bound)
+@pytest.fixture(scope="module")
+def asked(data, score):
+    """Of one device: its program is compiled once."""
+    return question("sensitivity", data, score, mesh_named("one device"))
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("samples", "across")]
@@ -114,7 +115,7 @@ def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
     (_, a), (_, b) = (
         swept(tmp_path / name, asked, layout) for name, layout in (("many", many), ("few", few))
     )
-    same(a, b, 1e-9)
+    chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, data, score):
@@ -124,12 +125,11 @@ def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, 
     for share in ((1, 2), (0, 2)):  # two processes, one after the other
         ran, found = swept(tmp_path / "shared", asked, layout, share=share)
         assert ran.blocks == 6
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
-    mesh, layout = mesh_named("one device"), Layout(2, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_sweep_goes_on_where_it_was(tmp_path, asked):
+    layout = Layout(2, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path / "whole", asked, layout)
     made = []
     for _ in range(20):
@@ -138,7 +138,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
         if not ran.left:
             break
     assert made == [1] * len(layout.blocks())
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
 def damage(store, how):
@@ -157,20 +157,18 @@ def damage(store, how):
 
 
 @pytest.mark.parametrize("how", ["no mark", "half a mark", "other numbers", "half a chunk"])
-def test_damaged_blocks_are_found_and_made_again(tmp_path, data, score, how):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_damaged_blocks_are_found_and_made_again(tmp_path, asked, how):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path, asked, layout)
     store = Store(tmp_path, sweeps.fields_of(asked, layout), layout, {}, {"of": "a test"})
     damage(store, how)
     ran, found = swept(tmp_path, asked, layout)
     assert ran.blocks == 1
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_full_disk_loses_nothing(tmp_path, asked, monkeypatch):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path / "whole", asked, layout)
     write, written = Store.write, []
 
@@ -186,12 +184,11 @@ def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
             swept(tmp_path / "full", asked, layout)
     ran, found = swept(tmp_path / "full", asked, layout)
     assert ran.blocks == len(layout.blocks()) - 2
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_store_of_another_study_is_refused(tmp_path, data, score):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_store_of_another_study_is_refused(tmp_path, asked):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     fields = sweeps.fields_of(asked, layout)
     Store(tmp_path, fields, layout, {}, {"of": "one"})
     with pytest.raises(ValueError, match="holds a sweep with other of: choose another --out"):
@@ -201,9 +198,7 @@ def test_a_store_of_another_study_is_refused(tmp_path, data, score):
 
 
 @pytest.mark.slow
-def test_blocks_fit_the_memory(data, score):
-    mesh = mesh_named("one device")
-    asked = question("sensitivity", data, score, mesh)
+def test_blocks_fit_the_memory(asked):
     assert asked.program is not None
     taken = {n: sweeps.bytes_of(asked, n, 5) for n in (64, 128)}
     layout = sweeps.layout_of(asked, seeds=1, samples=10**6, memory=float(taken[128]))
@@ -212,8 +207,7 @@ def test_blocks_fit_the_memory(data, score):
 
 
 @pytest.mark.slow
-def test_little_memory_takes_few_directions(data, score):
-    asked = question("sensitivity", data, score, mesh_named("one device"))
+def test_little_memory_takes_few_directions(asked):
     one = sweeps.bytes_of(asked, 1, 2)
     assert one < sweeps.bytes_of(asked, 1, 3)
     layout = sweeps.layout_of(asked, seeds=1, samples=9, memory=float(one))
@@ -340,10 +334,10 @@ def command(config, out, *more):
 
 
 def started(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.Popen(
         command(*arguments),
-        env=environment,
+        env=os.environ | quick,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
