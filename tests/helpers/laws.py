@@ -120,10 +120,11 @@ def changes():
 CHANGES = ["add", "remove", "reweight", "replace", "toward", "move"]
 
 
-# In float32 a rounding is 6e-8. Of a score at tau = 0.05, the lowest that is asked for, where x is
-# some 3: a denoised point's, over tau, 60 of them, and as many of a log-density of some tens.
-SCORE = 1e-5
-# Of a path with steps to BOTTOM = 0.01: some 3 / 0.01 roundings at each of the lowest stages.
+# In float32 a rounding is 6e-8. A score is (denoised - x) / tau^2, at |x| = 3 and tau = 0.05, the
+# lowest that is asked for, wrong by 1,200 of them, 7e-5; there are two, and their ratio.
+SCORE = 2e-4
+# A path has velocities (x - denoised) / tau, wrong by 3 / 0.01 roundings, 2e-5, at its lowest
+# stages: as if some 50 of 200 were so.
 PATH = 1e-3
 
 
