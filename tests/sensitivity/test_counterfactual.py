@@ -132,6 +132,7 @@ def test_along_the_sde(kind):
         laws.close(found.x[:, 0], expected, absolute=1e-10)
 
 
+@pytest.mark.slow
 def test_a_black_box_along_the_sde():
     """log rho followed along the changed path tends to the law's own, and so do the samples: with
     the step, order 1 (bounds as for the tangents of a black box along the SDE)."""

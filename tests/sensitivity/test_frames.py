@@ -58,13 +58,15 @@ def changes(process, noise):
 
 
 def finite_changes(process, noise):
-    """The same two changes, of a finite mass."""
+    """The same two changes, of a finite mass, and the second along the SDE."""
     data, law = laws.data_set(), laws.mixture()
     score, of_data = ss.exact_score(process, law), ss.exact_score(process, data)
     other, edit = ss.add(laws.mixture(1.0)), laws.changes()["replace"][0]
+    given = {"mass": 0.3, "base": data, **COARSE}
     return [
         ss.counterfactual(process, score, other, noise, mass=0.3, **EXACT, **COARSE).x,
-        ss.counterfactual(process, of_data, edit, noise, mass=0.3, base=data, **COARSE).x,
+        ss.counterfactual(process, of_data, edit, noise, **given).x,
+        ss.counterfactual(process, of_data, edit, noise, route=ss.Diffusion(KEY), **given).x,
     ]
 
 
