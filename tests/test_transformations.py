@@ -79,6 +79,24 @@ def test_jit_and_vmap(verb):
     laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["toward", "replace"])
+def test_checks_inside_jit(kind):
+    """A finite change and a score's derivative, with numbers that are known there and with numbers
+    that are not."""
+    (change, _), data = laws.changes()[kind], laws.data_set()
+    score, x = ss.exact_score(PROCESS, data), NOISE / 20
+
+    def answers(noise, mass, t, change):
+        given = {"mass": mass, "base": data, "solve": EULER}
+        after = ss.counterfactual(PROCESS, score, change, noise, **given).x
+        slope = ss.score_sensitivity(PROCESS, score, change, t, x, base=data).tangent
+        return jnp.concatenate([after, slope])
+
+    plain = answers(NOISE, 0.3, 0.5, change)
+    laws.close(jax.jit(answers)(NOISE, 0.3, 0.5, change), plain, absolute=1e-10)
+    laws.close(jax.jit(lambda x: answers(x, 0.3, 0.5, change))(NOISE), plain, absolute=1e-10)
+
+
 def test_gradients_in_both_modes(verb):
     """Reverse through the path, with respect to noise and the law's weights, against central
     differences (1e-6: their rounding) and against forward mode."""
