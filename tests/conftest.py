@@ -1,17 +1,47 @@
 """float64, eight virtual devices, quick compilation, checked annotations: set before scoresens is
-first imported."""
+first imported. With --as-people-run nothing of this: float32, one device, optimised, unchecked."""
 
+import gc
 import os
 
+import chex
 import jax
 import jaxtyping
 import pytest
 
-devices = "--xla_force_host_platform_device_count=8"  # read when JAX starts its first backend
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the suite's time
-jaxtyping.install_import_hook("scoresens", "beartype.beartype")
+
+def pytest_addoption(parser):
+    parser.addoption("--only-torch", action="store_true", help="only tests that want PyTorch")
+    parser.addoption(
+        "--as-people-run",
+        action="store_true",
+        help="float32, optimised, annotations unchecked: the tests marked so",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--as-people-run"):
+        return
+    chex.set_n_cpu_devices(8)  # before JAX starts its first backend
+    if jax.__version_info__ < (0, 11):  # a third less to compile; later XLA knows no other emitter
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
+    jaxtyping.install_import_hook("scoresens", "beartype.beartype")
+    gc.set_threshold(50_000, 20, 20)  # JAX keeps a million objects; to look at all takes seconds
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --only-torch, what runs without PyTorch as well is left out; with --as-people-run, what
+    has bounds in float64 alone."""
+    if config.getoption("--only-torch"):
+        items[:] = [
+            item
+            for item in items
+            if "torch" in getattr(item, "fixturenames", ()) or hasattr(item.module, "torch")
+        ]
+    if config.getoption("--as-people-run"):
+        items[:] = [item for item in items if item.get_closest_marker("as_people_run")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,20 +61,6 @@ def torch():
 @pytest.fixture(scope="session")
 def diffusers(torch):
     return pytest.importorskip("diffusers")
-
-
-def pytest_addoption(parser):
-    parser.addoption("--only-torch", action="store_true", help="only tests that want PyTorch")
-
-
-def pytest_collection_modifyitems(config, items):
-    """With --only-torch, what runs without PyTorch as well is left out."""
-    if config.getoption("--only-torch"):
-        items[:] = [
-            item
-            for item in items
-            if "torch" in getattr(item, "fixturenames", ()) or hasattr(item.module, "torch")
-        ]
 
 
 @pytest.fixture

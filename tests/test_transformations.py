@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,10 @@ VERBS = {"sample_ode": samples, "sample_sensitivity": tangents, "attribute": inf
 # ------------------------------------------------------------------ law 12
 
 
-@pytest.fixture(scope="module", params=VERBS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in VERBS if name != "sample_ode"]
+
+
+@pytest.fixture(scope="module", params=["sample_ode", *SLOW])
 def verb(request):
     return VERBS[request.param]
 
@@ -73,6 +77,24 @@ def test_jit_and_vmap(verb):
     mapped = jax.vmap(lambda weights: verb(NOISE, weights))(jnp.stack([WEIGHTS, WEIGHTS[::-1]]))
     laws.close(mapped[0], plain, absolute=1e-10)
     laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["toward", "replace"])
+def test_checks_inside_jit(kind):
+    """A finite change and a score's derivative, with numbers that are known there and with numbers
+    that are not."""
+    (change, _), data = laws.changes()[kind], laws.data_set()
+    score, x = ss.exact_score(PROCESS, data), NOISE / 20
+
+    def answers(noise, mass, t, change):
+        given = {"mass": mass, "base": data, "solve": EULER}
+        after = ss.counterfactual(PROCESS, score, change, noise, **given).x
+        slope = ss.score_sensitivity(PROCESS, score, change, t, x, base=data).tangent
+        return jnp.concatenate([after, slope])
+
+    plain = answers(NOISE, 0.3, 0.5, change)
+    laws.close(jax.jit(answers)(NOISE, 0.3, 0.5, change), plain, absolute=1e-10)
+    laws.close(jax.jit(lambda x: answers(x, 0.3, 0.5, change))(NOISE), plain, absolute=1e-10)
 
 
 def test_gradients_in_both_modes(verb):
@@ -95,32 +117,36 @@ def test_gradients_in_both_modes(verb):
     laws.close(jax.jvp(forward, (NOISE, WEIGHTS), toward)[1], found, absolute=1e-10 * scale)
 
 
-TRACES = []
+def network(scale, t, x):
+    return -scale * x / (1 + t**2)
+
+
+WATCHED = [network]  # what runs in its place: the programs know `counted`, not this
 
 
 def counted(scale, t, x):
-    TRACES.append(None)
-    return -scale * x / (1 + t**2)
+    return WATCHED[-1](scale, t, x)
 
 
 def plain_counted(t, x):
     return counted(1.0, t, x)
 
 
+EULER = ss.Solve(solver=diffrax.Euler(), steps=2, tau_min=0.1)
 CALLS = {
-    "sample_ode": lambda score, noise: ss.sample_ode(PROCESS, score, noise, solve=COARSE),
+    "sample_ode": lambda score, noise: ss.sample_ode(PROCESS, score, noise, solve=EULER),
     "log_density": lambda score, noise: ss.sample_ode(
-        PROCESS, score, noise, trace=ss.Hutchinson(), key=KEY, solve=COARSE
+        PROCESS, score, noise, trace=ss.Hutchinson(), key=KEY, solve=EULER
     ),
-    "sample_sde": lambda score, noise: ss.sample_sde(PROCESS, score, noise, key=KEY, solve=COARSE),
+    "sample_sde": lambda score, noise: ss.sample_sde(PROCESS, score, noise, key=KEY, solve=EULER),
     "sample_sensitivity": lambda score, noise: ss.sample_sensitivity(
-        PROCESS, score, laws.changes()["add"][0], noise, key=KEY, solve=COARSE
+        PROCESS, score, laws.changes()["add"][0], noise, key=KEY, solve=EULER
     ),
     "attribute": lambda score, noise: ss.attribute(
-        PROCESS, score, laws.data_set(), ss.functionals.pixel(0), noise, solve=COARSE
+        PROCESS, score, laws.data_set(), ss.functionals.pixel(0), noise, solve=EULER
     ),
     "loss_sensitivity": lambda score, noise: ss.loss_sensitivity(
-        PROCESS, score, laws.data_set(), noise, levels=jnp.ones(1), key=KEY, solve=COARSE
+        PROCESS, score, laws.data_set(), noise, levels=jnp.ones(1), key=KEY, solve=EULER
     ),
     "counterfactual": lambda score, noise: ss.counterfactual(
         PROCESS,
@@ -129,23 +155,23 @@ CALLS = {
         noise,
         mass=float(noise[0, 0]) ** 2 / 1e4,
         base=laws.data_set(),
-        solve=COARSE,
+        solve=EULER,
     ),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_repeated_calls_trace_once(name):
+def test_repeated_calls_trace_once(name, monkeypatch):
     """With other noise, other parameters of the score, and other masses: after the first call only
     the shape check at the door, one abstract evaluation, looks at the score."""
     call = CALLS[name]
     call(Partial(counted, 1.0), NOISE)
     call(plain_counted, NOISE)
-    TRACES.clear()
+    chex.clear_trace_counter()  # of the other cases
+    monkeypatch.setattr(f"{__name__}.WATCHED", [chex.assert_max_traces(network, 4)])
     for scale in (1.1, 1.2, 1.3):
         call(Partial(counted, scale), scale * NOISE)
     call(plain_counted, 2 * NOISE)
-    assert len(TRACES) <= 4
 
 
 @pytest.fixture(scope="module")
@@ -182,29 +208,40 @@ def test_samples_mapped_over_eight_devices(verb, mesh, many):
 # ------------------------------------------------------------------ law 11
 
 
-def answers(dtype):
-    """Every kind of answer from the same numbers in one precision."""
+def given(dtype):
+    """The same numbers in one precision."""
     cast = functools.partial(jnp.asarray, dtype=dtype)
     law = ss.GaussianMixture(*map(cast, laws.LAW))
     data = ss.Points(cast(laws.DATA.points), cast(laws.DATA.weights), laws.DATA.bandwidth)
     change = ss.replace(data, [2], cast(laws.DATA.new[None]))
-    noise, x = cast(np.asarray(NOISE)), cast(laws.LAW.sample(np.random.default_rng(2), 4))
+    x = laws.LAW.sample(np.random.default_rng(2), 4)
+    return law, data, change, cast(np.asarray(NOISE)), cast(x)
+
+
+@jax.jit
+def answers(law, data, change, noise, x):
+    """Every kind of answer."""
     score, of_data = ss.exact_score(PROCESS, law), ss.exact_score(PROCESS, data)
     solve = ss.Solve(tau_min=0.05)
     path = ss.sample_ode(PROCESS, score, noise, trace=ss.Exact(), prior=law, solve=solve)
     moved = ss.sample_sensitivity(PROCESS, of_data, change, noise, base=data, solve=solve)
-    after = ss.counterfactual(PROCESS, of_data, change, noise, mass=0.5, base=data, solve=solve)
     slope = ss.score_sensitivity(PROCESS, of_data, change, 0.3, x, base=data)
     noisy = ss.sample_sde(PROCESS, score, noise, key=KEY, solve=solve)
-    results = {
+    pixel = ss.functionals.pixel(0)
+    return {
         "x": path.x,
         "log_density": path.log_density,
         "tangent": moved.tangent,
-        "counterfactual": after.x,
         "score tangent": slope.tangent,
+        "attribution": ss.attribute(PROCESS, of_data, data, pixel, noise, solve=solve).scores,
+        "SDE": noisy.x,
     }
-    assert {leaf.dtype for leaf in (*results.values(), noisy.x)} == {jnp.dtype(dtype)}
-    return {name: np.asarray(value, np.float64) for name, value in results.items()}
+
+
+def after(law, data, change, noise, x):
+    """And of a finite change, which is checked before it is compiled."""
+    score, solve = ss.exact_score(PROCESS, data), ss.Solve(tau_min=0.05)
+    return ss.counterfactual(PROCESS, score, change, noise, mass=0.5, base=data, solve=solve).x
 
 
 # A rounding is 6e-8 and a path adds 40 steps of them, relative to the largest entry: 2e-6, and as
@@ -212,11 +249,32 @@ def answers(dtype):
 BUDGET = 1e-5
 
 
+def test_float32_stays_float32():
+    """Among 64-bit numbers, no answer is widened."""
+    found = jax.eval_shape(answers, *given(np.float32))
+    assert {name: leaf.dtype for name, leaf in found.items()} == dict.fromkeys(found, np.float32)
+    assert after(*given(np.float32)).dtype == np.float32
+
+
+@pytest.mark.slow
 def test_float32_agrees_with_float64():
-    """With 64-bit numbers switched off, and with float32 arrays among them."""
-    double = answers(np.float64)
+    """With 64-bit numbers switched off, and with float32 arrays among them. The SDE's draws are
+    others in another precision."""
+
+    def both(*given):
+        return answers(*given) | {"counterfactual": after(*given)}
+
+    double = both(*given(np.float64))
     for wide in (False, True):
         with jax.enable_x64(wide):
-            single = answers(np.float32)
-        for name in double:
+            single = both(*given(np.float32))
+        for name in double.keys() - {"SDE"}:
+            assert single[name].dtype == np.float32
             laws.close(single[name], double[name], relative=BUDGET)
+
+
+@pytest.mark.as_people_run
+def test_numbers_are_as_wide_as_asked(request):
+    narrow = request.config.getoption("--as-people-run")
+    assert jnp.ones(1).dtype == (np.float32 if narrow else np.float64)
+    assert jax.config.read("jax_disable_most_optimizations") is not narrow

@@ -174,6 +174,7 @@ def _may(flags):
 def _merged(parts):
     """Log-density and mean of a mixture."""
     logs = jnp.stack([part.log_density for part in parts])
+    logs = jnp.maximum(logs, jnp.finfo(logs.dtype).min)  # of nothing at all: still a mean
     means = jnp.stack([part.mean for part in parts])
     mean = contracted("j,j...->...", jax.nn.softmax(logs), means)
     return Posterior(jax.nn.logsumexp(logs), mean)
@@ -223,10 +224,12 @@ def _same_data(data, edited):
         raise ValueError(
             "a perturbation that edits data points needs base=the same Points that it was made from"
         )
-    if not (_checks.is_concrete(edited.index) and _checks.is_concrete(data.points)):
+    if not all(map(_checks.is_concrete, (edited.index, data.points, points))):
         return
-    fits = int(edited.index.max()) < len(data)
-    if not (fits and bool(jnp.all(data.points[edited.index] == points))):
+    with jax.ensure_compile_time_eval():
+        fits = int(edited.index.max()) < len(data)
+        fits = fits and bool(jnp.all(data.points[edited.index] == points))
+    if not fits:
         raise ValueError(
             "base holds other points than the data that the perturbation edits; pass the same "
             "Points to both"

@@ -198,7 +198,11 @@ def sample_sensitivity(
 
 def check_time(process: Process, t: Scalar) -> None:
     """Refuse a time outside (0, t_max]."""
-    if _checks.is_concrete(t) and not bool(jnp.all((t > 0) & (t <= process.t_max * (1 + 1e-6)))):
+    if not (_checks.is_concrete(t) and _checks.is_concrete(process.t_max)):
+        return
+    with jax.ensure_compile_time_eval():
+        inside = bool(jnp.all((t > 0) & (t <= process.t_max * (1 + 1e-6))))
+    if not inside:
         raise ValueError(
             f"t must lie in (0, {process.t_max}] for {type(process).__name__} (0 is data, where "
             f"scores of points are singular), got {t}"

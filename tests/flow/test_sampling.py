@@ -1,4 +1,4 @@
-"""Laws 4 and 6 on paths, orders of the solvers, and the reverse SDE's laws."""
+"""Law 4 on paths, orders of the solvers, and the reverse SDE's laws."""
 
 import itertools
 
@@ -14,21 +14,14 @@ import scoresens as ss
 from scoresens.flow.solve import grid
 
 
-@pytest.mark.parametrize("name", laws.PROCESSES)
+@pytest.mark.as_people_run
+@pytest.mark.parametrize("name", laws.IN_FULL)
 def test_laws_of_paths(name):
     """One test, so that one worker compiles a process's kernels once for all its laws."""
     process = laws.PROCESSES[name]
     laws.check_log_density_on_flow(process)
     laws.check_log_density_on_foreign_curve(process)
     laws.check_encode(process)
-    laws.check_same_in_all_frames(process, sample_and_log_density, absolute=1e-9)
-
-
-def sample_and_log_density(process, noise):
-    measure = laws.mixture()
-    score = ss.exact_score(process, measure)
-    path = ss.sample_ode(process, score, noise, trace=ss.Exact(), prior=measure, solve=laws.FINE)
-    return path.x, path.log_density
 
 
 def test_log_density_along_a_smooth_curve():
@@ -136,6 +129,7 @@ def test_log_density_costs_nothing_when_not_asked_for():
 # ------------------------------------------------------------------ samples stand for themselves
 
 
+@pytest.mark.slow
 def test_samples_do_not_know_their_batch():
     """Probes and Brownian paths are keyed by the sample's index: blocks of 3 give what one block
     gives, to the last rounding, and a larger batch begins with the smaller."""

@@ -28,7 +28,7 @@ def other_model():
     return ss.Learned(PROCESS, ss.exact_score(PROCESS, nu), (2,), prior=nu)
 
 
-@pytest.mark.parametrize("added", ["measure", "model"])
+@pytest.mark.parametrize("added", ["measure", pytest.param("model", marks=pytest.mark.slow)])
 def test_both_verbs_are_those_of_the_blurred_law(added):
     """A model that is added is smoothed as much. 1e-8: log rho is solved for."""
     known = blurred(laws.OTHER)

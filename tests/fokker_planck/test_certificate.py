@@ -33,6 +33,7 @@ def test_the_laws_of_the_gap_on_grids(index):
 WIDE = max(range(20), key=lambda i: WAVES[i].height * WAVES[i].wave)
 
 
+@pytest.mark.slow
 def test_certificate_from_samples():
     """Within 4 standard errors of the grids, for the potential that is most wrong; the growth,
     which samples see from below, to 5 %."""
@@ -50,6 +51,7 @@ def test_certificate_from_samples():
     assert int(found.kept) == 2000 and float(found.w2.high) > on.w2
 
 
+@pytest.mark.slow
 def test_gap_from_samples():
     """Both sides of (7.3), within 4 standard errors and the bias of 64 paths (2 %)."""
     on = solved(WIDE)
@@ -97,6 +99,7 @@ def test_exact_potentials_have_no_gap():
     assert abs(float(found.energy.value)) < 0.02
 
 
+@pytest.mark.slow
 def test_probes_leave_the_certificate_unbiased():
     wave, noise = WAVES[1], LINE.sample_prior((30, 1), key=jax.random.key(0))
     ask = functools.partial(ss.gap_certificate, LINE, wave.potential, noise, key=KEY)

@@ -71,6 +71,7 @@ def test_a_wrong_potential_against_differences():
         laws.close(found, grid_oracle.residual(wave, t, x), absolute=1e-5)
 
 
+@pytest.mark.parametrize("process", [ss.VP(), ss.EDM()])  # with a drift, and without
 def test_score_form_is_the_gradient_of_the_potential_form(process):
     t, x = places(process)
     wrong = Partial(_bent_potential, exact_potential(process, laws.mixture()))

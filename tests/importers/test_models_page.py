@@ -27,6 +27,7 @@ FRAMEWORKS = {
     "batch": (ss.VP(), "noise"),
 }
 EACH = pytest.mark.parametrize("framework", FRAMEWORKS)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

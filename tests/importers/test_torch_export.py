@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,6 +319,4 @@ def test_a_saved_score_is_the_same_where_there_is_no_torch(exported, tmp_path):
     assert relative(np.load(files[-1]), expected) <= 1e-5
     loaded, about = importers.load(files[0])
     assert about == {"source": "a test"}
-    assert jax.tree.structure(loaded) == jax.tree.structure(foreign)
-    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(foreign), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(loaded, foreign)

@@ -5,6 +5,7 @@ import re
 import warnings
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +200,7 @@ def test_a_step_may_be_a_whole_number(torch, theirs):
 # ------------------------------------------------------------------ without torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["attending", "classes"])
 def test_a_batch_is_its_samples(case):
     network, given = ours(CASES[case]), asked(CASES[case])
@@ -207,6 +209,7 @@ def test_a_batch_is_its_samples(case):
     assert error(call(network, *given), np.stack(each)) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [ATTENDING, FOURIER], ids=["positional", "fourier"])
 def test_derivatives_are_those_of_finite_differences(config):
     network, (steps, x) = ours(config), asked(config)
@@ -228,6 +231,7 @@ def test_derivatives_are_those_of_finite_differences(config):
     assert float(adjoint) == pytest.approx(float(jnp.sum(tangent**2)), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_parameters_have_gradients():
     """Every one of them, so that none is left out of the function."""
     network, given = ours(CASES["no middle"]), asked(PLAIN)
@@ -244,16 +248,17 @@ def test_old_names_are_new_names():
         tensors = {k.replace(f".{new}.", f".{name}."): x for k, x in tensors.items()}
     assert not tensors.keys() >= checkpoint_of(network).keys()
     again = unet2d(DDPM, tensors)
-    jax.tree.map(np.testing.assert_array_equal, again, network)
+    chex.assert_trees_all_equal(again, network)
 
 
 def test_a_network_is_its_configuration_and_tensors():
     network = ours(DDPM, np.float16)
     again = unet2d(DDPM, checkpoint_of(network))
-    jax.tree.map(np.testing.assert_array_equal, again, network)
+    chex.assert_trees_all_equal(again, network)
     assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float16)}
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_the_samples():
     halves, given = ours(ATTENDING, np.float16), asked(ATTENDING, np.float32)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), halves)

@@ -192,6 +192,7 @@ def test_networks_cross_jit_as_arguments_once():
     assert found[0] == found[2] != found[1] and len(traces) == 1
 
 
+@pytest.mark.slow
 def test_networks_compute_in_the_wider_dtype():
     network = small()
     assert network(0.5, jnp.ones(2, jnp.float32)).dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""Laws 3, 6 and 8: what each data point does to a functional of a sample, and to the loss."""
+"""Laws 3 and 8: what each data point does to a functional of a sample, and to the loss."""
 
 import dataclasses
 import itertools
@@ -19,9 +19,10 @@ BROAD = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([4.0]))
 BLACK_BOX = {"base": None, "trace": ss.Exact(), "prior": laws.mixture()}
 
 
-@pytest.mark.parametrize("name", laws.PROCESSES)
-def test_duality_in_every_process(name):
-    laws.check_duality_across_frames(laws.PROCESSES[name])
+@pytest.mark.as_people_run
+@pytest.mark.parametrize("name", laws.IN_FULL)
+def test_duality_in_full(name):
+    laws.check_duality(laws.PROCESSES[name])
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,7 @@ def test_points_on_the_host(many, dense, place, tmp_path):
 FLOAT32 = 2e-4
 
 
+@pytest.mark.slow
 def test_digits_in_float32():
     """Law 3 on the bundled network and some of its data."""
     with jax.enable_x64(False):

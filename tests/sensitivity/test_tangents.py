@@ -1,4 +1,4 @@
-"""Laws 1, 2, 6, 8, 9: derivatives of scores and samples."""
+"""Laws 1, 2, 8, 9: derivatives of scores and samples."""
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +9,23 @@ import pytest
 import scoresens as ss
 
 
-@pytest.fixture(scope="module", params=laws.PROCESSES)
-def process(request):
-    return laws.PROCESSES[request.param]
-
-
-@pytest.mark.parametrize("tau", [0.05, 0.5, 5.0])
-def test_score_derivative(process, tau):
-    laws.check_score_derivative(process, tau)
-
-
-def test_score_derivative_of_data(process):
+@pytest.mark.as_people_run
+@pytest.mark.parametrize("name", laws.PROCESSES)
+def test_laws_of_score_derivatives(name):
     for tau in (0.05, 0.5, 5.0):
-        laws.check_score_derivative_of_data(process, tau, "replace")
+        laws.check_score_derivative(laws.PROCESSES[name], tau)
+        laws.check_score_derivative_of_data(laws.PROCESSES[name], tau, "replace")
 
 
-def test_laws_of_tangents(process):
+@pytest.mark.as_people_run
+@pytest.mark.parametrize("name", laws.IN_FULL)
+def test_laws_of_tangents(name):
     """One test, so that one worker compiles a process's kernels once for all its laws."""
+    process = laws.PROCESSES[name]
     laws.check_tangent(process)
     laws.check_tangent_of_data(process)
     laws.check_law_added_to_itself(process)
     laws.check_linear(process)
-    laws.check_same_in_all_frames(process, sensitivities, absolute=1e-7)
-
-
-def sensitivities(process, noise):
-    black_box = laws.black_box_tangent(process, noise, laws.mixture(1.0))
-    with_data = laws.data_tangent(process, noise, laws.changes()["toward"][0])
-    return black_box.x, black_box.tangent, black_box.log_density, with_data.x, with_data.tangent
 
 
 @pytest.mark.parametrize("name", ["VP", "FlowMatching"])
@@ -130,6 +119,7 @@ def check_guided_tangent(case, process, noise):
     return found
 
 
+@pytest.mark.slow
 def test_guided_tangent_of_black_boxes():
     """Law 2 for (6.2), and law 4 for both log-densities along the guided path."""
     process, noise = laws.between_levels(ss.EDM())
@@ -189,6 +179,7 @@ def test_tangent_along_the_sde():
     assert found.log_density is None
 
 
+@pytest.mark.slow
 def test_tangent_of_a_black_box_along_the_sde():
     """It tends to the one against its own law, known in closed form, as its log-density does: with
     the step, order 1. The median error of 256 samples is known to 8 %, a factor's log2 to 0.16, and

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,12 +63,14 @@ def swept(folder, asked, layout, **options):
     return ran, {name: np.asarray(store.arrays[name]) for name in store.fields}
 
 
-def same(found, expected, bound=0.0):
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name], rtol=bound, atol=bound)
+@pytest.fixture(scope="module")
+def asked(data, score):
+    """Of one device: its program is compiled once."""
+    return question("sensitivity", data, score, mesh_named("one device"))
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("samples", "across")]
+EACH_MESH = pytest.mark.parametrize("name", ["one device", "both", *SLOW])
 MESHES = {"one device": (1, 1), "samples": (8, 1), "both": (4, 2), "across": (1, 8)}
 
 
@@ -76,7 +79,7 @@ def mesh_named(name):
     return sweeps.mesh_of(shape, jax.devices()[: shape[0] * shape[1]])
 
 
-@pytest.mark.parametrize("name", MESHES)
+@EACH_MESH
 def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name):
     mesh = mesh_named(name)
     asked = question("sensitivity", data, score, mesh)
@@ -91,7 +94,7 @@ def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score,
 
 
 @pytest.mark.parametrize("top", [None, 4])
-@pytest.mark.parametrize("name", MESHES)
+@EACH_MESH
 def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name, top):
     mesh = mesh_named(name)
     asked = question("attribution", data, score, mesh, top=top)
@@ -112,7 +115,7 @@ def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
     (_, a), (_, b) = (
         swept(tmp_path / name, asked, layout) for name, layout in (("many", many), ("few", few))
     )
-    same(a, b, 1e-9)
+    chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, data, score):
@@ -122,12 +125,11 @@ def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, 
     for share in ((1, 2), (0, 2)):  # two processes, one after the other
         ran, found = swept(tmp_path / "shared", asked, layout, share=share)
         assert ran.blocks == 6
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
-    mesh, layout = mesh_named("one device"), Layout(2, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_sweep_goes_on_where_it_was(tmp_path, asked):
+    layout = Layout(2, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path / "whole", asked, layout)
     made, found = [], {}
     for _ in range(20):
@@ -136,7 +138,7 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, data, score):
         if not ran.left:
             break
     assert made == [1] * len(layout.blocks())
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
 def damage(store, how):
@@ -155,20 +157,18 @@ def damage(store, how):
 
 
 @pytest.mark.parametrize("how", ["no mark", "half a mark", "other numbers", "half a chunk"])
-def test_damaged_blocks_are_found_and_made_again(tmp_path, data, score, how):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_damaged_blocks_are_found_and_made_again(tmp_path, asked, how):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path, asked, layout)
     store = Store(tmp_path, sweeps.fields_of(asked, layout), layout, {}, {"of": "a test"})
     damage(store, how)
     ran, found = swept(tmp_path, asked, layout)
     assert ran.blocks == 1
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_full_disk_loses_nothing(tmp_path, asked, monkeypatch):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     _, whole = swept(tmp_path / "whole", asked, layout)
     write, written = Store.write, []
 
@@ -184,12 +184,11 @@ def test_a_full_disk_loses_nothing(tmp_path, data, score, monkeypatch):
             swept(tmp_path / "full", asked, layout)
     ran, found = swept(tmp_path / "full", asked, layout)
     assert ran.blocks == len(layout.blocks()) - 2
-    same(found, whole)
+    chex.assert_trees_all_equal(found, whole)
 
 
-def test_a_store_of_another_study_is_refused(tmp_path, data, score):
-    mesh, layout = mesh_named("one device"), Layout(1, SAMPLES, 5, 4, 3)
-    asked = question("sensitivity", data, score, mesh)
+def test_a_store_of_another_study_is_refused(tmp_path, asked):
+    layout = Layout(1, SAMPLES, 5, 4, 3)
     fields = sweeps.fields_of(asked, layout)
     Store(tmp_path, fields, layout, {}, {"of": "one"})
     with pytest.raises(
@@ -200,9 +199,8 @@ def test_a_store_of_another_study_is_refused(tmp_path, data, score):
         Store(tmp_path, fields, layout._replace(rows=5), {}, {"of": "one"})
 
 
-def test_blocks_fit_the_memory(data, score):
-    mesh = mesh_named("one device")
-    asked = question("sensitivity", data, score, mesh)
+@pytest.mark.slow
+def test_blocks_fit_the_memory(asked):
     assert asked.program is not None
     taken = {n: sweeps.bytes_of(asked, n, 5) for n in (64, 128)}
     layout = sweeps.layout_of(asked, seeds=1, samples=10**6, memory=float(taken[128]))
@@ -210,8 +208,8 @@ def test_blocks_fit_the_memory(data, score):
     assert sweeps.layout_of(asked, seeds=1, samples=9, memory=1e12).rows == 9
 
 
-def test_little_memory_takes_few_directions(data, score):
-    asked = question("sensitivity", data, score, mesh_named("one device"))
+@pytest.mark.slow
+def test_little_memory_takes_few_directions(asked):
     one = sweeps.bytes_of(asked, 1, 2)
     assert one < sweeps.bytes_of(asked, 1, 3)
     layout = sweeps.layout_of(asked, seeds=1, samples=9, memory=float(one))
@@ -269,6 +267,7 @@ def opened(folder):
     return xarray.open_zarr(folder / "store.zarr", consolidated=False).load()
 
 
+@pytest.mark.slow
 def test_the_command_and_its_store(tmp_path, capsys):
     config = settings_file(tmp_path, SETTINGS)
     ran = scoresens("sweep", config, out=tmp_path / "out")
@@ -301,6 +300,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     assert f"No space left on device (in {tmp_path / 'out'}): blocks that are whole" in ran.told
 
 
+@pytest.mark.slow
 def test_a_sensitivity_names_its_directions(tmp_path):
     text = SETTINGS.replace('"attribution"', '"sensitivity"').replace("top = 3", "columns = 5")
     ran = scoresens("sweep", settings_file(tmp_path, text + "[directions]\nimages = 2\n"),
@@ -311,6 +311,7 @@ def test_a_sensitivity_names_its_directions(tmp_path):
     assert np.isfinite(found.tangent).all()
 
 
+@pytest.mark.slow
 def test_data_in_a_file_are_streamed(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, size=(50, 8, 8)).astype(np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -335,10 +336,10 @@ def command(config, out, *more):
 
 
 def started(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.Popen(
         command(*arguments),
-        env=environment,
+        env=os.environ | quick,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -351,6 +352,7 @@ def until_a_block_is_there(folder, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_and_told_to_stop_it_goes_on(tmp_path):
     config = settings_file(tmp_path, SETTINGS.replace("samples = 6", "samples = 60"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -374,6 +376,7 @@ def test_killed_and_told_to_stop_it_goes_on(tmp_path):
     assert opened(cut).identical(opened(whole))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path):
     config = settings_file(tmp_path, SETTINGS)
     with socket.socket() as free:

@@ -233,6 +233,7 @@ def mean_residuals(models):
     return [float(jnp.mean(residuals(PROCESS, model, t, x))) for model in models]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_penalty_the_residual():
     """From one start and on one set of draws; 100 steps make no good score, only a better one."""
     plain, penalised = (
@@ -246,6 +247,7 @@ def test_training_lowers_the_loss_and_the_penalty_the_residual():
     assert held < 0.5 * alone
 
 
+@pytest.mark.slow
 def test_a_score_network_is_trained_on_the_residual_of_its_own_equation():
     start = fresh(ScoreMLP)
     result = train(start, PROCESS, BLOB, key=KEY, settings=QUICK)
