@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from scoresens.report.tables import table
 class ConvertRun:
     """Options of `scoresens convert`, explained in its help."""
 
-    kind: Literal["diffusers", "edm", "torch"]
+    kind: str
     source: str
     size: int | None = None
     label: int | None = None
@@ -158,7 +158,7 @@ def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("kind", choices=("diffusers", "edm", "torch"), help="the kind of source")
+    parser.add_argument("kind", choices=tuple(MAKERS), help="the kind of source")
     parser.add_argument(
         "source", metavar="SOURCE", help="the source: a folder, a file, or module:function"
     )

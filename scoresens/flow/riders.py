@@ -265,7 +265,7 @@ def _driver(process, score, weight, perturbation, base, prior):
             _check_same_noise(process, nu)
         if base is not None:
             check_base(base)
-            perturbation = perturbation.with_default_bandwidth(base.bandwidth)
+            perturbation = perturbation.bumped_like(base)
     rides = perturbation is not None and not isinstance(base, Measure)
     return Driver(process, as_pytree(score), weight, perturbation, base, prior, rides)
 

@@ -19,15 +19,18 @@ therefore the mean of the first points, and where the loss would show, distances
 points of each block are taken again as exact differences: only those matter there.
 """
 
+import abc
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scoresens._products import contracted
+from scoresens._pytrees import register_dataclass
 from scoresens.laws.processes import Scalar
 
 # A table of kernels, R places by B points, is the working memory, and products run fastest while it
@@ -62,6 +65,31 @@ def centre_of(points: Any, dtype: Any = None) -> Float[Array, " d"]:
     return jnp.mean(first.reshape(len(first), -1), 0)
 
 
+class Kernel(abc.ABC):
+    """A noised bump as a function of distance. A new one is a class with `evaluate`, a pytree."""
+
+    @abc.abstractmethod
+    def evaluate(self, squares: Array, spread: Array, size: int) -> Array:
+        """log K, in nats, from `|x - y|^2`, v = tau^2 + h^2 (of shapes that broadcast), and d."""
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Gaussian(Kernel):
+    """N(x; y, v I), the kernel of Gaussian noise."""
+
+    def evaluate(self, squares, spread, size):
+        return -0.5 * squares / spread - 0.5 * size * (jnp.log(spread) + LOG_2PI)
+
+
+@runtime_checkable
+class Bumped(Protocol):
+    """What says which bumps points have: a law, or a smoothed model's."""
+
+    bandwidth: Scalar
+    kernel: Kernel
+
+
 class Bumps(NamedTuple):
     """B points with their bumps. Made by `Bumps.of`."""
 
@@ -70,14 +98,19 @@ class Bumps(NamedTuple):
     norms: Float[Array, " B"]  # squared, of the offsets
     centre: Float[Array, " d"]
     bandwidth: Scalar
+    kernel: Kernel
 
     @classmethod
     def of(
-        cls, points: Float[Array, "B d"], centre: Float[Array, " d"], bandwidth: Scalar
+        cls,
+        points: Float[Array, "B d"],
+        centre: Float[Array, " d"],
+        bandwidth: Scalar,
+        kernel: Kernel = Gaussian(),
     ) -> "Bumps":
         """The bumps at these points."""
         offsets = points - centre
-        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), centre, bandwidth)
+        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), centre, bandwidth, kernel)
 
     def log_kernels(
         self, tau: Scalar | Array, x: Float[Array, "*R d"], reference: Scalar | Array = 0.0
@@ -89,24 +122,23 @@ class Bumps(NamedTuple):
             x: places.
             reference: what the kernels are divided by, its logarithm; as `tau`.
         """
-        spread = jnp.square(tau) + jnp.square(self.bandwidth)
-        half, offset = 0.5 / spread, x - self.centre
-        constant = -0.5 * x.shape[-1] * (jnp.log(spread) + LOG_2PI) - reference
-        place = constant - half * jnp.sum(jnp.square(offset), -1)
-        along = contracted("...d,bd->...b", offset / spread[..., None], self.offsets)
+        spread, offset = jnp.square(tau) + jnp.square(self.bandwidth), x - self.centre
+        place = jnp.sum(jnp.square(offset), -1, keepdims=True)
+        along = contracted("...d,bd->...b", offset, self.offsets)
 
         def expanded(along):
-            return along + (place[..., None] - half[..., None] * self.norms)
+            return place + self.norms - 2 * along
 
         def exact_where_near(along):
-            table = expanded(along)
-            nearest = jax.lax.top_k(table, min(NEAREST, len(self.points)))[1]
-            squares = jnp.sum(jnp.square(self.points[nearest] - x[..., None, :]), -1)
-            exact = constant[..., None] - half[..., None] * squares
-            return jnp.put_along_axis(table, nearest, exact, -1, inplace=False)
+            squares = expanded(along)
+            nearest = jax.lax.top_k(-squares, min(NEAREST, len(self.points)))[1]
+            exact = jnp.sum(jnp.square(self.points[nearest] - x[..., None, :]), -1)
+            return jnp.put_along_axis(squares, nearest, exact, -1, inplace=False)
 
         harmless = jnp.min(spread) > jnp.max(self.norms) / 100  # it loses 100 units of rounding
-        return jax.lax.cond(harmless, expanded, exact_where_near, along)
+        squares = jax.lax.cond(harmless, expanded, exact_where_near, along)
+        log_kernels = self.kernel.evaluate(squares, spread[..., None], x.shape[-1])
+        return log_kernels - jnp.asarray(reference)[..., None]
 
 
 class Softmax(NamedTuple):
@@ -125,7 +157,9 @@ class Softmax(NamedTuple):
 
     def add(self, logits: Float[Array, "*R B"], bumps: Bumps) -> "Softmax":
         """With one more block."""
-        top = jnp.maximum(self.top, jnp.max(logits, -1))
+        # Only what sums are measured from. The maximum's own derivative would be nan wherever a
+        # compiler rounds the logits twice, and neither copy equals the other's largest.
+        top = jax.lax.stop_gradient(jnp.maximum(self.top, jnp.max(logits, -1)))
         kept, terms = jnp.exp(self.top - top), jnp.exp(logits - top[..., None])
         gained = contracted("...b,bd->...d", terms, bumps.offsets)
         total = kept[..., None] * self.total + gained

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.bumps import Gaussian, level_of, smoothed_mean
 from scoresens.laws.measures import Law, Measure, Posterior, bandwidth_or
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score, as_pytree, canonical_denoiser
@@ -63,8 +63,8 @@ class Learned(Law):
         denoised = canonical_denoiser(self.process, self.score, level, x)
         return smoothed_mean(self.bandwidth, tau, x, denoised)
 
-    def with_default_bandwidth(self, bandwidth):
-        return replace(self, bandwidth=bandwidth_or(self.bandwidth, bandwidth))
+    def bumped_like(self, base):
+        return replace(self, bandwidth=bandwidth_or(self.bandwidth, base.bandwidth))
 
 
 @register_dataclass
@@ -98,6 +98,8 @@ class Smoothed:
     """
 
     bandwidth: Scalar
+
+    kernel = Gaussian()  # of what is added to it
 
     def __post_init__(self):
         _checks.positive("Smoothed.bandwidth", self.bandwidth)

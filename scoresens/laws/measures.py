@@ -37,7 +37,10 @@ from scoresens.laws.bumps import (
     BLOCK,
     LOG_2PI,
     Block,
+    Bumped,
     Bumps,
+    Gaussian,
+    Kernel,
     Softmax,
     centre_of,
     over_blocks,
@@ -60,7 +63,8 @@ class Law(abc.ABC):
     canonical frame and a scalar noise level `tau > 0`.
     """
 
-    bandwidth: Scalar = 0.0  # of each point's bump; what a perturbation of this law takes over
+    bandwidth: Scalar = 0.0  # of each point's bump; what a perturbation of this law takes over,
+    kernel: Kernel = Gaussian()  # with the kernel of its noised bumps
 
     @property
     @abc.abstractmethod
@@ -71,8 +75,9 @@ class Law(abc.ABC):
     def denoise(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """E[x_0 | x]: the ideal denoiser of this law."""
 
-    def with_default_bandwidth(self, bandwidth: Scalar) -> "Law":
-        """Points without a bandwidth of their own take this one; other laws are what they are."""
+    def bumped_like(self, base: Bumped) -> "Law":
+        """Points without a bandwidth of their own take the base's bump, its bandwidth and its
+        kernel; other laws are what they are."""
         return self
 
 
@@ -147,6 +152,7 @@ class Points(Mixture):
         points: `[N, *shape]`, floating.
         weights: `[N]`, non-negative, of any positive sum; None means equal weights.
         bandwidth: standard deviation h of each bump, in units of the data; 0 means Dirac masses.
+        kernel: of the noised bumps.
 
     Raises:
         ValueError: no points, integers, NaN, weights of another length or negative or all zero.
@@ -158,6 +164,7 @@ class Points(Mixture):
     points: Float[Array | np.ndarray, "N *shape"]
     weights: Float[Array | np.ndarray, " N"] | None = None
     bandwidth: Scalar = 0.0
+    kernel: Kernel = Gaussian()
 
     def __post_init__(self):
         object.__setattr__(self, "points", _checks.samples("points", self.points))
@@ -173,6 +180,7 @@ class Points(Mixture):
         points: Float[np.ndarray, "N *shape"] | Stream,
         weights: Float[np.ndarray, " N"] | None = None,
         bandwidth: Scalar = 0.0,
+        kernel: Kernel = Gaussian(),
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
         map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
@@ -185,7 +193,7 @@ class Points(Mixture):
         if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
             for start in range(0, len(points), BLOCK):
                 _checks.samples("points", points[start : start + BLOCK])
-        checked = cls(points[:1], None, bandwidth)
+        checked = cls(points[:1], None, bandwidth, kernel)
         if weights is not None:
             weights = np.asarray(weights)
             _checks.weights("weights", weights, (len(points),))
@@ -235,8 +243,9 @@ class Points(Mixture):
         mean = (mean + jnp.multiply.outer(mass, centre)).reshape(rows, *x.shape)
         return mass, smoothed_mean(self.bandwidth, tau, jnp.multiply.outer(mass, x), mean)
 
-    def with_default_bandwidth(self, bandwidth):
-        return replace_field(self, bandwidth=bandwidth_or(self.bandwidth, bandwidth))
+    def bumped_like(self, base):
+        bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
+        return replace_field(self, bandwidth=bandwidth, kernel=base.kernel)
 
     def with_weights(self, weights):
         return replace_field(self, weights=weights)
@@ -249,7 +258,9 @@ class Points(Mixture):
         centre = centre_of(flat)
 
         def step(carry, block):
-            return add(carry, block, Bumps.of(block.rows(flat), centre, self.bandwidth))
+            return add(
+                carry, block, Bumps.of(block.rows(flat), centre, self.bandwidth, self.kernel)
+            )
 
         return over_blocks(step, carry, len(self)), centre
 

@@ -31,6 +31,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
+from scoresens.laws.bumps import Bumped
 from scoresens.laws.learned import Learned
 from scoresens.laws.measures import Law, Measure, Mixture, Points
 from scoresens.laws.processes import Scalar
@@ -134,10 +135,9 @@ class Perturbation:
     def __sub__(self, other: "Perturbation") -> "Perturbation":
         return self + -other
 
-    def with_default_bandwidth(self, bandwidth: Scalar) -> "Perturbation":
-        """Points without a bandwidth of their own take this one: those of the law that they
-        change."""
-        return self._with(part.measure.with_default_bandwidth(bandwidth) for part in self.parts)
+    def bumped_like(self, base: Bumped) -> "Perturbation":
+        """Points without a bandwidth of their own take the bump of the law that they change."""
+        return self._with(part.measure.bumped_like(base) for part in self.parts)
 
     def with_known(self, known: Sequence[Measure]) -> "Perturbation":
         """The same with each `learned` law replaced by what is known of it at one place."""
@@ -275,7 +275,7 @@ def move(
     direction = _checks.samples("direction", direction, data.shape)
     if len(direction) != len(index):
         raise ValueError(f"move got {len(index)} points and {len(direction)} directions")
-    chosen = Points(data.points[index], None, data.bandwidth)
+    chosen = Points(data.points[index], None, data.bandwidth, data.kernel)
     shares = jnp.where(jnp.asarray(moved), data.normalized_weights[index], 0)
     return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
 
@@ -294,7 +294,7 @@ def _added(measure, coefficients):
 
 
 def _edited(data, index, coefficients):
-    chosen = Points(data.points[index], None, data.bandwidth)
+    chosen = Points(data.points[index], None, data.bandwidth, data.kernel)
     return Perturbation((Part(chosen, coefficients, jnp.asarray(index)),))
 
 

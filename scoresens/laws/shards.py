@@ -72,7 +72,7 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     images = jnp.pad(points.points, ((0, pad), *(((0, 0),) * len(points.shape))), mode="edge")
     weights = jnp.pad(points.normalized_weights, (0, pad))
     images, weights = jax.device_put((images, weights), place)
-    return Shard(images, weights, points.bandwidth, axis, len(points))
+    return Shard(images, weights, points.bandwidth, points.kernel, axis, len(points))
 
 
 def specs(data: Points) -> Any:

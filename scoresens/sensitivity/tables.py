@@ -227,20 +227,20 @@ def _fold(add, plan, points, centre, given, carry):
     if not is_on_host(points):
         return _fold_on_device(add, plan, points, centre, given, carry)
     size, weights = plan.block, points.normalized_weights
+    bump = points.bandwidth, points.kernel
     for first in range(0, len(points), size):
         start = min(first, len(points) - size)
         rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
         part = jnp.asarray(weights[start : start + size], centre.dtype)
         jax.block_until_ready(carry)  # read while the last block is added, never further ahead
-        block = (rows, part, start, first)
-        carry = _add_one(add, plan, points.bandwidth, centre, given, carry, *block)
+        carry = _add_one(add, plan, given, carry, (rows, centre, *bump), part, (start, first))
     return carry
 
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"), donate_argnames="carry")
-def _add_one(add, plan, bandwidth, centre, given, carry, rows, weights, start, first):
-    fresh = start + jnp.arange(len(rows)) >= first
-    bumps = Bumps.of(rows, centre, bandwidth)
+def _add_one(add, plan, given, carry, bumps, weights, place):
+    (start, first), bumps = place, Bumps.of(*bumps)
+    fresh = start + jnp.arange(len(weights)) >= first
     return add(plan, given, carry, _Block(bumps, weights, start, fresh))
 
 
@@ -249,7 +249,7 @@ def _fold_on_device(add, plan, points, centre, given, carry):
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
 
     def step(carry, block):
-        bumps = Bumps.of(block.rows(flat), centre, points.bandwidth)
+        bumps = Bumps.of(block.rows(flat), centre, points.bandwidth, points.kernel)
         fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
         return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
 

@@ -228,7 +228,7 @@ def _push(drivers, noise, route, trace, keys, solve):
 
 @functools.partial(jax.jit, static_argnames="solve")
 def _score_tangent_of_data(process, perturbation, base, t, x, solve):
-    perturbation = perturbation.with_default_bandwidth(base.bandwidth)
+    perturbation = perturbation.bumped_like(base)
     tau, alpha = process.noise_level(t), process.alpha(t)
 
     def one(x):

@@ -337,7 +337,7 @@ def check_duality(process, **given):
 
 
 def _tangents_of_a_crowd(process, noise, base="data", solve=SHORT, **given):
-    one_by_one = ss.add(CROWD.points).with_default_bandwidth(CROWD.bandwidth)
+    one_by_one = ss.add(CROWD.points).bumped_like(ss.Smoothed(CROWD.bandwidth))
     given = {"base": CROWD if base == "data" else base, "solve": solve, **given}
     pushed = ss.sample_sensitivity(process, bent(process), one_by_one, noise, **given)
     return pushed.x, pushed.tangent
@@ -470,7 +470,7 @@ def of_data(perturbation, black_box):
     data = data_set()
     if not black_box:
         return {"base": data, "solve": FINE}, perturbation
-    own = perturbation.with_default_bandwidth(data.bandwidth)
+    own = perturbation.bumped_like(ss.Smoothed(data.bandwidth))
     return {"trace": ss.Exact(), "prior": data, "solve": FINE}, own
 
 

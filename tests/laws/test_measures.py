@@ -113,8 +113,8 @@ def test_with_weights_and_bandwidth():
     x, tau = jnp.array([0.3, -0.2, 0.5]), 0.5
     for changed, oracle in (
         (plain.with_weights(jnp.asarray(WEIGHTS)), LAWS["weighted points"][1]),
-        (plain.with_default_bandwidth(0.2), points(None, 0.2)[1]),
-        (LAWS["bumps"][0].with_default_bandwidth(0.2), LAWS["bumps"][1]),  # keeps its own
+        (plain.bumped_like(ss.Smoothed(0.2)), points(None, 0.2)[1]),
+        (LAWS["bumps"][0].bumped_like(ss.Smoothed(0.2)), LAWS["bumps"][1]),  # keeps its own
     ):
         expected = oracle.noised(1.0, tau).log_density(np.asarray(x)[None])[0]
         laws.close(changed.log_density(tau, x), expected, relative=1e-12)

@@ -28,7 +28,7 @@ def chi(perturbation):
 def test_mass_one_is_the_whole_change(kind):
     """The denoiser of the changed law, at several masses, is the oracle's."""
     perturbation, law_at = laws.changes()[kind]
-    perturbation = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    perturbation = perturbation.bumped_like(ss.Smoothed(laws.DATA.bandwidth))
     for mass in (0.0, 0.3, 1.0):
         found = change(laws.data_set(), perturbation, mass)[0].denoise(TAU, jnp.asarray(X))[0]
         laws.close(found, law_at(mass).denoised(TAU, X[None])[0], absolute=1e-12)
@@ -38,7 +38,7 @@ def test_mass_one_is_the_whole_change(kind):
 def test_denoiser_derivative(kind):
     """(2.1) in the canonical frame: tau^2 times the derivative of the score."""
     perturbation, law_at = laws.changes()[kind]
-    perturbation = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    perturbation = perturbation.bumped_like(ss.Smoothed(laws.DATA.bandwidth))
     law = laws.DATA.unchanged()
     found = perturbation.denoiser_derivative(
         TAU,
@@ -104,10 +104,10 @@ def test_add_is_one_direction_a_point_or_one_a_measure():
 
 
 def test_bandwidth_is_taken_from_the_data_unless_given():
-    own = ss.add(ss.Points(jnp.asarray(X)[None], bandwidth=0.1)).with_default_bandwidth(0.5)
-    taken = ss.add(X[None]).with_default_bandwidth(0.5)
+    own = ss.add(ss.Points(jnp.asarray(X)[None], bandwidth=0.1)).bumped_like(ss.Smoothed(0.5))
+    taken = ss.add(X[None]).bumped_like(ss.Smoothed(0.5))
     laws.close([own.parts[0].measure.bandwidth, taken.parts[0].measure.bandwidth], [0.1, 0.5])
-    edited = laws.changes()["remove"][0].with_default_bandwidth(0.9)
+    edited = laws.changes()["remove"][0].bumped_like(ss.Smoothed(0.9))
     laws.close(edited.parts[0].measure.bandwidth, laws.DATA.bandwidth)
 
 
@@ -137,7 +137,7 @@ def denoised(law):
 
 
 def changed(perturbation, mass):
-    own = perturbation.with_default_bandwidth(laws.DATA.bandwidth)
+    own = perturbation.bumped_like(ss.Smoothed(laws.DATA.bandwidth))
     return change(laws.data_set(), own, mass)[0].denoise(TAU, jnp.asarray(X))[0]
 
 

@@ -74,7 +74,7 @@ def test_a_shard_takes_weights_and_a_bandwidth(mesh):
     weights, x = jnp.arange(8.0) / 28, jnp.ones(SHAPE)
 
     def run(shard, x):
-        changed = shard.with_weights(weights[shard.first][None]).with_default_bandwidth(0.4)
+        changed = shard.with_weights(weights[shard.first][None]).bumped_like(ss.Smoothed(0.4))
         return changed.posterior(0.5, x)
 
     expected = ss.Points(points, weights, 0.4).posterior(0.5, x)

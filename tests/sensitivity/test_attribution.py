@@ -155,7 +155,7 @@ def test_blocks_are_read_without_gap_or_overlap(many, dense):
     """Points on both sides of every border, against tangents. Bound as of duality."""
     border = tables.BLOCK
     index = np.array([0, border - 1, border, 2 * border - 1, 2 * border, len(many) - 1])
-    chosen = ss.add(many.points[index]).with_default_bandwidth(many.bandwidth)
+    chosen = ss.add(many.points[index]).bumped_like(ss.Smoothed(many.bandwidth))
     pushed = ss.sample_sensitivity(PROCESS, SCORE, chosen, NOISE, base=many, solve=laws.SHORT)
     laws.close(dense.scores[:, 0, index], pushed.tangent[:, :, 0], relative=1e-9)
     total = np.asarray(dense.scores) @ many.normalized_weights

@@ -47,7 +47,7 @@ def test_black_box_is_the_data_s_where_the_laws_are_one():
     """base=None with log rho of the data, and base=data, on bumps of one bandwidth."""
     process, noise = laws.between_levels(ss.EDM())
     data = laws.data_set()
-    change = laws.changes()["replace"][0].with_default_bandwidth(laws.DATA.bandwidth)
+    change = laws.changes()["replace"][0].bumped_like(ss.Smoothed(laws.DATA.bandwidth))
     black_box = ss.sample_sensitivity(
         process,
         ss.exact_score(process, data),

@@ -136,7 +136,7 @@ def test_a_named_change_trains_on_the_law_that_it_predicts_with(dataset, setting
     named = make_change(dataset, data, settings)
     assert named.weights.sum() == pytest.approx(1)
     weighted = ss.Points(data.points, jnp.asarray(named.weights), data.bandwidth)
-    perturbation = named.perturbation.with_default_bandwidth(data.bandwidth)
+    perturbation = named.perturbation.bumped_like(ss.Smoothed(data.bandwidth))
     law = change(data, perturbation, settings.mass)
     for tau in (0.1, 1.0):
         x = data.points[2] + tau * jnp.asarray(dataset.images[5])
