@@ -135,7 +135,7 @@ class Mixture(Measure):
         """Weights of the components, summing to 1."""
 
     @abc.abstractmethod
-    def weighted_sums(self, tau, x, log_reference, coefficients):
+    def weighted_sums(self, tau, x, log_reference, coefficients) -> tuple[Array, Array]:
         """See `Measure.weighted_sums`."""
 
     @abc.abstractmethod
