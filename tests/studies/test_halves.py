@@ -36,8 +36,8 @@ def test_measures_are_written_out():
     off = [np.linalg.norm(FOUND[r] - TRUE[r]) / np.linalg.norm(TRUE[r]) for r in (0, 1)]
     size = [np.linalg.norm(centred(FOUND[r])) / np.linalg.norm(centred(TRUE[r])) for r in (0, 1)]
     wanted = {
-        "lds": np.mean(np.asarray(each)), "pearson": np.mean(np.asarray(pooled)), "cosine": np.median(cosines),
-        "l2": np.mean(off), "size": np.mean(size),
+        "lds": np.mean(np.asarray(each)), "pearson": np.mean(np.asarray(pooled)),
+        "cosine": np.median(cosines), "l2": np.mean(off), "size": np.mean(size),
     }  # fmt: skip
     assert {name: values[0] for name, values in found.items()} == pytest.approx(wanted, rel=1e-3)
 
