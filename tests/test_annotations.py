@@ -46,6 +46,13 @@ def methods(node: ast.ClassDef) -> dict[str, Function]:
     return {n: m for n, m in every.items() if n in ("__init__", "__call__") or n[0] != "_"}
 
 
+def inherited(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """The methods of a class's bases, and of theirs."""
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)} & classes.keys()
+    every = (methods(classes[base]).keys() | inherited(classes[base], classes) for base in bases)
+    return set().union(*every)
+
+
 def functions(
     tree: ast.Module, classes: dict[str, ast.ClassDef]
 ) -> Iterator[tuple[str, str, Function]]:
@@ -55,10 +62,9 @@ def functions(
         if isinstance(node, Function):
             yield node.name, node.name, node
         elif isinstance(node, ast.ClassDef):
-            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-            inherited = {name for base in bases & classes.keys() for name in methods(classes[base])}
+            above = inherited(node, classes)
             for name, method in methods(node).items():
-                if name == "__init__" or name not in inherited:
+                if name == "__init__" or name not in above:
                     yield node.name, f"{node.name}.{name}", method
 
 

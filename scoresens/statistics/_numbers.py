@@ -1,9 +1,11 @@
 """Numbers that are what they should be."""
 
+from typing import Any
+
 import numpy as np
 
 
-def floats(name: str, x) -> np.ndarray:
+def floats(name: str, x: Any) -> np.ndarray:
     """An array of floating-point numbers."""
     x = np.asarray(x)
     if not np.issubdtype(x.dtype, np.floating):

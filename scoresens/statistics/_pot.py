@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from scoresens._extras import needed
+
 PIVOTS = 1_000_000_000  # of the network simplex: no limit in practice
 
 
@@ -30,7 +32,7 @@ def exact_transport(
     References:
         Bonneel, van de Panne, Paris, Heidrich 2011, doi 10.1145/2070781.2024192 (the simplex).
     """
-    solver = _pot().emd
+    solver = needed("ot", "the distance between laws", "gap").emd  # two seconds, the first time
     with warnings.catch_warnings():  # with which POT says that a solution is wrong
         warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("error", RuntimeWarning)
@@ -39,14 +41,3 @@ def exact_transport(
         except (UserWarning, RuntimeWarning) as warning:
             raise FloatingPointError(f"POT did not converge ({warning}): {advice}") from None
     return plan, float(log["cost"])
-
-
-def _pot() -> Any:
-    """POT, which is imported when it is first needed: it takes two seconds."""
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError(
-            "distances between laws need POT, an optional dependency: install scoresens[gap]"
-        ) from error
-    return ot

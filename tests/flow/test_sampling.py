@@ -141,7 +141,7 @@ def test_samples_do_not_know_their_batch():
         solve = ss.Solve(steps=10, tau_min=0.1, batch_size=size)
         path = ss.sample_ode(process, score, noise, trace=ss.Hutchinson(), key=key, solve=solve)
         noisy = ss.sample_sde(process, score, noise, key=key, solve=solve)
-        return np.column_stack([path.x, path.log_density, noisy.x])
+        return np.column_stack([np.asarray(a) for a in (path.x, path.log_density, noisy.x)])
 
     whole = flow(many, 256)
     laws.close(flow(many, 3), whole, relative=1e-13)
@@ -269,7 +269,9 @@ def log_density_errors(rule, steps):
         prior=laws.mixture(),
         solve=ss.Solve(steps=steps, tau_min=laws.BOTTOM, rho=1000.0),  # even in log tau
     )
-    return path.log_density - laws.LAW.noised(1.0, laws.BOTTOM).log_density(np.asarray(path.x))
+    return np.asarray(path.log_density) - laws.LAW.noised(1.0, laws.BOTTOM).log_density(
+        np.asarray(path.x)
+    )
 
 
 @pytest.mark.parametrize(("rule", "order"), [(ss.Exact(), 1.0), (ss.Ito(), 0.5)])

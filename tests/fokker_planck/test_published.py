@@ -7,6 +7,7 @@ published networks is named, laws against the published histograms.
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import laws
@@ -71,7 +72,7 @@ def test_laws_are_the_published_ones():
     histograms = read_histograms(folder / "histograms.npz")
     for name, potential in read_networks(folder).items():
         found = sample_network(potential, 20_000, seed=1, table=Table(bins=160))
-        row = measure(name, network_name(name)[0], found, histograms, seed=0)
+        row: dict[str, Any] = measure(name, network_name(name)[0], found, histograms, seed=0)
         published = row["published"]
         print(name, published)
         assert max(published["ratio_ode"], published["ratio_sde"]) < 1.5

@@ -95,7 +95,7 @@ def score(wave, t, x):
 
 def solve_line(wave):
     """Everything the laws (7.3) to (7.5) speak of, on the grids."""
-    prior = norm(0, np.sqrt(0.5)).pdf(X)
+    prior = norm.pdf(X, 0, np.sqrt(0.5))
     down = _carried(prior, TIMES[::-1], lambda t, x: x + score(wave, t, x))[::-1]
     up = _carried(down[0], TIMES, lambda t, x: -x)
     phi = np.array([wave.at(t, X) for t in TIMES])

@@ -130,7 +130,7 @@ def test_losses_are_those_of_the_whole(mesh, data):
 
     out = P(None, "directions")
     found = on_devices(mesh, lambda *given: asked(*given).scores, data, score, x, out=out)
-    expected = asked(data, score, x).scores
+    expected = np.asarray(asked(data, score, x).scores)
     np.testing.assert_allclose(found[:, : len(data)], expected, rtol=1e-9, atol=1e-11)
 
 

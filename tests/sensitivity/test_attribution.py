@@ -99,7 +99,7 @@ def heun(x, size, step, point):
     def rate(i, tau, x):
         spread = laws.DATA.bandwidth**2 + tau**2
         kernel = np.exp(-np.sum((x - y) ** 2, 1) / (2 * spread)) / (2 * np.pi * spread)
-        ratio = kernel / np.exp(law.noised(1.0, tau).log_density(x))
+        ratio = kernel / np.exp(np.asarray(law.noised(1.0, tau).log_density(x)))
         denoised = law.denoised(tau, x)
         own = (laws.DATA.bandwidth**2 * x + tau**2 * y) / spread
         change = ((step == i) * size * ratio)[:, None] * (own - denoised)

@@ -43,7 +43,7 @@ def test_a_shift_trains_on_the_law_that_it_predicts_with(dataset, data):
     shifted = dataset.images.copy()
     shifted[4:8, :, 1] = 0.5 * (dataset.images[4:8, :, 0] + dataset.images[4:8, :, 1])
     shifted[4:8, :, 0] = 0.5 * (dataset.images[4:8, :, 0] - 1)
-    np.testing.assert_allclose(named.images, shifted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(named.images), shifted, rtol=1e-6, atol=1e-6)
     law = change(data, named.perturbation, settings.mass)
     trained_on = ss.Points(jnp.asarray(shifted), bandwidth=0.5)
     x = jnp.asarray(dataset.images[5])
@@ -60,7 +60,7 @@ def test_another_model_is_its_own_samples_in_training(dataset, data, checkpoint)
     drawn = ss.sample_ode(nu.process, nu.score, noise).x
     np.testing.assert_array_equal(named.images[:12], dataset.images)
     np.testing.assert_allclose(named.images[12:], drawn, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(named.weights, np.repeat([0.75, 0.25], 12) / 12)
+    np.testing.assert_allclose(np.asarray(named.weights), np.repeat([0.75, 0.25], 12) / 12)
     np.testing.assert_allclose(named.base_weights, np.repeat([1.0, 0.0], 12) / 12)
 
 

@@ -36,8 +36,8 @@ def test_measures_are_written_out():
     off = [np.linalg.norm(FOUND[r] - TRUE[r]) / np.linalg.norm(TRUE[r]) for r in (0, 1)]
     size = [np.linalg.norm(centred(FOUND[r])) / np.linalg.norm(centred(TRUE[r])) for r in (0, 1)]
     wanted = {
-        "lds": np.mean(each), "pearson": np.mean(pooled), "cosine": np.median(cosines),
-        "l2": np.mean(off), "size": np.mean(size),
+        "lds": np.mean(np.asarray(each)), "pearson": np.mean(np.asarray(pooled)),
+        "cosine": np.median(cosines), "l2": np.mean(off), "size": np.mean(size),
     }  # fmt: skip
     assert {name: values[0] for name, values in found.items()} == pytest.approx(wanted, rel=1e-3)
 
@@ -46,9 +46,9 @@ def test_losses_have_no_directions():
     judge = Judge(TRUE[..., 0], None, 0, 0)
     found = judge.all(FOUND[..., 0])
     each = [spearmanr(FOUND[r, :, q, 0], TRUE[r, :, q, 0])[0] for r in (0, 1) for q in range(3)]
-    assert found["lds"][0] == pytest.approx(np.mean(each), rel=1e-3)
+    assert found["lds"][0] == pytest.approx(np.mean(np.asarray(each)), rel=1e-3)
     assert found.keys() == {"lds", "pearson"}
-    assert judge.rank(FOUND[..., 0]) == pytest.approx(np.mean(each))
+    assert judge.rank(FOUND[..., 0]) == pytest.approx(np.mean(np.asarray(each)))
 
 
 def test_truth_agrees_with_itself_and_noise_with_nothing():

@@ -39,7 +39,9 @@ def nearly_all(case, share):
     """The same case with halves that are hardly other than the whole: weights, not subsets."""
 
     class Near(Case):
-        weights = property(lambda self: 0.1 + share * (HALVES / 5 - 0.1))
+        weights = property(  # pyright: ignore[reportIncompatibleMethodOverride]
+            lambda self: 0.1 + share * (HALVES / 5 - 0.1)
+        )
 
     return Near(*case)
 
