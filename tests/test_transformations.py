@@ -277,4 +277,4 @@ def test_float32_agrees_with_float64():
 def test_numbers_are_as_wide_as_asked(request):
     narrow = request.config.getoption("--as-people-run")
     assert jnp.ones(1).dtype == (np.float32 if narrow else np.float64)
-    assert jax.config.read("jax_disable_most_optimizations") is not narrow
+    assert jax.device_count() == (1 if narrow else 8)

@@ -18,6 +18,7 @@ def attributed(folder: Path, trained: Ran, text: str) -> tuple[Ran, dict]:
     return ran, dict(np.load(folder / "out" / "scores.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "scores = 'top'\nbase = 'model'\ntrace = 1\nsampler = 'sde'"])
 def test_attribute_names_the_helpful_and_the_harmful(tmp_path, trained, how):
     ran, arrays = attributed(tmp_path, trained, f"{how}\n{DATA}")
@@ -49,6 +50,7 @@ def read_data(folder: Path):
     return prepare(read(folder / "run.toml", AttributeRun).data)
 
 
+@pytest.mark.slow
 def test_attribute_agrees_with_sensitivity(tmp_path, trained):
     """The score of a class, by summing over its images, and by its tangent."""
     text = f"count = 3\nsteps = 4\n{DATA}[change]\nclasses = ['3']\nmass = 1.0"
@@ -61,6 +63,7 @@ def test_attribute_agrees_with_sensitivity(tmp_path, trained):
     np.testing.assert_allclose(summed, tangent[:, 4, 3, 0], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attribute_takes_several_numbers_at_once(tmp_path, trained):
     text = f"{DATA}[functional]\nkind = 'components'\ncomponents = 2"
     ran, arrays = attributed(tmp_path, trained, text)

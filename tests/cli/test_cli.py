@@ -245,6 +245,7 @@ def test_help_names_every_command(capsys):
     assert "Exit codes" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own, kept", [(None, True), ("elsewhere", False)])
 def test_compiled_programs_are_kept(tmp_path, own, kept):
     """In a process of its own, for it sets what all of JAX shares."""

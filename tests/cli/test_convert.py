@@ -51,6 +51,7 @@ def converted(pipeline, tmp_path_factory):
     return ran
 
 
+@pytest.mark.slow
 def test_convert_tells_what_it_found(pipeline, converted):
     assert converted.files == {"model.safetensors", "result.json"}
     found = converted.result
@@ -67,6 +68,7 @@ def test_convert_tells_what_it_found(pipeline, converted):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["attribute", "sensitivity", "counterfactual", "sample"])
 def test_commands_run_on_a_converted_model(converted, tmp_path, command):
     change = "[change]\nkind = 'add'\nclasses = ['3']\n"

@@ -5,6 +5,7 @@ import pytest
 from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "base", "masses"),
     [

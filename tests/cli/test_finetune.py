@@ -15,6 +15,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.slow
 def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
     text = (

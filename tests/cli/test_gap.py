@@ -106,6 +106,7 @@ def counting(monkeypatch) -> list[int]:
 # ------------------------------------------------------------------ gap
 
 
+@pytest.mark.slow
 def test_gap_of_a_folder_writes_distances_and_pictures(first):
     assert first.code == 0, first.told
     assert first.files == {
@@ -174,6 +175,7 @@ def bowls(monkeypatch):
     monkeypatch.setattr(gap, "PotentialMLP", lambda *_, **__: bowl(1.5))
 
 
+@pytest.mark.slow
 def test_gap_trains_a_network_a_law_and_weight_once(tmp_path, monkeypatch, bowls):
     config, out = settings_file(tmp_path, TRAIN), tmp_path / "out"
     ran = scoresens("gap", config, out=out)

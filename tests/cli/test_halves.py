@@ -52,6 +52,7 @@ def ran(folder) -> Ran:
     return found
 
 
+@pytest.mark.slow
 def test_a_study_measures_every_method_with_its_ceiling(ran, folder):
     result = json.loads((folder / "out/result.json").read_text())
     assert result["displacement"]["methods"].keys() == {"mean shift", "cosine"}

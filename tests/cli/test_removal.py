@@ -34,6 +34,7 @@ def ran(tmp_path_factory) -> Ran:
     return found
 
 
+@pytest.mark.slow
 def test_effects_are_differences_from_the_model_of_all_images(ran):
     def outputs(name):
         return np.load(ran.out / f"models/{name}.npz")

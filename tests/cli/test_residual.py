@@ -29,6 +29,7 @@ def checkpoint(tmp_path):
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.slow
 def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
     text = f"""
     checkpoint = '{checkpoint}'
@@ -59,6 +60,7 @@ def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
     assert "2/2" in ran.told  # the progress bar
 
 
+@pytest.mark.slow
 def test_an_exact_denoiser_leaves_nothing_over():
     """The score of a mixture of Gaussians obeys all equations."""
     means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])

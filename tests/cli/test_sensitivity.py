@@ -5,6 +5,7 @@ import pytest
 from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["data", "model"])
 def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
     text = f"base = '{base}'\ncount = 3\nsteps = 4\ntrace = 1\n{DATA}{CHANGE}"

@@ -73,6 +73,7 @@ def test_files_beside_folders_are_of_one_class(tmp_path):
     assert datasets.load(str(folder)).class_names == ("all",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [in_npy, in_zarr, in_files])
 def test_attribution_from_files_is_that_from_memory(tmp_path, write):
     written = by_class(AS_NUMBERS) if write is in_files else AS_NUMBERS

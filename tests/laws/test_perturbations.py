@@ -24,6 +24,7 @@ def chi(perturbation):
     return edits, added
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", laws.CHANGES)
 def test_mass_one_is_the_whole_change(kind):
     """The denoiser of the changed law, at several masses, is the oracle's."""

@@ -90,6 +90,7 @@ def test_divided_points_are_not_edited(mesh, data):
         on_devices(mesh, run, data, jnp.ones(SHAPE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "base, samples, noisy",
     [
@@ -120,6 +121,7 @@ def test_attributions_are_those_of_the_whole(mesh, data, base, samples, noisy):
 GAUSSIAN = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, *SHAPE)), jnp.ones(1))
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_whole(mesh, data):
     score, x = ss.exact_score(PROCESS, data), data.points[:5]
     levels, key = jnp.array([0.3, 2.0]), jax.random.key(5)

@@ -37,6 +37,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_shift_trains_on_the_law_that_it_predicts_with(dataset, data):
     settings = ChangeSettings("shift", ("b",), mass=0.5)
     named = make_change(dataset, data, settings)
@@ -64,6 +65,7 @@ def test_another_model_is_its_own_samples_in_training(dataset, data, checkpoint)
     np.testing.assert_allclose(named.base_weights, np.repeat([1.0, 0.0], 12) / 12)
 
 
+@pytest.mark.slow
 def test_the_control_is_trained_on_the_unchanged_data(dataset, data, checkpoint, tmp_path):
     """With nothing of the other model, or no shift, both of a pair are one training."""
     model, noise = network(0), jnp.ones((2, 2, 2, 1), jnp.float32)
@@ -86,6 +88,7 @@ def test_the_control_is_trained_on_the_unchanged_data(dataset, data, checkpoint,
     np.testing.assert_array_equal(still.control, still.changed)
 
 
+@pytest.mark.slow
 def test_predictions_of_every_method_for_another_model_and_for_a_shift(dataset, data, checkpoint):
     """The finite ones approach the first-order ones as the mass goes to 0."""
     model, noise = network(0), 80 * jnp.ones((2, 2, 2, 1), jnp.float32)

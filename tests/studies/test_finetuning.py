@@ -118,6 +118,7 @@ def test_a_change_knows_how_much_mass_it_moves(dataset, settings, moved):
     assert make_change(dataset, points(dataset), settings).moved == pytest.approx(moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -162,6 +163,7 @@ def test_a_change_of_what_is_not_there_is_refused(dataset):
         ChangeSettings("half", mass=1.5)
 
 
+@pytest.mark.slow
 def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path, monkeypatch):
     data = points(dataset)
     model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
@@ -194,6 +196,7 @@ def test_pairs_of_fine_tunings_share_all_but_the_change(dataset, tmp_path, monke
     assert len(trained) == 1 and trained[0] is weights  # nothing else
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
     """At a constant learning rate, after k steps it is the fine-tuning of k steps."""
     data = points(dataset)
@@ -215,6 +218,7 @@ def test_a_fine_tuning_is_looked_at_on_its_way(dataset, tmp_path):
     assert np.abs(found[1].displacement - found[5].displacement).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_predictions_are_displacements_of_the_named_samples(dataset):
     """Each method against the verb that it names; the class mean by hand."""
     data = points(dataset)

@@ -53,6 +53,7 @@ def posterior_mean(x, tau, weights):
     return (H**2 * x + tau**2 * centre) / (H**2 + tau**2)
 
 
+@pytest.mark.slow
 def test_losses_of_the_changed_denoiser(case):
     """L of D + D_h(.; half) - D_h(.; all), less L of D, sum by sum."""
     asked, found = case.queries, predictions.loss_finite(case, H)
@@ -79,6 +80,7 @@ def test_first_order_is_the_slope_of_the_finite_change(case):
     laws.close(first, slope, relative=1e-3)
 
 
+@pytest.mark.slow
 def test_displacements_are_those_of_the_verbs(case):
     data = case.points(H)
     halved = ss.reweight(data, HALVES.astype(float))

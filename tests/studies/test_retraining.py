@@ -60,6 +60,7 @@ def test_outputs_are_samples_and_losses_on_the_table_of_noise(model):
         laws.close(loss, denoising_loss(model, copies, LEVELS, noise), relative=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_loss_sensitivity(model):
     found = ss.loss_sensitivity(
         PROCESS,
