@@ -9,7 +9,6 @@ import jax
 import jaxtyping
 import pytest
 
-
 # Compiling is most of the suite's time. This takes a third less than to disable most optimizations
 # in the emitter that later versions alone have. At level 0 it has produced NaN out of none.
 OLD_EMITTER = (
