@@ -19,8 +19,8 @@ from scoresens.cli._common import (
     write_arrays,
 )
 from scoresens.cli._progress import Stages
-from scoresens.cli._settings import Base, ChangeRun
-from scoresens.flow import sample_ode
+from scoresens.cli._settings import Base, ChangeRun, Sampler, route_of
+from scoresens.flow import sample
 from scoresens.flow.solve import Solve
 from scoresens.report.samples import SHOWN, Strip, draw_strip
 from scoresens.report.tables import table
@@ -37,6 +37,7 @@ class CounterfactualRun(ChangeRun):
     """Settings of `scoresens counterfactual`, explained in its help."""
 
     masses: tuple[float, ...] = ()
+    sampler: Sampler = "ode"
     checkpoint: str = "digits"
     base: Base = "data"
 
@@ -57,9 +58,9 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     """Write samples after a change of the data, at growing masses; the table of the run."""
     stages, solve, masses = Stages(), Solve(steps=run.steps), run.ladder
     setup, change = set_up_change(run, run.checkpoint, where, stages)
-    process, score = setup.process, setup.score
+    process, score, route = setup.process, setup.score, route_of(run.sampler, run.seed)
     with stages("sample", f"compiling and integrating {run.count} paths"):
-        before = np.asarray(sample_ode(process, score, setup.noise, solve=solve).x)
+        before = np.asarray(sample(process, score, setup.noise, route=route, solve=solve).x)
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
         found = counterfactual(
             process,
@@ -67,6 +68,7 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
             change.perturbation,
             setup.noise,
             mass=jnp.asarray(masses),
+            route=route,
             solve=solve,
             **black_box(setup, run.base, run.trace, run.seed),
         )
@@ -116,8 +118,8 @@ What would each sample be, had the training data changed? The same noise, follow
 would follow it after the change: by a little of it, by more, by all of it. Nothing is trained.
 
 Settings: masses (how much of the change, rising, each above 0 and at most 1; left out: five up to
-the change's mass); [data], [change], checkpoint, count, seed, steps, base, trace, bandwidth as for
-sensitivity.
+the change's mass), sampler ("ode", or "sde", its Brownian path held); [data], [change], checkpoint,
+count, seed, steps, base, trace, bandwidth as for sensitivity.
 
 The mass of "add" and "model" is the share of the new data; of the others it is the part of the
 change that is made, 1 the whole. With base = "model" a removal may ask for more than the model has

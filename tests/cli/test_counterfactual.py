@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
 
+from scoresens.datasets.images import DataSettings, prepare
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -37,3 +39,20 @@ def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change
     assert sum(result["bounded_steps"]) == 0 or (base, added) == ("model", False)
     assert list(rows(ran.printed)) == [f"{mass:g}" for mass in masses]
     assert ("add class 3 at mass" in ran.printed) == added
+
+
+def test_along_the_sde_small_changes_are_those_that_attribute_predicts(tmp_path, trained):
+    """The same Brownian path before, after, and in the scores of another command."""
+    few = f"sampler = 'sde'\ncount = 3\nsteps = 4\nseed = 5\n{DATA}"
+    change = "[change]\nclasses = ['3']\nmass = 1.0"
+    config = with_checkpoint(tmp_path, trained, f"masses = [0.001]\n{few}{change}")
+    assert scoresens("counterfactual", config, out=tmp_path / "after").code == 0
+    arrays = np.load(tmp_path / "after" / "samples.npz")
+    config = with_checkpoint(tmp_path, trained, f"{few}[functional]\nkind='pixel'\npixel=[4, 3]")
+    assert scoresens("attribute", config, out=tmp_path / "scores").code == 0
+    found = np.load(tmp_path / "scores" / "scores.npz")
+    np.testing.assert_allclose(found["x"], arrays["before"], rtol=1e-5, atol=1e-5)
+    data = prepare(DataSettings("digits", count=60))
+    predicted = found["scores"][:, data.labels == 3].mean(1)
+    slope = (arrays["x"][:, 0] - arrays["before"])[:, 4, 3, 0] / 0.001
+    np.testing.assert_allclose(slope, predicted, rtol=0.02, atol=0.02 * np.abs(predicted).max())
