@@ -216,6 +216,8 @@ def gain_rates(
     def one(own, blur):
         if own is None:
             return None
+        if own.denoised is denoised:  # its own flow: (3.1)
+            return gain_rate(own.trace, tau, x.size)
         level, pull = level_of(blur, tau), own.denoised - x
         across = inner(pull, jnp.square(tau / level) * pull + (x - denoised))
         grown = gain_rate(own.trace, level, x.size) * tau / level
@@ -251,7 +253,9 @@ def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "
 
 
 def total(drivers: Drivers, parts: list[Array]) -> Array:
-    """The weighted sum over the drivers of one array each."""
+    """The weighted sum over the drivers of one array each; one driver alone has weight 1."""
+    if len(drivers) == 1:
+        return parts[0]
     weighted = [d.weight * part for d, part in zip(drivers, parts, strict=True)]
     return functools.reduce(jnp.add, weighted)
 

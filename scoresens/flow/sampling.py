@@ -115,7 +115,7 @@ def sample_sde(
     """`sample` along the reverse SDE, `route=Diffusion(key)`, with probes of the same key."""
     _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
     walks = fold(key, len(_checks.samples("noise", noise)))
-    probes = jax.vmap(lambda walk: jax.random.fold_in(walk, solve.steps))(walks)
+    probes = None if trace is None else _folded(walks, solve.steps)
     return sample(
         process, score, noise,
         route=Diffusion(walks), trace=trace, prior=prior, key=probes, solve=solve,
@@ -222,6 +222,11 @@ def climb_all(
 
     state, *ran = over_samples(one, solve, x, tau, keys)
     return *state, stats_of(state, *ran)
+
+
+@jax.jit
+def _folded(keys, number):
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _finished(solve, x, log_density, stats):

@@ -79,7 +79,7 @@ class Gaussian(Kernel):
     """N(x; y, v I), the kernel of Gaussian noise."""
 
     def evaluate(self, squares, spread, size):
-        return -0.5 * squares / spread - 0.5 * size * (jnp.log(spread) + LOG_2PI)
+        return (-0.5 / spread) * squares - 0.5 * size * (jnp.log(spread) + LOG_2PI)
 
 
 @runtime_checkable
@@ -126,19 +126,24 @@ class Bumps(NamedTuple):
         place = jnp.sum(jnp.square(offset), -1, keepdims=True)
         along = contracted("...d,bd->...b", offset, self.offsets)
 
-        def expanded(along):
+        def evaluated(squares):  # in both branches, to write the table once
+            log_kernels = self.kernel.evaluate(squares, spread[..., None], x.shape[-1])
+            return log_kernels - jnp.asarray(reference)[..., None]
+
+        def squares_of(along):
             return place + self.norms - 2 * along
 
+        def expanded(along):
+            return evaluated(squares_of(along))
+
         def exact_where_near(along):
-            squares = expanded(along)
+            squares = squares_of(along)
             nearest = jax.lax.top_k(-squares, min(NEAREST, len(self.points)))[1]
             exact = jnp.sum(jnp.square(self.points[nearest] - x[..., None, :]), -1)
-            return jnp.put_along_axis(squares, nearest, exact, -1, inplace=False)
+            return evaluated(jnp.put_along_axis(squares, nearest, exact, -1, inplace=False))
 
         harmless = jnp.min(spread) > jnp.max(self.norms) / 100  # it loses 100 units of rounding
-        squares = jax.lax.cond(harmless, expanded, exact_where_near, along)
-        log_kernels = self.kernel.evaluate(squares, spread[..., None], x.shape[-1])
-        return log_kernels - jnp.asarray(reference)[..., None]
+        return jax.lax.cond(harmless, expanded, exact_where_near, along)
 
 
 class Softmax(NamedTuple):

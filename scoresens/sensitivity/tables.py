@@ -2,14 +2,15 @@ r"""Tables of states against data points, as matrix products in blocks.
 
 A data set enters a path's derivative through the noised kernels of its points (`laws.bumps`) at the
 states (x_r, tau_r) that the path has been at, and D_k is linear in the point y_k. Measured from the
-points' centre, what a lever does along D_k is linear in the **features** f_k = (y_k, 1),
+points' centre,
 
-    omega_r.(D_k - D_r) = b_r.f_k     b = (tau^2 omega, omega.(h^2 x - v D_r)) / v,  v = tau^2 + h^2
+    omega_r.(D_k - D_r) = a_r.y_k + b_r,    a = tau^2 omega / v,  b = omega.(h^2 x / v - D_r),
+                                            v = tau^2 + h^2
 
 so that all there is to compute is products of matrices, R states by N points:
 
     posterior of the whole set at each state     p = softmax(log K + log w),  p Y
-    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(log K) * (b F^T), summed over states
+    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(log K) * (a Y^T + b), summed over states
 
 No network is evaluated here. Points are read in blocks, from the device or from the host (an array
 or a memory map, `Points.on_host`), and states in chunks: the working memory is a few tables of one
@@ -134,8 +135,7 @@ def _influences_begun(plan, bandwidth, centre, states, levers):
     of_x, of_y = shares(bandwidth, states.tau[:, None, None])
     apart = of_x * (states.x - centre) - (levers.denoised - centre)
     offset = contracted("smpd,smd->smp", levers.omega, apart)
-    rows = jnp.concatenate([of_y[..., None] * levers.omega, offset[..., None]], -1)
-    return _chunked(plan, (states, levers.nats, rows))
+    return _chunked(plan, (states, levers.nats, of_y[..., None] * levers.omega, offset))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "count"))
@@ -176,20 +176,18 @@ def _add_posterior(plan, given, carry, block):
 
 
 def _add_influences(plan, given, carry, block):
-    features = jnp.pad(block.bumps.offsets, ((0, 0), (0, 1)), constant_values=1)
-
     def add(found, given):
-        states, nats, rows = given
-        along = contracted("smpf,bf->smpb", rows, features)
+        states, nats, omega, offset = given
+        along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
         kernels = jnp.exp(block.bumps.log_kernels(states.tau[:, None], states.x, nats))
-        each = kernels[:, :, None] * along
+        each = kernels[:, :, None] * (along + offset[..., None])
         if plan.group is None:
             return found + _total(each), None
         steps = jax.vmap(_total)(each.reshape(-1, plan.group, *each.shape[1:]))
         seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
         return found + _total(steps), seen
 
-    samples, functionals = given[-1].shape[-3:-1]
+    samples, functionals = given[-1].shape[-2:]
     zeros = jnp.zeros((samples, functionals, len(block.fresh)), given[-1].dtype)
     found, profile = jax.lax.scan(add, zeros, given)
     if profile is not None:
