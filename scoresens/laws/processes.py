@@ -80,12 +80,6 @@ class Process(abc.ABC):
         growth = jax.grad(self.variance)(t) - 2 * jax.grad(self.log_alpha)(t) * self.variance(t)
         return jnp.sqrt(growth)
 
-    def kernel_log_density(
-        self, t: Scalar, x: Float[Array, "*shape"], y: Float[Array, "*shape"]
-    ) -> Float[Array, ""]:
-        """log K_t(x|y) = log N(x; alpha(t) y, sigma(t)^2 I), in nats."""
-        return jnp.sum(norm.logpdf(x, self.alpha(t) * y, self.sigma(t)))
-
     def noised(
         self, t: Scalar, y: Float[Array, "*shape"], *, key: PRNGKeyArray
     ) -> Float[Array, "*shape"]:

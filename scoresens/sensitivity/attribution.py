@@ -131,7 +131,7 @@ def attribute(
     run = _attribute_batch if is_on_host(data) else _attribute_on_device
     levels, parts = zip(
         *(
-            run(driver, data, base, functional, batch, rule, top, profile, solve)
+            run(driver, data, base, functional, batch, rule, Wanted(top, profile), solve)
             for batch in batches((noise, keys, route.of_samples(len(noise))), solve.batch_size)
         ),
         strict=True,
@@ -146,12 +146,20 @@ def attribute(
 # ------------------------------------------------------------------ one batch
 
 
-def _attribute_batch(driver, data, base, functional, batch, trace, top, profile, solve):
+class Wanted(NamedTuple):
+    """What of the scores is wanted; static."""
+
+    top: int | None
+    profile: bool
+
+
+def _attribute_batch(driver, data, base, functional, batch, trace, wanted, solve):
     rows = own_rows(batch, data)
     trail = _down_and_up(driver, functional, *rows, trace, solve)
     trail = trail if rows is batch else _of_all_devices(trail, data.axis)
     stages = len(tableau(solve).b)
-    found = influences_along(trail, data, base, top=top, group=stages if profile else None)
+    group = stages if wanted.profile else None
+    found = influences_along(trail, data, base, top=wanted.top, group=group)
     if found.profile is not None:
         found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
@@ -167,7 +175,7 @@ def _of_all_devices(trail, axis):
 
 
 # One kernel; points on the host come block by block instead, between compiled pieces.
-_attribute_on_device = jax.jit(_attribute_batch, static_argnames=("top", "profile", "solve"))
+_attribute_on_device = jax.jit(_attribute_batch, static_argnames=("wanted", "solve"))
 
 
 @functools.partial(jax.jit, static_argnames="solve")

@@ -102,7 +102,7 @@ def loss_sensitivity(
     check_points(data)
     base, driver = driver_of(process, score, data, base, prior)
     x, _ = checked_start(process, score, x, name="x", shape=data.shape)
-    levels, weights = _check_levels(levels, weights, draws)
+    copies = _copies(levels, weights, draws)
     check_top(top, data)
     _checks.key_given("loss_sensitivity", key, "the noise of the loss is drawn from it")
     if driver.rides:
@@ -111,7 +111,7 @@ def loss_sensitivity(
     run = _loss_batch if is_on_host(data) else _loss_on_device
     loss, found, stats = joined(
         [
-            run(driver, data, base, batch, levels, weights, rule, top, solve)
+            run(driver, data, base, batch, copies, rule, top, solve)
             for batch in batches((x, fold(key, len(x))), solve.batch_size)
         ]
     )
@@ -119,8 +119,8 @@ def loss_sensitivity(
     return LossSensitivity(*flat(found, True), loss[:, 0], stats)
 
 
-def _loss_batch(driver, data, base, batch, levels, weights, trace, top, solve):
-    trail = _noised(driver, *batch, levels, weights, trace, solve)
+def _loss_batch(driver, data, base, batch, copies, trace, top, solve):
+    trail = _noised(driver, *batch, *copies, trace, solve)
     found = influences_along(trail, data, base, top=top)
     steps, solved = jnp.zeros(len(trail.x), int), jnp.ones(len(trail.x), bool)
     return trail.value, found, stats_of((trail.value, found), steps, solved)
@@ -165,7 +165,8 @@ def _known_at(driver, tau, x, trace, key, solve):
     return Known(cast(Array, density), smoothed_mean(driver.blur, tau, x, denoised))
 
 
-def _check_levels(levels, weights, draws):
+def _copies(levels, weights, draws):
+    """The noise level and the weight of each noised copy of a point, `[S]`."""
     levels = _checks.floating("levels", levels)
     if levels.ndim != 1 or not levels.size:
         raise ValueError(f"levels must be a vector [Q] of noise levels, got shape {levels.shape}")

@@ -93,11 +93,8 @@ def test_noise_level_grows(process):
     assert np.all(np.diff(levels) > 0)
 
 
-def test_kernel_and_prior_log_densities(process):
-    t, (x, y) = 0.3 * process.t_max, np.random.default_rng(0).normal(size=(2, 3))
-    alpha, sigma = laws.scales(process, t)
-    found = process.kernel_log_density(t, jnp.asarray(x), jnp.asarray(y))
-    laws.close(found, multivariate_normal(alpha * y, sigma**2).logpdf(x), relative=1e-12)
+def test_prior_log_density(process):
+    x = np.random.default_rng(0).normal(size=3)
     found = process.prior_log_density(jnp.asarray(x))
     expected = multivariate_normal(np.zeros(3), float(process.prior_std) ** 2).logpdf(x)
     laws.close(found, expected, relative=1e-12)
