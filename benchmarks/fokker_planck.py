@@ -176,7 +176,7 @@ def look_ups(folder: Path, name: str) -> dict:
     noise, key = PROCESS.sample_prior((SAMPLES, 2), key=jax.random.key(0)), jax.random.key(1)
     both = sample_both(PROCESS, score, noise, _times(), key=key)
     evaluated = [
-        sample_euler(PROCESS, score, noise, _times(), route=route, solve=Solve(throw=False)).x
+        sample_euler(PROCESS, score, noise, _times(), route=route, solve=ss.Solve(throw=False)).x
         for route in (ss.Flow(), ss.Diffusion(key))
     ]
     solve = _solve(steps=100, rho=10.0)

@@ -2,7 +2,7 @@
 
     kernels    x Y^T in log K          its error is an error of the exponent
     means      p Y                     the data's denoiser
-    levers     b F^T                   what a point does along each change of the denoiser
+    levers     a Y^T                   what a point does along each change of the denoiser
     all        the three
 
 Each is rounded as accelerators do it, the others stay in float32: operands rounded to bfloat16
@@ -27,7 +27,7 @@ import scoresens as ss
 from scoresens import _products, datasets
 from scoresens.laws import bumps
 from scoresens.models import pretrained
-from scoresens.sensitivity import attribution, tables
+from scoresens.sensitivity import _trails, attribution, tables
 from scoresens.sensitivity.functionals import inner_product
 
 PROCESS = ss.VP()
@@ -36,7 +36,7 @@ SOLVE = ss.Solve()
 PRODUCTS = {
     "kernels": ("...d,bd->...b",),
     "means": ("...b,bd->...d",),
-    "levers": ("smpf,bf->smpb",),
+    "levers": ("smpd,bd->smpb",),
 }
 PRODUCTS["all"] = tuple(spec for specs in PRODUCTS.values() for spec in specs)
 
@@ -114,11 +114,11 @@ def row(name: str) -> dict:
     score, data = DATA[name]()
     noise = PROCESS.sample_prior((SAMPLES, *data.shape), key=jax.random.key(1))
     towards = inner_product(data.points[0])
-    law = attribution.law_of(PROCESS, score, data, "data", None)[1]
-    trail = attribution._down_and_up(law, towards, noise, None, None, None, SOLVE)
+    _, driver = _trails.driver_of(PROCESS, score, data, "data", None)
+    trail = attribution._down_and_up(driver, towards, noise, None, ss.Flow(), None, SOLVE)
 
     def scores(data, trail):
-        found = tables.influences(data, trail.states, attribution.levers(data, trail))
+        found = _trails.influences_along(trail, data, data)
         return np.asarray(found.scores, np.float64)[:, 0]
 
     with jax.enable_x64(True):
