@@ -4,9 +4,4 @@ that they are attributed to."""
 from scoresens.report.page import draw_grid, draw_loss, draw_sheet
 from scoresens.report.tables import table
 
-__all__ = [
-    "draw_grid",
-    "draw_loss",
-    "draw_sheet",
-    "table",
-]
+__all__ = ["draw_grid", "draw_loss", "draw_sheet", "table"]
