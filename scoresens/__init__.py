@@ -98,9 +98,7 @@ from scoresens.sensitivity import (
     sample_sensitivity,
     score_sensitivity,
 )
-from scoresens.statistics import (
-    Estimate,
-)
+from scoresens.statistics import Estimate
 
 __version__ = "0.1.0"
 

@@ -130,13 +130,7 @@ def set_up_change(
 ) -> tuple[Setup, Change]:
     """What `set_up` returns, and the change of the data."""
     setup = set_up(
-        run.data,
-        checkpoint,
-        where,
-        stages,
-        count=run.count,
-        seed=run.seed,
-        bandwidth=run.bandwidth,
+        run.data, checkpoint, where, stages, count=run.count, seed=run.seed, bandwidth=run.bandwidth
     )
     with blaming(f"{where}: change"):
         return setup, make_change(setup.dataset, setup.data, run.change)

@@ -113,10 +113,7 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     result = about_change(setup, change, settings)
     result |= {"class": run.class_name, "class_share": shares}
     result |= {"median": medians, "shown": shown, "samples": numbers | names}
-    result["strip"] = {
-        "masses": moves.masses,
-        "norms": norms_by_mass(moves.strip, moves.before),
-    }
+    result["strip"] = {"masses": moves.masses, "norms": norms_by_mass(moves.strip, moves.before)}
     result["attribution"] = attributed_result(setup, found)
     write(out, result, run, stages)
     says = ", ".join(f"{words(name)} {value:.1%}" for name, value in shares.items())
@@ -138,12 +135,7 @@ def _moves(setup: Setup, change: Change, mass: float, stages: Stages) -> Moves:
 
 
 def _draw_moves(
-    out: Path,
-    run: DemoRun,
-    setup: Setup,
-    change: Change,
-    moves: Moves,
-    shares: Mapping[str, float],
+    out: Path, run: DemoRun, setup: Setup, change: Change, moves: Moves, shares: Mapping[str, float]
 ) -> None:
     """Write report.png and strip.png."""
     draw_demo(

@@ -9,14 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import (
-    PROCESS,
-    Setup,
-    about_agreement,
-    agreement,
-    titled,
-    write,
-)
+from scoresens.cli._common import PROCESS, Setup, about_agreement, agreement, titled, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
 from scoresens.datasets.images import prepare

@@ -21,13 +21,7 @@ from tqdm import tqdm
 from scoresens import sweeps
 from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Command, add_config, from_config
-from scoresens.cli._common import (
-    Model,
-    data_and_model,
-    options_of_base,
-    points_of,
-    write,
-)
+from scoresens.cli._common import Model, data_and_model, options_of_base, points_of, write
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming

@@ -8,23 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
-from scoresens.report._plots import (
-    BODY,
-    DASH,
-    FAINT,
-    INK,
-    OKABE_ITO,
-    SMALL,
-    draw_intervals,
-    dress,
-)
+from scoresens.report._plots import BODY, DASH, FAINT, INK, OKABE_ITO, SMALL, draw_intervals, dress
 from scoresens.report.tables import cell, table
 
 Result = Mapping[str, Any]
-COLUMNS = {
-    "displacement": ("lds", "pearson", "cosine", "l2", "size"),
-    "loss": ("lds", "pearson"),
-}
+COLUMNS = {"displacement": ("lds", "pearson", "cosine", "l2", "size"), "loss": ("lds", "pearson")}
 SHARED = "the effect that seeds share"
 ANOTHER = "another seed's training"
 

@@ -131,12 +131,7 @@ def draw_sheet(
 
 
 def draw_grid(
-    path: Path,
-    images: np.ndarray,
-    *,
-    title: str,
-    caption: str,
-    notes: Sequence[str] = (),
+    path: Path, images: np.ndarray, *, title: str, caption: str, notes: Sequence[str] = ()
 ) -> Path:
     """Write images `[M, *shape]` in rows of eight, each with its note if there are any."""
     across = min(8, len(images))
