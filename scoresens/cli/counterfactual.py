@@ -57,7 +57,8 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     changed = set_up_change(run, run.checkpoint, where, stages)
     setup, change, _ = changed
     process, score, route = setup.process, setup.score, route_of(run.sampler, run.seed)
-    options = black_box(setup, run.base, run.trace, run.seed) | {"route": route}
+    options = black_box(setup, run.base, run.trace, run.seed)
+    options["route"] = route
     with stages("sample", f"compiling and integrating {run.count} paths"):
         before = np.asarray(sample(process, score, setup.noise, route=route, solve=solve).x)
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
