@@ -32,6 +32,17 @@ def floating(name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
+def floats(name: str, x: Any) -> np.ndarray:
+    """`x` as a floating-point array of NumPy, of the precision that it has."""
+    x = np.asarray(x)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"{name} holds {x.dtype} where floating-point numbers belong; convert it first, "
+            f"for example {name}.astype(np.float32)"
+        )
+    return x
+
+
 def finite(name: str, value: Any) -> None:
     """Refuse NaN and infinity."""
     if not is_concrete(value):

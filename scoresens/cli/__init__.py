@@ -43,20 +43,11 @@ EXPERIMENTS = {
 COMMANDS = {
     command.name: command
     for command in (
-        demo.COMMAND,
-        train.COMMAND,
-        sample.COMMAND,
-        counterfactual.COMMAND,
-        attribute.COMMAND,
-        sensitivity.COMMAND,
-        validate.command(EXPERIMENTS),
-        gap.COMMAND,
-        sweep.COMMAND,
-        status.COMMAND,
-        convert.COMMAND,
-        residual.COMMAND,
+        demo.COMMAND, train.COMMAND, sample.COMMAND, counterfactual.COMMAND, attribute.COMMAND,
+        sensitivity.COMMAND, validate.command(EXPERIMENTS), gap.COMMAND, sweep.COMMAND,
+        status.COMMAND, convert.COMMAND, residual.COMMAND,
     )
-}
+}  # fmt: skip
 
 ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
@@ -145,10 +136,8 @@ def _complain(error: object, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = argparse.RawDescriptionHelpFormatter  # as they are written
-    parser = argparse.ArgumentParser(
-        "scoresens", description=ABOUT, epilog=AFTER, formatter_class=lines
-    )
+    parser = argparse.ArgumentParser("scoresens", description=ABOUT, epilog=AFTER)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # lines as they are written
     version = f"scoresens {versions()['scoresens']}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

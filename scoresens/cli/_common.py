@@ -14,7 +14,7 @@ from scoresens._files import replacing
 from scoresens.cli._config import ConfigError
 from scoresens.cli._progress import Stages, blaming, tell
 from scoresens.cli._results import write_result
-from scoresens.cli._settings import Base, ChangeRun, ComparisonRun, Trace, trace_of
+from scoresens.cli._settings import Base, ChangeRun, ComparisonRun, PathSettings, Trace, trace_of
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.importers import Foreign
 from scoresens.laws.learned import Smoothed
@@ -33,11 +33,7 @@ from scoresens.studies.finetuning import compare
 PROCESS = EDM()  # denoisers are of the canonical frame
 GRID = 64  # samples shown at most
 BUNDLED = ("digits",)  # checkpoints that come with the package
-VERBS = {
-    "add": "added",
-    "model": "added",
-    "shift": "moved",
-}  # what happens to the images of a change; else removed
+VERBS = {"add": "added", "model": "added", "shift": "moved"}  # images of a change; else removed
 
 Model = Denoiser | Foreign  # trained here, or converted
 
@@ -65,6 +61,42 @@ class Setup(NamedTuple):
         """The data as pictures need them."""
         return Named(self.dataset.images, self.dataset.labels, self.dataset.class_names)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every result records of its data."""
+        return {
+            "count": len(self.noise),
+            "images": len(self.dataset.images),
+            "bandwidth": float(self.data.bandwidth),
+        }
+
+
+class Changed(NamedTuple):
+    """What every run about a change of the data starts from."""
+
+    setup: Setup
+    change: Change
+    settings: ChangeSettings
+
+    @property
+    def title(self) -> str:
+        """The data and what changes in them, in one line."""
+        touched, dataset = int(self.change.touched.sum()), self.setup.dataset
+        share = f" ({touched} of {len(dataset.images)} images)" if touched else ""
+        return f"{dataset.name}: {self.settings.title}{share}"
+
+    @property
+    def touched(self) -> Touched:
+        """The data and what the change does to them, as pictures need it."""
+        verb = VERBS.get(self.settings.kind, "removed")
+        return Touched(self.setup.named, self.change.touched, verb)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every result about a change records of it."""
+        record = {"change": self.settings.title, "mass": self.settings.mass}
+        return record | self.setup.about | {"touched_images": int(self.change.touched.sum())}
+
 
 def set_up(
     data: DataSettings,
@@ -76,17 +108,9 @@ def set_up(
     seed: int,
     bandwidth: float | None = None,
 ) -> Setup:
-    """Data, model and noise, or an error that names the setting to mend.
-
-    Args:
-        data: which data.
-        checkpoint: its name, or its path.
-        where: the settings are from, for errors.
-        stages: say what is read.
-        count: of the noise.
-        seed: of the noise.
-        bandwidth: of the data; by default `default_bandwidth`.
-    """
+    """Data of a bandwidth (left out: `default_bandwidth`), the model of a checkpoint, by its name
+    or path, and `count` draws of noise by `seed`; or an error that names the setting to mend, in
+    the file or command `where`."""
     with stages("data", f"reading {data.name} and the checkpoint {checkpoint}"):
         dataset, model, about = data_and_model(data, checkpoint, where, prepare)
         points = points_of(dataset, bandwidth, where)
@@ -125,21 +149,21 @@ def points_of(dataset: Dataset, bandwidth: float | None, where: str) -> Points:
         )
 
 
-def set_up_change(
-    run: ChangeRun, checkpoint: str, where: str, stages: Stages
-) -> tuple[Setup, Change]:
+def set_up_run(run: PathSettings, checkpoint: str, where: str, stages: Stages) -> Setup:
+    """What `set_up` returns, of the settings of a run."""
+    options = {"count": run.count, "seed": run.seed, "bandwidth": run.bandwidth}
+    return set_up(run.data, checkpoint, where, stages, **options)
+
+
+def set_up_change(run: ChangeRun, checkpoint: str, where: str, stages: Stages) -> Changed:
     """What `set_up` returns, and the change of the data."""
-    setup = set_up(
-        run.data,
-        checkpoint,
-        where,
-        stages,
-        count=run.count,
-        seed=run.seed,
-        bandwidth=run.bandwidth,
-    )
+    return change_data(set_up_run(run, checkpoint, where, stages), run.change, where)
+
+
+def change_data(setup: Setup, settings: ChangeSettings, where: str) -> Changed:
+    """A change of the data, or an error that names it."""
     with blaming(f"{where}: change"):
-        return setup, make_change(setup.dataset, setup.data, run.change)
+        return Changed(setup, make_change(setup.dataset, setup.data, settings), settings)
 
 
 def black_box(setup: Setup, base: Base, trace: Trace, seed: int) -> dict[str, Any]:
@@ -176,21 +200,6 @@ def trainable(model: Model, where: str) -> Denoiser:
     return model
 
 
-def about(setup: Setup) -> dict[str, Any]:
-    """What every result records of its data."""
-    return {
-        "count": len(setup.noise),
-        "images": len(setup.dataset.images),
-        "bandwidth": float(setup.data.bandwidth),
-    }
-
-
-def about_change(setup: Setup, change: Change, settings: ChangeSettings) -> dict[str, Any]:
-    """What every result about a change records of it."""
-    record = {"change": settings.title, "mass": settings.mass}
-    return record | about(setup) | {"touched_images": int(change.touched.sum())}
-
-
 def agreement(
     predicted: Mapping[str, Batch], real: Batch, run: ComparisonRun
 ) -> dict[str, dict[str, Estimate]]:
@@ -202,15 +211,10 @@ def agreement(
 
 
 def about_agreement(
-    setup: Setup,
-    change: Change,
-    run: ComparisonRun,
-    results: Mapping[str, Mapping[str, Estimate]],
-    moves: Mapping[str, Batch],
+    changed: Changed, results: Mapping[str, Mapping[str, Estimate]], moves: Mapping[str, Batch]
 ) -> dict[str, Any]:
     """What a comparison of changes, predicted and real, records: measures, mean sizes of moves."""
-    record: dict[str, Any] = about_measures(results)
-    record |= about_change(setup, change, run.change) | {"methods": list(results)}
+    record = about_measures(results) | changed.about | {"methods": list(results)}
     return record | {"mean_norm": {name: float(norms(x).mean()) for name, x in moves.items()}}
 
 
@@ -220,18 +224,6 @@ def about_measures(results: Mapping[str, Mapping[str, Estimate]]) -> dict[str, A
         method: {measure: as_json(found._asdict()) for measure, found in row.items()}
         for method, row in results.items()
     }
-
-
-def touched_by(change: Change, setup: Setup, settings: ChangeSettings) -> Touched:
-    """The data and what a change does to them, as pictures need it."""
-    return Touched(setup.named, change.touched, VERBS.get(settings.kind, "removed"))
-
-
-def titled(setup: Setup, change: Change, settings: ChangeSettings) -> str:
-    """The data and what changes in them, in one line."""
-    touched, total = int(change.touched.sum()), len(setup.dataset.images)
-    share = f" ({touched} of {total} images)" if touched else ""
-    return f"{setup.dataset.name}: {settings.title}{share}"
 
 
 def quantiles(sizes: np.ndarray) -> dict[str, float]:
@@ -259,8 +251,8 @@ def as_json(numbers: dict[str, float]) -> dict[str, float | None]:
 
 def write(out: Path, result: dict[str, Any], run: Any, stages: Stages) -> None:
     """Write result.json."""
-    whole = {**result, "stages": stages.seconds}
-    write_result(out, whole, settings=run, seconds=stages.total)
+    result = {**result, "stages": stages.seconds}
+    write_result(out, result, settings=run, seconds=stages.total)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

@@ -26,9 +26,6 @@ def read(path: str | Path, cls: type[T]) -> T:
         path: the TOML file.
         cls: a dataclass; fields without a default are required.
 
-    Returns:
-        An instance of `cls`.
-
     Raises:
         ConfigError: for a file that is missing or not TOML, a key that is unknown or missing, a
             value of the wrong type, or one that the dataclass itself refuses with `ValueError`.
@@ -87,7 +84,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if origin is Literal and any(value == a and type(value) is type(a) for a in args):
         return value
     if (origin or kind) is tuple and isinstance(value, list):
-        kinds = _elements(args, len(value))
+        kinds = args[:1] * len(value) if args[-1:] == (Ellipsis,) else args
         if len(kinds) == len(value):
             triples = zip(value, kinds, range(len(value)), strict=True)
             return tuple(_convert(v, k, f"{key}[{i}]") for v, k, i in triples)
@@ -131,11 +128,6 @@ def _union(value: Any, kinds: tuple[Any, ...], union: Any, key: str) -> Any:
     if len(refusals) == 1:
         raise refusals[0]
     raise _Refused(f"{key}: expected {_name(union)}, got {_shown(value)}")
-
-
-def _elements(args: tuple[Any, ...], n: int) -> tuple[Any, ...]:
-    """The types of a tuple's elements, repeated n times where its length is free."""
-    return args[:1] * n if args[-1:] == (Ellipsis,) else args
 
 
 def _name(kind: Any) -> str:

@@ -28,9 +28,6 @@ def write_result(
         settings: the settings of the run, a dataclass or a mapping.
         seconds: how long the run took.
 
-    Returns:
-        The path of the file.
-
     Raises:
         ValueError: for a number that is not finite, or a key of `result` that is taken.
         TypeError: for a value that JSON cannot hold.

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import Setup, about, black_box, set_up, write, write_arrays
+from scoresens.cli._common import Setup, black_box, set_up_run, write, write_arrays
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, Question, make_question
 from scoresens.cli._progress import Stages, blaming
@@ -19,7 +19,7 @@ from scoresens.report.influence import PART, Influence, draw_influence, median_l
 from scoresens.report.samples import SHOWN
 from scoresens.report.tables import table
 from scoresens.sensitivity.attribution import attribute
-from scoresens.statistics.displacements import looks_like
+from scoresens.statistics.displacements import class_names, looks_like
 
 DRAWN = 4  # images of either kind that the picture shows
 
@@ -40,39 +40,14 @@ class AttributeRun(PathSettings):
         at_least(1, top=self.top)
 
 
-class Attributed(NamedTuple):
-    """What images do to samples, in arrays of the host; P is left out for a scalar functional."""
-
-    x: np.ndarray  # [M, *shape]
-    gradient: np.ndarray  # [M, P, *shape] of the functional at the sample
-    value: np.ndarray  # [M, P]
-    scores: np.ndarray | None  # [M, P, N]
-    top: np.ndarray  # [M, P, k], images by their indices
-    top_scores: np.ndarray
-    bottom: np.ndarray
-    bottom_scores: np.ndarray
-    edges: np.ndarray  # [steps + 1] noise levels, falling
-    profile: np.ndarray  # [M, P, steps]
-
-
 def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     """Write which training images raise and lower a number of each sample; the table of the run."""
     stages, solve = Stages(), Solve(steps=run.steps)
-    setup = set_up(
-        run.data,
-        run.checkpoint,
-        where,
-        stages,
-        count=run.count,
-        seed=run.seed,
-        bandwidth=run.bandwidth,
-    )
+    setup = set_up_run(run, run.checkpoint, where, stages)
     if run.top > len(setup.data):
         raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")
     with blaming(f"{where}: functional"):
-        question = make_question(
-            run.functional, setup.dataset, setup.data, setup.process, setup.score, solve
-        )
+        question = question_of(run.functional, setup, solve)
     with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
         options = black_box(setup, run.base, run.trace, run.seed)
         options["route"] = route_of(run.sampler, run.seed)
@@ -83,7 +58,7 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         draw_attributed(out / "report.png", setup, question, found, title)
         write_arrays(out / "scores.npz", **_arrays(found))
-    result = about(setup) | attributed_result(setup, found)
+    result = setup.about | attributed_result(setup, found)
     result |= {"functional": question.name, "parts": question.parts}
     same = result["same_class"]
     write(out, result, run, stages)
@@ -94,6 +69,12 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     return f"{title}\n\n{_table(setup, question, found)}\n\n{says}"
 
 
+def question_of(settings: FunctionalSettings, setup: Setup, solve: Solve) -> Question:
+    """The functional that settings name, of samples of the model."""
+    model, dataset, data = setup.model, setup.dataset, setup.data
+    return make_question(settings, dataset, data, model.process, model.score, solve)
+
+
 def attribute_samples(
     setup: Setup,
     question: Question,
@@ -102,7 +83,7 @@ def attribute_samples(
     solve: Solve,
     dense: bool = True,
     **options: Any,
-) -> Attributed:
+) -> Influence:
     """What every image does to the functional of the sample of each noise.
 
     Args:
@@ -114,27 +95,17 @@ def attribute_samples(
         dense: whether to keep the scores of all images.
         options: of `scoresens.attribute`.
     """
-    least = lowest_level(setup.process, solve)
-    found = attribute(
-        setup.process,
-        setup.score,
-        setup.data,
-        question.functional,
-        noise,
-        top=None if dense else top,
-        profile=True,
-        solve=solve,
-        **options,
-    )
+    asked = setup.process, setup.score, setup.data, question.functional, noise
+    options |= {"top": None if dense else top, "profile": True, "solve": solve}
+    found = attribute(*asked, **options)
     gradient = jax.jit(jax.vmap(jax.jacrev(question.functional)))(found.x)
-    arrays = jax.device_get((gradient, found))
-    gradient, found = jax.tree.map(np.asarray, arrays)
+    gradient, found = jax.tree.map(np.asarray, jax.device_get((gradient, found)))
     ranked = found[1:5] if found.scores is None else _ranked(found.scores, top)
     top_scores, top_images, bottom_scores, bottom_images = ranked
-    edges = np.append(found.levels, least)
-    return Attributed(
-        found.x, gradient, found.value, found.scores, top_images, top_scores, bottom_images,
-        bottom_scores, edges, found.profile,
+    edges = np.append(found.levels, lowest_level(setup.process, solve))
+    return Influence(
+        found.x, gradient, found.value, top_images, top_scores, bottom_images, bottom_scores,
+        edges, found.profile, scores=found.scores,
     )  # fmt: skip
 
 
@@ -142,7 +113,7 @@ def draw_attributed(
     path: Path,
     setup: Setup,
     question: Question,
-    found: Attributed,
+    found: Influence,
     title: str,
     samples: np.ndarray | None = None,
     rows_are: str = "",
@@ -162,32 +133,19 @@ def draw_attributed(
         samples = np.arange(min(len(found.x), max(1, SHOWN // len(parts))))
         rows_are = f"The first {len(samples)} of {len(found.x)} samples"
     rows = [(m, p) for m in range(len(samples)) for p in range(len(parts))]
-    looks = _classes(setup, looks_like(found.x, setup.named))
+    looks = class_names(found.x, setup.named)
     labels = [
         "\n".join(filter(None, (f"sample {samples[m]}", f"like {looks[m]}", parts[p])))
         for m, p in rows
     ]
     places, which = (np.array(part) for part in zip(*rows, strict=True))
-
-    def pick(array):
-        return array[places, which] if question.parts else array[places]
-
-    influence = Influence(
-        x=found.x[places],
-        gradient=pick(found.gradient),
-        value=pick(found.value),
-        top=pick(found.top),
-        top_scores=pick(found.top_scores),
-        bottom=pick(found.bottom),
-        bottom_scores=pick(found.bottom_scores),
-        edges=found.edges,
-        profile=pick(found.profile),
-        labels=labels,
-    )
+    at = (places, which) if question.parts else places
+    apart = ("gradient", "value", "top", "top_scores", "bottom", "bottom_scores", "profile")
+    shown = {name: getattr(found, name)[at] for name in apart}
     return draw_influence(
         path,
         setup.named,
-        influence,
+        found._replace(x=found.x[places], labels=labels, scores=None, **shown),
         images=DRAWN,
         title=title,
         says=question.says,
@@ -196,23 +154,20 @@ def draw_attributed(
     )
 
 
-def attributed_result(setup: Setup, found: Attributed) -> dict[str, Any]:
+def attributed_result(setup: Setup, found: Influence) -> dict[str, Any]:
     """What result.json records of what images do to samples."""
     return {
-        "class": _classes(setup, looks_like(found.x, setup.named)),
+        "class": class_names(found.x, setup.named),
         "same_class": _same_class(setup, found),
         "value": found.value,
-        "top_indices": found.top,
-        "top_values": found.top_scores,
-        "bottom_indices": found.bottom,
-        "bottom_values": found.bottom_scores,
+        **_extremes(found),
         "levels": found.edges[:-1],
         "profile": found.profile,
         "median_level": median_levels(found.profile, found.edges),
     }
 
 
-def _same_class(setup: Setup, found: Attributed) -> dict[str, float]:
+def _same_class(setup: Setup, found: Influence) -> dict[str, float]:
     """The shares of the images named, and of all, that are of the class their sample looks like."""
     own = looks_like(found.x, setup.named)
     labels = setup.dataset.labels
@@ -229,12 +184,7 @@ def _ranked(scores, top):
     """The largest and the smallest scores, and whose they are."""
     order = np.argsort(scores, axis=-1, kind="stable")
     most, least = order[..., ::-1][..., :top], order[..., :top]
-    return (
-        np.take_along_axis(scores, most, -1),
-        most,
-        np.take_along_axis(scores, least, -1),
-        least,
-    )
+    return np.take_along_axis(scores, most, -1), most, np.take_along_axis(scores, least, -1), least
 
 
 def _arrays(found):
@@ -242,17 +192,18 @@ def _arrays(found):
     kept |= {"profile": found.profile}
     if found.scores is not None:
         return kept | {"scores": found.scores}
-    return kept | {
-        "top_indices": found.top,
-        "top_values": found.top_scores,
-        "bottom_indices": found.bottom,
-        "bottom_values": found.bottom_scores,
-    }
+    return kept | _extremes(found)
+
+
+def _extremes(found: Influence) -> dict[str, np.ndarray]:
+    """The images named, and their scores, by their names in files."""
+    top = {"top_indices": found.top, "top_values": found.top_scores}
+    return top | {"bottom_indices": found.bottom, "bottom_values": found.bottom_scores}
 
 
 def _table(setup, question, found):
     """A row for each sample in the picture: its class, its number, and its extreme images."""
-    parts, looks = question.parts or ("",), _classes(setup, looks_like(found.x, setup.named))
+    parts, looks = question.parts or ("",), class_names(found.x, setup.named)
     levels = median_levels(found.profile, found.edges)
     rows = {}
     for m in range(min(SHOWN, len(found.x))):
@@ -261,10 +212,7 @@ def _table(setup, question, found):
             best, worst = (
                 f"{PART * scores[at][0]:+.2f} by #{images[at][0]} "
                 f"({setup.dataset.class_names[setup.dataset.labels[images[at][0]]]})"
-                for images, scores in (
-                    (found.top, found.top_scores),
-                    (found.bottom, found.bottom_scores),
-                )
+                for images, scores in (found[3:5], found[5:7])
             )
             rows[f"sample {m}{part and ', '}{part}"] = {
                 "looks like": looks[m],
@@ -274,10 +222,6 @@ def _table(setup, question, found):
                 "median noise level": f"{levels[at]:.2g}",
             }
     return table(rows)
-
-
-def _classes(setup, labels):
-    return [setup.dataset.class_names[label] for label in labels]
 
 
 COMMAND = Command(

@@ -63,8 +63,7 @@ def run_convert(run: ConvertRun, out: Path, where: str) -> str:
         importers.save(path, foreign, {"data": None, "source": run.source, "kind": run.kind})
         importers.load(path)
     schedule, process = foreign.schedule, foreign.process
-    leaves = jax.tree.leaves(foreign.network)
-    parameters = sum(leaf.size for leaf in leaves)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(foreign.network))
     highest = float(process.noise_level(process.t_max))
     about = {
         "shape": list(foreign.shape),

@@ -8,13 +8,10 @@ import numpy as np
 
 from scoresens.cli._command import Command
 from scoresens.cli._common import (
-    about_change,
     black_box,
     norms_by_mass,
     quantiles,
     set_up_change,
-    titled,
-    touched_by,
     write,
     write_arrays,
 )
@@ -57,36 +54,26 @@ class CounterfactualRun(ChangeRun):
 def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     """Write samples after a change of the data, at growing masses; the table of the run."""
     stages, solve, masses = Stages(), Solve(steps=run.steps), run.ladder
-    setup, change = set_up_change(run, run.checkpoint, where, stages)
+    changed = set_up_change(run, run.checkpoint, where, stages)
+    setup, change, _ = changed
     process, score, route = setup.process, setup.score, route_of(run.sampler, run.seed)
+    options = black_box(setup, run.base, run.trace, run.seed)
+    options["route"] = route
     with stages("sample", f"compiling and integrating {run.count} paths"):
         before = np.asarray(sample(process, score, setup.noise, route=route, solve=solve).x)
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
-        found = counterfactual(
-            process,
-            score,
-            change.perturbation,
-            setup.noise,
-            mass=jnp.asarray(masses),
-            route=route,
-            solve=solve,
-            **black_box(setup, run.base, run.trace, run.seed),
-        )
+        start = process, score, change.perturbation, setup.noise
+        found = counterfactual(*start, mass=jnp.asarray(masses), solve=solve, **options)
     after, bounded = np.asarray(found.x[:, :, 0]), np.asarray(found.bounded[:, :, 0])
     sizes = norms_by_mass(after, before)
     was = looks_like(before, setup.named)
     turned = [float(np.mean(looks_like(x, setup.named) != was)) for x in np.moveaxis(after, 1, 0)]
-    title = titled(setup, change, replace(run.change, mass=masses[-1]))
+    title = changed._replace(settings=replace(run.change, mass=masses[-1])).title
     with stages("pictures", "drawing"):
-        draw_strip(
-            out / "report.png",
-            touched_by(change, setup, run.change),
-            Strip(before, after, masses, sizes[:, -1], bounded),
-            count=SHOWN,
-            title=title,
-        )
+        strip = Strip(before, after, masses, sizes[:, -1], bounded)
+        draw_strip(out / "report.png", changed.touched, strip, count=SHOWN, title=title)
         write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
-    result = about_change(setup, change, run.change) | {"masses": masses, "norms": sizes}
+    result = changed.about | {"masses": masses, "norms": sizes}
     moved = change.moved * masses[-1] / run.change.mass
     trust = reliability(after[:, -1] - before, moved, float(setup.data.bandwidth))
     result |= {"reliability": trust}

@@ -10,24 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.cli._command import Command, from_options
-from scoresens.cli._common import (
-    Setup,
-    about_change,
-    norms_by_mass,
-    set_up,
-    titled,
-    touched_by,
-    words,
-    write,
-)
-from scoresens.cli._functionals import FunctionalSettings, Question, make_question
+from scoresens.cli._common import Changed, change_data, norms_by_mass, set_up, words, write
+from scoresens.cli._functionals import FunctionalSettings
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import at_least
 from scoresens.cli.attribute import (
-    Attributed,
     attribute_samples,
     attributed_result,
     draw_attributed,
+    question_of,
 )
 from scoresens.datasets.images import DataSettings
 from scoresens.flow.solve import Solve
@@ -35,8 +26,15 @@ from scoresens.report.samples import Strip, draw_demo, draw_strip
 from scoresens.report.tables import Rows, table
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
-from scoresens.statistics.displacements import Batch, cosines, looks_like, norms, spread
-from scoresens.studies.changes import Change, ChangeSettings, make_change
+from scoresens.statistics.displacements import (
+    Batch,
+    class_names,
+    cosines,
+    looks_like,
+    norms,
+    spread,
+)
+from scoresens.studies.changes import ChangeSettings
 
 DRAWN = 128  # samples, of which some are shown
 STRIP = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # masses of the strip, beside the run's
@@ -84,76 +82,66 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
         settings = run.change
     drawn = max(DRAWN, run.count)
     setup = set_up(DataSettings("digits"), "digits", where, stages, count=drawn, seed=run.seed)
-    with blaming(f"{where}: change"):
-        change = make_change(setup.dataset, setup.data, settings)
-    moves = _moves(setup, change, run.mass, stages)
+    changed = change_data(setup, settings, where)
+    moves = _moves(changed, stages)
     shown = spread(norms(moves.finite), run.count)
     with stages("attribution", f"compiling and integrating {len(shown)} paths and adjoints"):
-        itself, solve = FunctionalSettings("itself"), Solve()
-        question = make_question(
-            itself, setup.dataset, setup.data, setup.process, setup.score, solve
-        )
-        found = attribute_samples(
-            setup, question, setup.noise[shown], NAMED, solve, base=setup.data
-        )
-    shares = _shares(setup, change, run.class_name, moves)
+        solve, noise = Solve(), setup.noise[shown]
+        question = question_of(FunctionalSettings("itself"), setup, solve)
+        found = attribute_samples(setup, question, noise, NAMED, solve, base=setup.data)
+    shares = _shares(changed, run.class_name, moves)
     with stages("pictures", "drawing"):
-        _draw_moves(out, run, setup, change, moves, shares)
-        _draw_attributed(out, setup, question, found, shown)
+        _draw_moves(out, run, changed, moves, shares)
+        title = question.title(setup.dataset, len(shown))
+        draw_attributed(
+            out / "attribution.png", setup, question, found, title, shown,
+            f"{len(shown)} of {len(setup.noise)} samples, from the one that moves most (report.png)"
+            " to the one that moves least",
+        )  # fmt: skip
     numbers = {
         "first_order_norm": norms(moves.first_order),
         "counterfactual_norm": norms(moves.finite),
         "cosine": cosines(moves.first_order, moves.finite),
     }
     names = {
-        f"class_{when}": [setup.named.class_names[i] for i in looks_like(x, setup.named)]
+        f"class_{when}": class_names(x, setup.named)
         for when, x in (("before", moves.before), ("after", moves.after))
     }
     medians = {name: float(np.median(values)) for name, values in numbers.items()}
-    result = about_change(setup, change, settings)
-    result |= {"class": run.class_name, "class_share": shares}
+    result = changed.about | {"class": run.class_name, "class_share": shares}
     result |= {"median": medians, "shown": shown, "samples": numbers | names}
-    result["strip"] = {
-        "masses": moves.masses,
-        "norms": norms_by_mass(moves.strip, moves.before),
-    }
+    result["strip"] = {"masses": moves.masses, "norms": norms_by_mass(moves.strip, moves.before)}
     result["attribution"] = attributed_result(setup, found)
     write(out, result, run, stages)
     says = ", ".join(f"{words(name)} {value:.1%}" for name, value in shares.items())
     rows = table(_rows(shown, numbers, names, medians))
-    return f"{titled(setup, change, settings)}\n\n{rows}\n\nshare of class {run.class_name}: {says}"
+    return f"{changed.title}\n\n{rows}\n\nshare of class {run.class_name}: {says}"
 
 
-def _moves(setup: Setup, change: Change, mass: float, stages: Stages) -> Moves:
+def _moves(changed: Changed, stages: Stages) -> Moves:
     """The samples before, to first order, and at growing masses."""
+    setup, change, settings = changed
     start = setup.process, setup.score, change.perturbation, setup.noise
     with stages("first_order", f"compiling and integrating {len(setup.noise)} paths and tangents"):
         first = sample_sensitivity(*start, base=setup.data)
-    masses = sorted({*STRIP, mass})
+    masses = sorted({*STRIP, settings.mass})
     with stages("counterfactual", f"compiling and integrating them at {len(masses)} masses"):
         finite = counterfactual(*start, mass=jnp.asarray(masses), base=setup.data)
     before, strip = np.asarray(first.x), np.asarray(finite.x[:, :, 0])
-    moved = mass * np.asarray(first.tangent[:, 0])
-    return Moves(before, moved, strip[:, masses.index(mass)], strip, masses)
+    moved = settings.mass * np.asarray(first.tangent[:, 0])
+    return Moves(before, moved, strip[:, masses.index(settings.mass)], strip, masses)
 
 
 def _draw_moves(
-    out: Path,
-    run: DemoRun,
-    setup: Setup,
-    change: Change,
-    moves: Moves,
-    shares: Mapping[str, float],
+    out: Path, run: DemoRun, changed: Changed, moves: Moves, shares: Mapping[str, float]
 ) -> None:
     """Write report.png and strip.png."""
     draw_demo(
         out / "report.png",
-        touched_by(change, setup, run.change),
-        moves.before,
-        moves.first_order,
-        moves.after,
+        changed.touched,
+        *moves[:3],
         count=run.count,
-        title=titled(setup, change, run.change),
+        title=changed.title,
         remark=(
             f"The class's share: {shares['data_before']:.0%} → {shares['data_after']:.0%} of "
             f"the data, {shares['samples_before']:.0%} → {shares['samples_after']:.0%} of the "
@@ -164,7 +152,7 @@ def _draw_moves(
     sizes = norms(moves.finite)
     draw_strip(
         out / "strip.png",
-        touched_by(change, setup, run.change),
+        changed.touched,
         Strip(moves.before, moves.strip, moves.masses, sizes),
         count=run.count,
         title=f"digits: more and more of class {run.class_name}, "
@@ -173,29 +161,13 @@ def _draw_moves(
     )
 
 
-def _draw_attributed(
-    out: Path, setup: Setup, question: Question, found: Attributed, shown: np.ndarray
-) -> None:
-    """Write attribution.png."""
-    draw_attributed(
-        out / "attribution.png",
-        setup,
-        question,
-        found,
-        question.title(setup.dataset, len(shown)),
-        shown,
-        f"{len(shown)} of {len(setup.noise)} samples, from the one that moves most (report.png) to "
-        "the one that moves least",
-    )
-
-
-def _shares(setup: Setup, change: Change, class_name: str, moves: Moves) -> dict[str, float]:
+def _shares(changed: Changed, class_name: str, moves: Moves) -> dict[str, float]:
     """The shares of one class in the samples and in the data."""
+    setup, change, _ = changed
     label = setup.dataset.class_names.index(class_name)
-    was, became = (looks_like(x, setup.named) for x in (moves.before, moves.after))
     return {
-        "samples_before": float(np.mean(was == label)),
-        "samples_after": float(np.mean(became == label)),
+        "samples_before": float(np.mean(looks_like(moves.before, setup.named) == label)),
+        "samples_after": float(np.mean(looks_like(moves.after, setup.named) == label)),
         "data_before": float(change.touched.mean()),
         "data_after": float(change.weights[change.touched].sum()),
     }
@@ -215,9 +187,8 @@ def _rows(
         }
         for i in shown
     }
-    return rows | {
-        "median of all": {words(name): f"{value:.2f}" for name, value in medians.items()}
-    }
+    median = {words(name): f"{value:.2f}" for name, value in medians.items()}
+    return rows | {"median of all": median}
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

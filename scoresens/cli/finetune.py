@@ -16,7 +16,6 @@ from scoresens.cli._common import (
     agreement,
     as_json,
     set_up_change,
-    titled,
     trainable,
     write,
     write_arrays,
@@ -27,16 +26,7 @@ from scoresens.flow.solve import Solve
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import cell, table, validation_table
 from scoresens.statistics.estimates import Estimate
-from scoresens.studies.finetuning import (
-    Calibration,
-    Finetuning,
-    RealChange,
-    calibration,
-    compare,
-    predict_change,
-    real_changes,
-    reliability,
-)
+from scoresens.studies import finetuning
 from scoresens.studies.store import of_study
 from scoresens.training.denoising import TrainSettings
 
@@ -68,42 +58,39 @@ class FinetuneRun(ComparisonRun):
 def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     """Write how well predicted changes match what fine-tuning does; the table of the run."""
     stages, solve = Stages(), Solve(steps=run.steps)
-    setup, change = set_up_change(run, run.checkpoint, where, stages)
+    changed = set_up_change(run, run.checkpoint, where, stages)
+    setup, change, title = changed.setup, changed.change, changed.title
     model = trainable(setup.model, where)
     with blaming(where):
         of_study(out, run, STUDY, checkpoint=fingerprint(model))
     with stages("predict", f"compiling and integrating {run.count} paths by each method"):
-        predicted = predict_change(
+        predicted = finetuning.predict_change(
             model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run.trace)
         )
     before = predicted.pop("before")
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
-        finetuning = Finetuning(
+        how = finetuning.Finetuning(
             out / "models", run.finetune, key, run.repeats, run.after, solve, shown
         )
-        reals = real_changes(model, setup.data, change, setup.noise, finetuning)
+        reals = finetuning.real_changes(model, setup.data, change, setup.noise, how)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
         found = {steps: _compared(predicted, real, run) for steps, real in reals.items()}
     real, results = reals[run.finetune.steps], found[run.finetune.steps]
-    title = titled(setup, change, run.change)
     with stages("pictures", "drawing"):
-        first_pair = real.control[0], real.changed[0]
-        draw_validation(
-            out / "report.png",
-            setup.dataset.images,
-            Comparison(before, *first_pair, real.displacement, predicted, results),
-            title=f"{title}, predicted and real",
-            trained="the checkpoint fine-tuned",
-        )
+        one, other, moved = real.control[0], real.changed[0], real.displacement
+        shown_pair = Comparison(before, one, other, moved, predicted, results)
+        says = {"title": f"{title}, predicted and real", "trained": "the checkpoint fine-tuned"}
+        draw_validation(out / "report.png", setup.dataset.images, shown_pair, **says)
         arrays = {"before": before, "control": real.control, "changed": real.changed}
         write_arrays(out / "displacements.npz", **arrays, **predicted)
     drift = np.concatenate(real.control - before)
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
-    result = about_agreement(setup, change, run, results, moves)
+    result = about_agreement(changed, results, moves)
     finite = predicted["counterfactual_data"]
-    trust = reliability(finite, change.moved, float(setup.data.bandwidth))
-    worth = calibration(trust, finite, real.displacement, resamples=run.resamples, seed=run.seed)
+    trust = finetuning.reliability(finite, change.moved, float(setup.data.bandwidth))
+    options = {"resamples": run.resamples, "seed": run.seed}
+    worth = finetuning.calibration(trust, finite, real.displacement, **options)
     result |= {"moved": change.moved, "reliability": about_calibration(worth)}
     result |= as_json({"reach": real.reach})
     result["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
@@ -117,16 +104,18 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     return "\n\n".join(parts)
 
 
-def _compared(predicted: Mapping[str, np.ndarray], real: RealChange, run: FinetuneRun) -> Results:
+def _compared(
+    predicted: Mapping[str, np.ndarray], real: finetuning.RealChange, run: FinetuneRun
+) -> Results:
     """Every method against the truth, and one pair of fine-tunings against the others."""
     results = agreement(predicted, real.displacement, run)
     if run.repeats > 1:
-        ceiling = compare(*real.ceiling, resamples=run.resamples, seed=run.seed)
-        results["another_finetuning"] = ceiling
+        options = {"resamples": run.resamples, "seed": run.seed}
+        results["another_finetuning"] = finetuning.compare(*real.ceiling, **options)
     return results
 
 
-def about_calibration(worth: Calibration) -> dict[str, Any]:
+def about_calibration(worth: finetuning.Calibration) -> dict[str, Any]:
     """What a reliability was worth, to write down."""
     cosines = [[value if np.isfinite(value) else None for value in row] for row in worth.cosine]
     return {
@@ -138,15 +127,10 @@ def about_calibration(worth: Calibration) -> dict[str, Any]:
     }
 
 
-def _by_reliability(worth: Calibration) -> str:
+def _by_reliability(worth: finetuning.Calibration) -> str:
     rows = {
-        f"from {low:g}": {
-            "samples": str(count),
-            "cosine, median [10 %, 90 %]": cell((middle, low_end, high_end)),
-        }
-        for low, count, (low_end, middle, high_end) in zip(
-            worth.low, worth.count, worth.cosine, strict=True
-        )
+        f"from {low:g}": {"samples": str(count), "cosine, median [10 %, 90 %]": cell(ends)}
+        for low, count, ends in zip(worth.low, worth.count, worth.cosine[:, [1, 0, 2]], strict=True)
         if count
     }
     found = f"rank correlation with the cosine: {cell(worth.spearman)}"
@@ -155,10 +139,7 @@ def _by_reliability(worth: Calibration) -> str:
 
 def _by_steps(found: Mapping[int, Results]) -> str:
     rows = {
-        method: {
-            f"{steps:,}": cell(results[method]["pooled_pearson"])
-            for steps, results in found.items()
-        }
+        method: {f"{steps:,}": cell(row[method]["pooled_pearson"]) for steps, row in found.items()}
         for method in next(iter(found.values()))
     }
     return table(rows, "method")

@@ -80,20 +80,18 @@ def run_gap(run: GapRun, out: Path, where: str) -> str:
         trained, histograms = train_networks(run, out / "networks", stages), {}
         potentials = {name: network.potential for name, network in trained.items()}
     else:
-        with (
-            stages("networks", f"reading the networks in {run.networks}"),
-            blaming(f"{where}: networks"),
-        ):
+        reading = stages("networks", f"reading the networks in {run.networks}")
+        with reading, blaming(f"{where}: networks"):
             trained, (potentials, histograms) = {}, read_folder(run.networks)
     found = {}
     for place, (name, potential) in enumerate(potentials.items(), 1):
         what = f"{name}, {place} of {len(potentials)}: {run.samples} samples of each law"
         with stages(f"sample {name}", what):
             found[name] = _sampled(out / "samples" / f"{name}.npz", name, potential, run)
-    studied = [
-        _study(name, found[name], histograms, run.seed, stages, f"{place} of {len(found)}")
-        for place, name in enumerate(found, 1)
-    ]
+    studied = []
+    for place, name in enumerate(found, 1):
+        with stages(f"measure {name}", f"{name}, {place} of {len(found)}: distances"):
+            studied.append(_study(name, found[name], histograms, run.seed))
     with stages("pictures", "drawing"):
         for family, members in families(studied).items():
             draw_laws(out / f"laws-{family}.png", family, members)
@@ -184,21 +182,13 @@ def _sampled(file: Path, name: str, potential: PotentialMLP, run: GapRun) -> Sam
         raise FloatingPointError(f"{name}: {error}") from error
 
 
-def _study(
-    name: str,
-    found: Sampled,
-    histograms: Mapping[str, np.ndarray],
-    seed: int,
-    stages: Stages,
-    place: str,
-) -> Studied:
+def _study(name: str, found: Sampled, histograms: Mapping[str, np.ndarray], seed: int) -> Studied:
     """The numbers of one network."""
     data, weight = network_name(name)
-    with stages(f"measure {name}", f"{name}, {place}: distances"):
-        truth = truth_of(data, histograms)
-        known = {} if truth is None else {f"truth_{data}": truth}
-        row = {"data": data, "weight": weight}
-        row |= measure(name, data, found, {**histograms, **known}, seed=seed)
+    truth = truth_of(data, histograms)
+    known = {} if truth is None else {f"truth_{data}": truth}
+    row = {"data": data, "weight": weight}
+    row |= measure(name, data, found, {**histograms, **known}, seed=seed)
     return Studied(name, data, weight, found, truth, row)
 
 

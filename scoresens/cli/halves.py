@@ -24,13 +24,7 @@ from scoresens.statistics.components import principal_components
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
-from scoresens.studies.retraining import (
-    PROCESS,
-    Queries,
-    Retraining,
-    baselines,
-    training_levels,
-)
+from scoresens.studies.retraining import PROCESS, Queries, Retraining, baselines, training_levels
 from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
 STUDY = ("data", "model", "train", "halves", "steps")

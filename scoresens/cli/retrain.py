@@ -9,24 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import (
-    PROCESS,
-    Setup,
-    about_agreement,
-    agreement,
-    titled,
-    write,
-)
+from scoresens.cli._common import Changed, Setup, about_agreement, agreement, points_of, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
-from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import validation_table
 from scoresens.studies.changes import make_change
 from scoresens.studies.finetuning import predict_change
-from scoresens.studies.retraining import Queries, Retraining, Trial
+from scoresens.studies.retraining import PROCESS, Queries, Retraining, Trial
 from scoresens.studies.store import of_study
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
@@ -50,9 +42,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     stages, solve = Stages(), Solve(steps=run.steps)
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
-        images = jnp.asarray(dataset.images)
-        h = run.bandwidth or default_bandwidth(images)
-        data = Points(images, bandwidth=h)
+        data = points_of(dataset, run.bandwidth, where)
     with blaming(f"{where}: change"):
         change = make_change(dataset, data, run.change)
     with blaming(where):
@@ -60,18 +50,18 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     study = Retraining(out, dataset.images, run.model, run.train, solve, shown)
     own = {"images": change.images, "base_weights": change.base_weights}
     still = own if change.base_weights is not None else {}
-    controls = {f"control-{seed}": Trial(seed, **still) for seed in range(run.seeds)}
-    trials = controls | {
-        f"changed-{seed}": Trial(seed, change.weights, **own) for seed in range(run.seeds)
-    }
+    seeds = range(run.seeds)
+    controls = {f"control-{seed}": Trial(seed, **still) for seed in seeds}
+    trials = controls | {f"changed-{seed}": Trial(seed, change.weights, **own) for seed in seeds}
     with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
         models = study.models(controls)
     noise = PROCESS.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
-    queries = Queries(noise, images[:0], jnp.ones(1, images.dtype), jax.random.key(0))
+    none = jnp.asarray(dataset.images[:0])
+    queries = Queries(noise, none, jnp.ones(1, none.dtype), jax.random.key(0))
     with stages("train", f"{len(trials)} trainings", bars=True):
         found = study.outputs(trials, models, queries)
     control, changed = (
-        np.stack([found[f"{name}-{seed}"].samples for seed in range(run.seeds)])
+        np.stack([found[f"{name}-{seed}"].samples for seed in seeds])
         for name in ("control", "changed")
     )
     real = changed - control
@@ -86,19 +76,15 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
         pooled = {method: _pooled(moves) for method, moves in predicted.items()}
         others = {"another_seed": _pooled(np.roll(real, 1, 0))} if run.seeds > 1 else {}
         results = agreement(pooled | others, _pooled(real), run)
-    setup = Setup(dataset, data, models["control-0"], noise)
-    title = f"{titled(setup, change, run.change)}, trained from scratch"
+    whole = Changed(Setup(dataset, data, models["control-0"], noise), change, run.change)
+    title = f"{whole.title}, trained from scratch"
     first = {method: moves[0] for method, moves in predicted.items()}
     with stages("pictures", "drawing"):
-        draw_validation(
-            out / "report.png",
-            dataset.images,
-            Comparison(before[0], control[0], changed[0], real[0], first, results),
-            title=f"{title}, predicted and real",
-            trained="a model trained from scratch",
-        )
+        pair = Comparison(before[0], control[0], changed[0], real[0], first, results)
+        says = {"title": f"{title}, predicted and real", "trained": "a model trained from scratch"}
+        draw_validation(out / "report.png", dataset.images, pair, **says)
     moves = {"real": _pooled(real), **pooled}
-    write(out, about_agreement(setup, change, run, results, moves), run, stages)
+    write(out, about_agreement(whole, results, moves), run, stages)
     return f"{title}, {run.count} samples, {run.seeds} seeds\n\n{validation_table(results)}"
 
 

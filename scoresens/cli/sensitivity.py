@@ -6,16 +6,7 @@ from pathlib import Path
 import jax
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import (
-    about_change,
-    black_box,
-    quantiles,
-    set_up_change,
-    titled,
-    touched_by,
-    write,
-    write_arrays,
-)
+from scoresens.cli._common import black_box, quantiles, set_up_change, write, write_arrays
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow.solve import Solve
@@ -36,35 +27,23 @@ class SensitivityRun(ChangeRun):
 def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
     """Write the first-order change of samples under a change of the data; the table of the run."""
     stages = Stages()
-    setup, change = set_up_change(run, run.checkpoint, where, stages)
-    process, score = setup.process, setup.score
+    changed = set_up_change(run, run.checkpoint, where, stages)
+    setup, title = changed.setup, changed.title
+    start = setup.process, setup.score, changed.change.perturbation, setup.noise
+    options = black_box(setup, run.base, run.trace, run.seed)
     with stages("sensitivity", f"compiling and integrating {run.count} paths and tangents"):
-        found = sample_sensitivity(
-            process,
-            score,
-            change.perturbation,
-            setup.noise,
-            solve=Solve(steps=run.steps),
-            **black_box(setup, run.base, run.trace, run.seed),
-        )
+        found = sample_sensitivity(*start, solve=Solve(steps=run.steps), **options)
     x, tangent, density = jax.device_get((found.x, found.tangent[:, 0], found.log_density))
     moved = run.change.mass * tangent
-    title = titled(setup, change, run.change)
     with stages("pictures", "drawing"):
-        draw_sensitivity(
-            out / "report.png",
-            touched_by(change, setup, run.change),
-            x,
-            moved,
-            title=title,
-            log_density=density,
-        )
+        touched = changed.touched
+        draw_sensitivity(out / "report.png", touched, x, moved, title=title, log_density=density)
         arrays = {"x": x, "tangent": tangent}
         arrays |= {} if density is None else {"log_density": density}
         write_arrays(out / "tangents.npz", **arrays)
     sizes = norms(moved)
     spread = quantiles(sizes)
-    result = about_change(setup, change, run.change) | {"first_order_norm": spread, "norms": sizes}
+    result = changed.about | {"first_order_norm": spread, "norms": sizes}
     write(out, result, run, stages)
     row = {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
     return f"{title}\n\n" + table({f"first order ({run.base})": row}, "method")

@@ -16,11 +16,6 @@ class StatusRun:
     folder: Path
 
 
-def run_status(run: StatusRun, out: Path, where: str) -> str:
-    """The table of how far a sweep is."""
-    return status(run.folder)
-
-
 def status(folder: Path) -> str:
     """How far the sweep in a folder is, as a table."""
     found = progress(folder)
@@ -43,7 +38,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 COMMAND = Command(
     name="status",
-    run=run_status,
+    run=lambda run, out, where: status(run.folder),
     settings=StatusRun,
     arguments=_add_arguments,
     read=from_options,

@@ -21,13 +21,7 @@ from tqdm import tqdm
 from scoresens import sweeps
 from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Command, add_config, from_config
-from scoresens.cli._common import (
-    Model,
-    data_and_model,
-    options_of_base,
-    points_of,
-    write,
-)
+from scoresens.cli._common import Model, data_and_model, options_of_base, points_of, write
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming
@@ -76,9 +70,8 @@ class SweepRun:
 
     def __post_init__(self):
         at_least(1, samples=self.samples, steps=self.steps, seeds=len(self.seeds))
-        for name in ("top", "rows", "columns"):
-            if getattr(self, name) is not None:
-                at_least(1, **{name: getattr(self, name)})
+        counts = {"top": self.top, "rows": self.rows, "columns": self.columns}
+        at_least(1, **{name: count for name, count in counts.items() if count is not None})
         check_bandwidth(self.bandwidth)
         check_trace(self.trace)
         if self.memory is not None and not self.memory > 0:
@@ -101,7 +94,6 @@ class Start(NamedTuple):
     """All that a sweep starts from."""
 
     model: Model
-    dataset: Dataset
     data: Points
     question: sweeps.Question
     names: list[str]  # of the directions
@@ -151,38 +143,37 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
 
 def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
-        if run.stream:
-            dataset, model, _ = data_and_model(run.data, run.checkpoint, where, unread)
-            data = _streamed(run, where, dataset)
-        else:
-            dataset, model, _ = data_and_model(run.data, run.checkpoint, where, prepare)
-            data = points_of(dataset, run.bandwidth, where)
+        read, points = (unread, _streamed) if run.stream else (prepare, points_of)
+        dataset, model, _ = data_and_model(run.data, run.checkpoint, where, read)
+        data = points(dataset, run.bandwidth, where)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
     options = options_of_base(data, run.base, run.trace) | {"mesh": mesh, "solve": solve}
     if run.question == "attribution":
         with blaming(f"{where}: functional"):
-            functional = make_question(
-                run.functional, dataset, data, process, score, solve
-            ).functional
-            question = sweeps.attributions(process, score, data, functional, top=run.top, **options)
-        return Start(model, dataset, data, question, ["all"])
+            asked = make_question(run.functional, dataset, data, process, score, solve).functional
+            question = sweeps.attributions(process, score, data, asked, top=run.top, **options)
+        return Start(model, data, question, ["all"])
     with blaming(f"{where}: directions"):
         perturbation, names = _directions(run, dataset, data)
     question = sweeps.sensitivities(process, score, perturbation, **options)
-    return Start(model, dataset, data, question, names)
+    return Start(model, data, question, names)
 
 
 def unread(settings: DataSettings) -> Dataset:
     """The data where they are, of one class."""
-    images = stream(Path(settings.path or settings.name))
+    images = stream(_source(settings))
     return Dataset(settings.name, images, np.zeros(len(images), int), ("all",))  # type: ignore
 
 
-def _streamed(run: SweepRun, where: str, dataset: Dataset) -> Points:
+def _source(settings: DataSettings) -> Path:
+    return Path(settings.path or settings.name)
+
+
+def _streamed(dataset: Dataset, bandwidth: float | None, where: str) -> Points:
     with blaming(f"{where}: bandwidth"):
-        if run.bandwidth is None:
+        if bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
-        return Points.on_host(dataset.images, bandwidth=run.bandwidth)
+        return Points.on_host(dataset.images, bandwidth=bandwidth)
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:
@@ -207,8 +198,8 @@ def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturba
 
 def _layout(run: SweepRun, start: Start, out: Path) -> Layout:
     """That of the store, if there is one, else one that fits the memory."""
-    study = out / "study.json"
-    if study.is_file() and run.rows is None and run.columns is None and run.memory is None:
+    named = (run.rows, run.columns, run.memory) != (None, None, None)
+    if (out / "study.json").is_file() and not named:
         return progress(out)["layout"]
     memory = _free_memory() / 2 if run.memory is None else run.memory * GIB
     return sweeps.layout_of(
@@ -239,9 +230,7 @@ def _study(run: SweepRun, start: Start) -> dict[str, Any]:
     return {
         "question": run.question,
         "model": fingerprint(start.model),
-        "data": fingerprint(start.data)
-        if not run.stream
-        else mark(Path(run.data.path or run.data.name)),
+        "data": mark(_source(run.data)) if run.stream else fingerprint(start.data),
         "functional": run.functional if run.question == "attribution" else None,
         "top": run.top,
         "directions": start.names,

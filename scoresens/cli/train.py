@@ -39,26 +39,20 @@ def run_train(run: TrainRun, out: Path, where: str) -> str:
     with stages("train", f"training on {len(dataset.images)} images", bars=True):
         path = out / "model.safetensors"
         trained = train_to_file(path, dataset, run.model, run.train, seed=run.seed)
-    count = GRID
-    with stages("sample", f"compiling and integrating {count} paths"):
-        noise = PROCESS.sample_prior((count, *shape), key=jax.random.key(run.seed))
+    with stages("sample", f"compiling and integrating {GRID} paths"):
+        noise = PROCESS.sample_prior((GRID, *shape), key=jax.random.key(run.seed))
         x = np.asarray(sample_ode(PROCESS, from_denoiser(PROCESS, trained.model), noise).x)
     with stages("pictures", "drawing"):
         steps = np.minimum(LOSS_EVERY * (1 + np.arange(len(trained.losses))), run.train.steps)
         title = f"{dataset.name}: {run.model.kind} of width {run.model.width}"
         says = f"The mean of the denoising loss over each {LOSS_EVERY} steps."
         draw_loss(out / "loss.png", steps, trained.losses, title=title, caption=says)
-        says = f"{count} samples after {run.train.steps} steps, by the probability flow."
+        says = f"{GRID} samples after {run.train.steps} steps, by the probability flow."
         draw_grid(out / "samples.png", x, title=title, caption=says)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.model))
     loss = {"first": float(trained.losses[0]), "last": float(trained.losses[-1])}
-    result = {
-        "parameters": parameters,
-        "images": len(dataset.images),
-        "loss": loss,
-        "losses": trained.losses,
-    }
-    write(out, result, run, stages)
+    result = {"parameters": parameters, "images": len(dataset.images), "loss": loss}
+    write(out, result | {"losses": trained.losses}, run, stages)
     row = {"images": f"{len(dataset.images)}", "parameters": f"{parameters}"}
     row |= {"steps": f"{run.train.steps}"} | {f"{k} loss": f"{v:.4f}" for k, v in loss.items()}
     return table({dataset.name: row}, "data")

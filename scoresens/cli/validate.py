@@ -3,10 +3,7 @@
 Every experiment is a file of its own, named in `scoresens.cli.EXPERIMENTS`.
 """
 
-from argparse import Namespace
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from scoresens.cli._command import Command, Experiment
 from scoresens.cli._config import read_one_of
@@ -14,18 +11,14 @@ from scoresens.cli._config import read_one_of
 
 def command(experiments: Mapping[str, Experiment]) -> Command:
     """The command, of experiments by their names; the first is meant where none is named."""
-
-    def run(run: Any, out: Path, where: str) -> str:
-        return experiments[run.experiment].run(run, out, where)
-
-    def read(given: Namespace, settings: Mapping[str, type]) -> tuple[Any, str]:
-        return read_one_of(given.config, "experiment", settings), str(given.config)
-
     return Command(
         name="validate",
-        run=run,
+        run=lambda run, out, where: experiments[run.experiment].run(run, out, where),
         settings={name: experiment.settings for name, experiment in experiments.items()},
-        read=read,
+        read=lambda given, settings: (
+            read_one_of(given.config, "experiment", settings),
+            str(given.config),
+        ),
         brief="compare predicted changes with what training does",
         about="\n\n".join(
             ["Are the predictions right?", *(one.about for one in experiments.values())]

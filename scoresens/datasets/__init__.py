@@ -16,16 +16,6 @@ from scoresens.datasets.images import (
 from scoresens.datasets.streams import ImageFiles, Stream, stream
 
 __all__ = [
-    "BACKGROUND",
-    "DataSettings",
-    "Dataset",
-    "ImageFiles",
-    "Stream",
-    "downsample",
-    "load",
-    "of_classes",
-    "prepare",
-    "read_idx",
-    "stream",
-    "subset",
-]
+    "BACKGROUND", "DataSettings", "Dataset", "ImageFiles", "Stream", "downsample", "load",
+    "of_classes", "prepare", "read_idx", "stream", "subset",
+]  # fmt: skip

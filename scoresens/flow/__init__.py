@@ -10,21 +10,7 @@ from scoresens.flow.solve import Solve, Stats
 from scoresens.flow.traces import Exact, Hutchinson, HutchPlusPlus, TraceEstimator
 
 __all__ = [
-    "Diffusion",
-    "Exact",
-    "Flow",
-    "HutchPlusPlus",
-    "Hutchinson",
-    "Ito",
-    "Path",
-    "Route",
-    "Solve",
-    "Stats",
-    "TraceEstimator",
-    "encode",
-    "log_density_along",
-    "sample",
-    "sample_euler",
-    "sample_ode",
-    "sample_sde",
-]
+    "Diffusion", "Exact", "Flow", "HutchPlusPlus", "Hutchinson", "Ito", "Path", "Route", "Solve",
+    "Stats", "TraceEstimator", "encode", "log_density_along", "sample", "sample_euler",
+    "sample_ode", "sample_sde",
+]  # fmt: skip

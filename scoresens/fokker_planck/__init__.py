@@ -19,21 +19,8 @@ from scoresens.fokker_planck.residuals import (
 )
 
 __all__ = [
-    "Certificate",
-    "Collocation",
-    "Gap",
-    "InducedDensity",
-    "NonConservative",
-    "Paths",
-    "along_forward",
-    "along_reverse",
-    "fokker_planck_residual",
-    "forward_paths",
-    "gap_certificate",
-    "in_box",
-    "induced_log_density",
-    "non_conservative_part",
-    "ode_sde_gap",
-    "reverse_paths",
+    "Certificate", "Collocation", "Gap", "InducedDensity", "NonConservative", "Paths",
+    "along_forward", "along_reverse", "fokker_planck_residual", "forward_paths", "gap_certificate",
+    "in_box", "induced_log_density", "non_conservative_part", "ode_sde_gap", "reverse_paths",
     "score_residual",
-]
+]  # fmt: skip

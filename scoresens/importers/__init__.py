@@ -15,20 +15,7 @@ from scoresens.importers.torch_export import torch_export
 from scoresens.importers.torch_module import to_torch
 
 __all__ = [
-    "Autoencoder",
-    "Exported",
-    "Foreign",
-    "Native",
-    "Program",
-    "Schedule",
-    "autoencoder_from_diffusers",
-    "decoded",
-    "from_diffusers",
-    "from_edm",
-    "from_torch",
-    "load",
-    "save",
-    "schedule",
-    "to_torch",
-    "torch_export",
-]
+    "Autoencoder", "Exported", "Foreign", "Native", "Program", "Schedule",
+    "autoencoder_from_diffusers", "decoded", "from_diffusers", "from_edm", "from_torch", "load",
+    "save", "schedule", "to_torch", "torch_export",
+]  # fmt: skip

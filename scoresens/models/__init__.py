@@ -8,16 +8,6 @@ from scoresens.models.preconditioning import Denoiser
 from scoresens.models.unet import UNet
 
 __all__ = [
-    "Denoiser",
-    "ModelSettings",
-    "PotentialMLP",
-    "ResidualMLP",
-    "ScoreMLP",
-    "UNet",
-    "build",
-    "load",
-    "pretrained",
-    "read_potential",
-    "save",
-    "write_potential",
-]
+    "Denoiser", "ModelSettings", "PotentialMLP", "ResidualMLP", "ScoreMLP", "UNet", "build", "load",
+    "pretrained", "read_potential", "save", "write_potential",
+]  # fmt: skip

@@ -57,7 +57,13 @@ class Curves(NamedTuple):
 
 def plot_panel(axes: Axes, panel: Scatter | Dots) -> None:
     """Fill the axes with a panel."""
-    _scatter(axes, panel) if isinstance(panel, Scatter) else _dots(axes, panel)
+    if isinstance(panel, Scatter):
+        _scatter(axes, panel)
+        return
+    draw_intervals(axes, panel.values, panel.names)
+    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=DASH, zorder=0)
+    dress(axes, panel.x_label, "")
+    head(axes, panel.title)
 
 
 def plot_curve(axes: Axes, curves: Curves, row: int) -> None:
@@ -94,28 +100,14 @@ def _scatter(axes: Axes, panel: Scatter) -> None:
     head(axes, panel.title, markerscale=3.0 if many else 1.0)
 
 
-def _dots(axes: Axes, panel: Dots) -> None:
-    draw_intervals(axes, panel.values, panel.names)
-    axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=DASH, zorder=0)
-    dress(axes, panel.x_label, "")
-    head(axes, panel.title)
-
-
 def draw_intervals(axes: Axes, values: Mapping[str, Sequence[Any]], names: Sequence[str]) -> None:
     """Numbers with their intervals, `(value, low, high)` by series, a line a name."""
     lines, series = np.arange(len(names)), len(values)
     for place, (name, row) in enumerate(values.items()):
         middle, low, high = np.asarray(row, float).T
-        axes.errorbar(
-            middle,
-            lines + 0.22 * (place - (series - 1) / 2),
-            xerr=np.maximum([middle - low, high - middle], 0),
-            fmt=MARKERS[place],
-            color=OKABE_ITO[place],
-            label=name,
-            markersize=4.5,
-            linewidth=1.2,
-        )
+        heights, ends = lines + 0.22 * (place - (series - 1) / 2), [middle - low, high - middle]
+        style = {"color": OKABE_ITO[place], "markersize": 4.5, "linewidth": 1.2, "label": name}
+        axes.errorbar(middle, heights, xerr=np.maximum(ends, 0), fmt=MARKERS[place], **style)
     axes.set_yticks(lines, names)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.axvline(0, color=FRAME, linewidth=0.8, zorder=0)

@@ -67,11 +67,8 @@ def families(studied: Sequence[Studied]) -> dict[str, list[Studied]]:
 def gap_table(studied: Sequence[Studied]) -> str:
     """Networks by distances W_2 and mean squared residuals, with their 95 % intervals."""
     rows = {network.name: _entries(network) for network in studied}
-    used = {column: None for row in rows.values() for column in row}
-    return table(
-        {name: {column: row.get(column, "-") for column in used} for name, row in rows.items()},
-        "network",
-    )
+    blank = dict.fromkeys((column for row in rows.values() for column in row), "-")
+    return table({name: blank | row for name, row in rows.items()}, "network")
 
 
 def _entries(network: Studied) -> dict[str, str]:
@@ -115,13 +112,8 @@ def levels_table(levels: Levels) -> str:
 
 
 def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
-    """Write the truth and the induced laws of networks as densities, a row a network.
-
-    Args:
-        path: the PNG file.
-        family: the data of these networks.
-        studied: the networks.
-    """
+    """Write the truth and the induced laws of networks of the same data, the `family`, as
+    densities, a row a network."""
     titles = ("truth", "SDE", "ODE", "flow, converged", "ODE − SDE")
     densities = [_densities(network) for network in studied]
     pitch = DENSITY + GAP + NOTE
@@ -219,8 +211,7 @@ def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
     )
     spans = []
     for axes, (family, members) in zip(panels, groups.items(), strict=False):
-        for network in members:
-            spans.append(_over_time(axes, network, colours[network.label]))
+        spans += [_over_time(axes, network, colours[network.label]) for network in members]
         dress(axes, "time t", "mean of R²")
         _titled(axes, f"{family}: residual over time")
     for axes in panels[:-1]:
@@ -244,17 +235,11 @@ def draw_levels(
     """Write how well a score obeys its equations, over noise levels.
 
     Args:
-        path: the PNG file.
         levels: the numbers by noise level.
-        title: of the picture.
         count: points a level.
         trace: how traces were taken: exactly, or by so many random probes a point.
     """
-    probes = (
-        ""
-        if trace == "exact"
-        else f" Traces are estimated by random probes ({trace} a point), which raises the residual."
-    )
+    probes = f" Traces are estimated by random probes ({trace} a point), which raises the residual."
     page, (first, second) = _panels(
         2,
         title,
@@ -265,7 +250,7 @@ def draw_levels(
         "Frobenius norms, A = (J − Jᵀ) / 2: 0 for a gradient. The denoiser's share does not hide "
         "behind the identity that rules the score's Jacobian at high noise.\n"
         f"Root mean squares over {count} noised images a level, the same images and noise at each; "
-        f"bands: 95 % intervals.{probes}",
+        f"bands: 95 % intervals." + ("" if trace == "exact" else probes),
     )
     for axes, name, label, place in (
         (first, "relative_residual", "", 0),
@@ -296,16 +281,10 @@ def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
     down = math.ceil(count / across)
     page = Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
     page.extend(down * (ABOVE + TALL + BELOW))
-    boxes = [divmod(place, across) for place in range(count)]
-    return page, [
-        page.axes(
-            EDGE + LEFT + column * (LEFT + WIDE),
-            page.top + ABOVE + row * (ABOVE + TALL + BELOW),
-            WIDE,
-            TALL,
-        )
-        for row, column in boxes
-    ]
+    places = [divmod(place, across) for place in range(count)]
+    lefts = [EDGE + LEFT + column * (LEFT + WIDE) for _, column in places]
+    tops = [page.top + ABOVE + row * (ABOVE + TALL + BELOW) for row, _ in places]
+    return page, [page.axes(*corner, WIDE, TALL) for corner in zip(lefts, tops, strict=True)]
 
 
 def _over_time(axes: Axes, network: Studied, colour: str) -> tuple[float, float]:
@@ -332,16 +311,9 @@ def _against(axes: Axes, network: Studied, marker: str, colour: str) -> None:
     x, y = row["residual_box_mean"], row["w2_sde_ode"] ** 2
     ends = np.array([row["residual_box_mean_interval"], np.square(row["w2_sde_ode_interval"])])
     ends = np.maximum(ends, [[x / 20], [y / 20]])  # an end at 0 has no place on a logarithmic axis
-    axes.errorbar(
-        x,
-        y,
-        xerr=[[x - ends[0, 0]], [ends[0, 1] - x]],
-        yerr=[[y - ends[1, 0]], [ends[1, 1] - y]],
-        fmt=marker,
-        color=colour,
-        markersize=6,
-        linewidth=1.2,
-    )
+    x_error, y_error = np.abs(ends - [[x], [y]])[..., None]
+    style = {"fmt": marker, "color": colour, "markersize": 6, "linewidth": 1.2}
+    axes.errorbar(x, y, xerr=x_error, yerr=y_error, **style)
 
 
 def _read_in_full(axes: Axes) -> None:

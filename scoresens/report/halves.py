@@ -8,22 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
-from scoresens.report._plots import (
-    BODY,
-    DASH,
-    FAINT,
-    INK,
-    OKABE_ITO,
-    SMALL,
-    draw_intervals,
-    dress,
-)
+from scoresens.report._plots import BODY, DASH, FAINT, INK, OKABE_ITO, SMALL, draw_intervals, dress
 from scoresens.report.tables import cell, table
 
 Result = Mapping[str, Any]
-COLUMNS = {
-    "displacement": ("lds", "pearson", "cosine", "l2", "size"),
-    "loss": ("lds", "pearson"),
+COLUMNS = {"displacement": ("lds", "pearson", "cosine", "l2", "size"), "loss": ("lds", "pearson")}
+WHAT = {
+    "displacement": "How each sample moves",
+    "loss": "How the denoising loss at each query changes",
 }
 SHARED = "the effect that seeds share"
 ANOTHER = "another seed's training"
@@ -44,34 +36,21 @@ def halves_table(result: Result) -> str:
             rows[method] = {"setting": row["setting"]}
             rows[method] |= {measure: cell(row["chosen"][measure]) for measure in measures}
             if ceiling:
-                share = row["chosen"]["pearson"][0] / _positive(ceiling["pearson"][0])
+                highest = ceiling["pearson"][0]
+                share = row["chosen"]["pearson"][0] / (highest if highest > 0 else float("nan"))
                 rows[method]["of ceiling"] = f"{share:.0%}"
             if "default" in row:
                 rows[method]["default lds"] = cell(row["default"]["lds"])
         if ceiling:
             for name, ending in ((SHARED, ""), (ANOTHER, "_of_another_seed")):
                 rows[name] = {m: cell(ceiling[m + ending]) for m in ("lds", "pearson")}
-        rows = {name: {c: row.get(c, "") for c in _columns(rows)} for name, row in rows.items()}
         parts.append(table(rows, target))
     return "\n\n".join(parts)
 
 
-def _columns(rows):
-    return list(dict.fromkeys(column for row in rows.values() for column in row))
-
-
-def _positive(value: float) -> float:
-    return value if value > 0 else float("nan")
-
-
 def draw_halves(path: Path, result: Result, *, title: str) -> Path:
-    """Write the picture: LDS and Pearson's correlation of every method, and their ceilings.
-
-    Args:
-        path: the PNG file.
-        result: as the command writes it.
-        title: of the picture.
-    """
+    """Write LDS and Pearson's correlation of every method, and their ceilings, from the `result`
+    that the command writes."""
     most = max(len(result[target]["methods"]) for target in COLUMNS)
     figure = Figure(figsize=(13.2, 1.7 + 0.34 * most), layout="constrained")
     figure.suptitle(f"Predicted and real effect of training on half of the data\n{title}",
@@ -94,17 +73,11 @@ def draw_halves(path: Path, result: Result, *, title: str) -> Path:
 def _panel(axes: Axes, result: Result, target: str) -> None:
     methods, ceiling = ranked(result, target), result[target]["ceiling"]
     series = {"LDS": "lds", "Pearson": "pearson"}
-    values = {
-        name: [row["chosen"][measure] for _, row in methods] for name, measure in series.items()
-    }
+    values = {name: [row["chosen"][m] for _, row in methods] for name, m in series.items()}
     draw_intervals(axes, values, [f"{method}, {row['setting']}" for method, row in methods])
     if ceiling:
         for place, measure in enumerate(series.values()):
             axes.axvline(ceiling[measure][0], color=OKABE_ITO[place], linewidth=0.9, linestyle=DASH)
     dress(axes, "correlation with the truth", "")
-    what = {
-        "displacement": "How each sample moves",
-        "loss": "How the denoising loss at each query changes",
-    }
-    axes.set_title(what[target], fontsize=BODY, color=INK, loc="left")
+    axes.set_title(WHAT[target], fontsize=BODY, color=INK, loc="left")
     axes.legend(fontsize=SMALL, edgecolor="none", framealpha=1, loc="lower right")

@@ -16,7 +16,7 @@ PART = 0.01  # of the data's weight: scores are drawn as what so much more of an
 
 
 class Influence(NamedTuple):
-    """What training images do to one number of each of R samples.
+    """What training images do to one number of each of R samples, or to each of P numbers.
 
     Args:
         x: the samples.
@@ -26,19 +26,21 @@ class Influence(NamedTuple):
         top_scores, bottom_scores: the derivatives, per unit of mass.
         edges: noise levels between which the steps of the paths lie, falling.
         profile: mean |influence| at each step.
-        labels: of the samples.
+        labels: of the samples, for a picture.
+        scores: of all N images, if they were kept.
     """
 
     x: Batch
-    gradient: Batch
-    value: Float[np.ndarray, "R"]
-    top: Int[np.ndarray, "R k"]
-    top_scores: Float[np.ndarray, "R k"]
-    bottom: Int[np.ndarray, "R k"]
-    bottom_scores: Float[np.ndarray, "R k"]
+    gradient: Float[np.ndarray, "R ..."]
+    value: Float[np.ndarray, "R *P"]
+    top: Int[np.ndarray, "R *P k"]
+    top_scores: Float[np.ndarray, "R *P k"]
+    bottom: Int[np.ndarray, "R *P k"]
+    bottom_scores: Float[np.ndarray, "R *P k"]
     edges: Float[np.ndarray, "S+1"]
-    profile: Float[np.ndarray, "R S"]
-    labels: Sequence[str]
+    profile: Float[np.ndarray, "R *P S"]
+    labels: Sequence[str] = ()
+    scores: Float[np.ndarray, "R *P N"] | None = None
 
 
 def median_levels(
@@ -64,18 +66,15 @@ def draw_influence(
     """Write samples beside the training images that help and harm them most, with their scores.
 
     Args:
-        path: the PNG file.
         data: the training data.
         found: what there is to show, a row each.
         images: how many to show of either kind.
-        title: of the picture.
         says: what number is measured, in a sentence or two.
         kinds: what images that raise it, and that lower it, are called.
         remark: a sentence or two for the caption.
     """
-    edges = found.edges
+    edges, middles = found.edges, median_levels(found.profile, found.edges)
     widths = np.log(edges[:-1] / edges[1:])
-    middles = median_levels(found.profile, edges)
     largest = np.max(np.abs(found.gradient), axis=tuple(range(1, found.x.ndim)), keepdims=True)
     gradient = found.gradient / np.where(largest > 0, largest, 1)
     columns = [
@@ -98,16 +97,8 @@ def draw_influence(
         f"{100 * PART:g} % of the data's weight were moved to it. Right: the share of all images' "
         f"influence by the noise level at which it acts, dashed its median. {remark}"
     )
-    return draw_sheet(
-        path,
-        columns,
-        found.labels,
-        title=title,
-        caption=caption,
-        values=data.images,
-        beside=curves,
-        signed="what is measured: red, darker is more",
-    )
+    words = {"title": title, "caption": caption, "signed": "what is measured: red, darker is more"}
+    return draw_sheet(path, columns, found.labels, values=data.images, beside=curves, **words)
 
 
 def _ranked(

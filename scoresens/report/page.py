@@ -91,9 +91,6 @@ def draw_sheet(
         values: images that the grey map should span from white to black.
         beside: what stands to the right: plots from top to bottom, or small ones, one a row.
         signed: what the colours of signed columns show.
-
-    Returns:
-        The path of the file.
     """
     rows, small = len(labels), isinstance(beside, Curves)
     panels = () if small else beside
@@ -103,9 +100,8 @@ def draw_sheet(
     for column in columns[1:]:
         lefts.append(lefts[-1] + wide + (SPLIT if column.split else GAP))
     right = lefts[-1] + wide
-    width = right + EDGE + (0.3 + PANEL_LEFT + PANEL) * bool(panels)
-    width += (SPLIT + CURVE) * small
-    page = Page(width, title, caption)
+    more = (0.3 + PANEL_LEFT + PANEL) * bool(panels) + (SPLIT + CURVE) * small
+    page = Page(right + EDGE + more, title, caption)
     page.extend(HEADINGS + max(rows * pitch, len(panels) * 2.1) + BARS)
     top = page.top + HEADINGS
     norms = _value_norm(values), change_norm([c.images for c in columns if c.signed])
@@ -131,12 +127,7 @@ def draw_sheet(
 
 
 def draw_grid(
-    path: Path,
-    images: np.ndarray,
-    *,
-    title: str,
-    caption: str,
-    notes: Sequence[str] = (),
+    path: Path, images: np.ndarray, *, title: str, caption: str, notes: Sequence[str] = ()
 ) -> Path:
     """Write images `[M, *shape]` in rows of eight, each with its note if there are any."""
     across = min(8, len(images))
@@ -203,16 +194,9 @@ class Page:
         colour: str = INK,
         **place: Any,
     ) -> None:
-        self.figure.text(
-            left / self.width,
-            1 - top / self.height,
-            words,
-            fontsize=size,
-            color=colour,
-            fontfamily="DejaVu Sans",
-            parse_math=False,
-            **place,
-        )
+        style = {"fontsize": size, "color": colour, "fontfamily": "DejaVu Sans"} | place
+        where = left / self.width, 1 - top / self.height
+        self.figure.text(*where, words, parse_math=False, **style)
 
     def save(self, path: Path) -> Path:
         with replacing(path) as beside:

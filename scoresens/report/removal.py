@@ -33,13 +33,8 @@ def removal_tables(effects: Effects) -> str:
 
 
 def draw_removal(path: Path, effects: Effects, *, title: str) -> Path:
-    """Write a panel an effect: its mean over samples against the share of the images left out.
-
-    Args:
-        path: the PNG file.
-        effects: as the command writes them.
-        title: of the picture.
-    """
+    """Write a panel an effect, of the `effects` that the command writes: its mean over samples
+    against the share of the images left out."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=BODY + 2, color=INK)
     for axes, (effect, what) in zip(figure.subplots(1, 2), EFFECTS.items(), strict=True):

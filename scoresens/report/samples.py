@@ -14,6 +14,7 @@ from scoresens.statistics.displacements import (
     Batch,
     Images,
     Named,
+    class_names,
     looks_like,
     nearest,
     norms,
@@ -78,13 +79,11 @@ def draw_demo(
     images nearest to them.
 
     Args:
-        path: the PNG file.
         touched: the training data, and what changes in them.
         before: `[M, *shape]` samples.
         first_order: `[M, *shape]`, mass times the derivative.
         after: `[M, *shape]` counterfactual samples.
         count: how many of the samples to show.
-        title: of the picture.
         remark: a sentence or two for the caption.
     """
     finite, data = after - before, touched.data
@@ -115,11 +114,9 @@ def draw_strip(
     """Write samples before and after a change of the data that grows from left to right.
 
     Args:
-        path: the PNG file.
         touched: the training data, and what changes in them.
         strip: the samples.
         count: how many of the samples to show.
-        title: of the picture.
         remark: a sentence or two for the caption.
     """
     data, sizes, verb = touched.data, strip.sizes, touched.verb
@@ -162,19 +159,16 @@ def draw_sensitivity(
     """Write samples, their first-order change, both together, and the touched images nearest.
 
     Args:
-        path: the PNG file.
         touched: the training data, and what changes in them.
         x: `[M, *shape]` samples.
         change: `[M, *shape]`, mass times the derivative.
-        title: of the picture.
         log_density: `[M]` nats, if known.
     """
     rows = spread(norms(change), SHOWN)
     labels = _labels(rows, norms(change))
     if log_density is not None:
-        labels = [
-            f"{label}\nlog p = {log_density[i]:.0f}" for label, i in zip(labels, rows, strict=True)
-        ]
+        known = zip(labels, log_density[rows], strict=True)
+        labels = [f"{label}\nlog p = {density:.0f}" for label, density in known]
     columns = [
         Column("sample", x[rows]),
         Column("first-order\nchange", change[rows], True, _sizes(change[rows])),
@@ -187,9 +181,8 @@ def draw_sensitivity(
         f"Euclidean norms. Nearest {touched.verb}: the training images whose weight changes, "
         f"closest to the sample.\n{_rows(rows, x)}."
     )
-    return draw_sheet(
-        path, columns, labels, title=title, caption=caption, values=touched.data.images
-    )
+    values = touched.data.images
+    return draw_sheet(path, columns, labels, title=title, caption=caption, values=values)
 
 
 class Comparison(NamedTuple):
@@ -218,10 +211,8 @@ def draw_validation(
     """Write predicted beside real changes of the same samples, and how well they agree.
 
     Args:
-        path: the PNG file.
         values: images that the grey map should span.
         found: what there is to show.
-        title: of the picture.
         trained: what was trained on the changed and on the unchanged data, for the caption.
     """
     first, finite = (found.predicted[f"{kind}_data"] for kind in ("first_order", "counterfactual"))
@@ -244,15 +235,8 @@ def draw_validation(
         "numbers are Euclidean norms.\n"
         f"{_rows(rows, real)}. Dashed: prediction equal to truth."
     )
-    return draw_sheet(
-        path,
-        columns,
-        _labels(rows, norms(real)),
-        title=title,
-        caption=caption,
-        values=values,
-        beside=_agreement(found),
-    )
+    words, labels = {"title": title, "caption": caption}, _labels(rows, norms(real))
+    return draw_sheet(path, columns, labels, values=values, beside=_agreement(found), **words)
 
 
 def _agreement(found: Comparison) -> list[Dots | Scatter]:
@@ -295,12 +279,8 @@ def _agreement(found: Comparison) -> list[Dots | Scatter]:
 
 def _became(labels: Sequence[str], before: Batch, after: Batch, data: Named) -> list[str]:
     """Labels with the class that each sample looks like, before → after."""
-    looks = [looks_like(x, data) for x in (before, after)]
-    names = data.class_names
-    return [
-        f"{label}\n{names[was]} → {names[now]}"
-        for label, was, now in zip(labels, *looks, strict=True)
-    ]
+    looks = [class_names(x, data) for x in (before, after)]
+    return [f"{label}\n{was} → {now}" for label, was, now in zip(labels, *looks, strict=True)]
 
 
 def _neighbours(x: Batch, images: Images, title: str) -> list[Column]:

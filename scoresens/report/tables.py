@@ -39,10 +39,10 @@ def table(rows: Rows, corner: str = "") -> str:
     bcd  12.00
 
     Args:
-        rows: entries by column, by row; the first row names the columns.
+        rows: entries by column, by row; a column is where a row first names it.
         corner: what stands over the names.
     """
-    columns = list(next(iter(rows.values())))
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [[corner, *columns]]
     lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -55,13 +55,11 @@ def table(rows: Rows, corner: str = "") -> str:
 
 def validation_table(results: Mapping[str, Mapping[str, Interval]]) -> str:
     """Methods by measures, each `value [low, high]`, from estimates."""
-    return table(
-        {
-            method: {MEASURES.get(name, name): cell(found) for name, found in row.items()}
-            for method, row in results.items()
-        },
-        "method",
-    )
+    rows = {
+        method: {MEASURES.get(name, name): cell(found) for name, found in row.items()}
+        for method, row in results.items()
+    }
+    return table(rows, "method")
 
 
 def cell(estimate: Interval, form: str = ".2f") -> str:

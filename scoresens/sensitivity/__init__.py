@@ -16,15 +16,7 @@ from scoresens.sensitivity.tangents import (
 )
 
 __all__ = [
-    "Attribution",
-    "Counterfactual",
-    "LossSensitivity",
-    "SampleSensitivity",
-    "ScoreSensitivity",
-    "attribute",
-    "counterfactual",
-    "functionals",
-    "loss_sensitivity",
-    "sample_sensitivity",
+    "Attribution", "Counterfactual", "LossSensitivity", "SampleSensitivity", "ScoreSensitivity",
+    "attribute", "counterfactual", "functionals", "loss_sensitivity", "sample_sensitivity",
     "score_sensitivity",
-]
+]  # fmt: skip

@@ -16,19 +16,7 @@ from scoresens.statistics.histograms import (
 from scoresens.statistics.transport import transport_map
 
 __all__ = [
-    "Estimate",
-    "Grid",
-    "Histogram",
-    "Named",
-    "cosines",
-    "histogram",
-    "looks_like",
-    "norms",
-    "percentiles",
-    "principal_components",
-    "resampled_rows",
-    "sampling_floor",
-    "transport_map",
-    "wasserstein_interval",
-    "wasserstein_of_histograms",
-]
+    "Estimate", "Grid", "Histogram", "Named", "cosines", "histogram", "looks_like", "norms",
+    "percentiles", "principal_components", "resampled_rows", "sampling_floor", "transport_map",
+    "wasserstein_interval", "wasserstein_of_histograms",
+]  # fmt: skip

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 
 Batch = Float[np.ndarray, "M *shape"]
 Images = Float[np.ndarray, "N *shape"]
@@ -29,6 +30,14 @@ def cosines(a: Batch, b: Batch) -> Float[np.ndarray, "M"]:
     return np.divide(inner, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    """Spearman's correlation along an axis; 0 where one of the two does not vary."""
+    a, b = (rankdata(side, axis=axis) for side in (a, b))
+    a, b = (side - side.mean(axis, keepdims=True) for side in (a, b))
+    sizes = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+    return (a * b).sum(axis) / np.where(sizes > 0, sizes, 1)
+
+
 def nearest(x: Batch, images: Images, count: int) -> np.ndarray:
     """Indices `[M, count]` of the images nearest to each sample, nearest first; fewer if there are
     fewer images."""
@@ -51,6 +60,11 @@ def spread(sizes: Float[np.ndarray, "M"], count: int) -> np.ndarray:
 def looks_like(x: Batch, data: Named) -> Int[np.ndarray, "M"]:
     """The class of the training image nearest to each sample."""
     return data.labels[nearest(x, data.images, 1)[:, 0]]
+
+
+def class_names(x: Batch, data: Named) -> list[str]:
+    """The name of the class that each sample looks like."""
+    return [data.class_names[label] for label in looks_like(x, data)]
 
 
 def ordinal(n: int) -> str:

@@ -24,7 +24,6 @@ from scipy.sparse import coo_array
 
 from scoresens import _checks
 from scoresens.statistics import _pot
-from scoresens.statistics._numbers import floats
 from scoresens.statistics.estimates import Estimate, around
 
 BLOCK = 2**20  # samples binned at a time
@@ -101,7 +100,7 @@ def histogram(x: Float[ArrayLike, "M 2"], grid: Grid, *, clip: bool = False) -> 
                [0, 0, 0],
                [0, 0, 0]]), dropped=1)
     """
-    x = floats("x", x)
+    x = _checks.floats("x", x)
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"x must be samples in the plane [M, 2], got shape {x.shape}")
     counts = np.zeros(grid.bins**2, np.int64)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 from scipy.spatial.distance import cdist
 
+from scoresens import _checks
 from scoresens.statistics import _pot
-from scoresens.statistics._numbers import floats
 
 
 def transport_map(
@@ -66,7 +66,7 @@ def _pair(x, y) -> tuple[Float[np.ndarray, "M d"], Float[np.ndarray, "N d"]]:
 
 
 def _samples(name: str, x) -> np.ndarray:
-    x = floats(name, x).astype(np.float64)
+    x = _checks.floats(name, x).astype(np.float64)
     if x.ndim < 2 or not x.size:
         raise ValueError(
             f"{name} must be a batch [M, *shape] with M >= 1, got shape {x.shape}; "

@@ -15,18 +15,7 @@ from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.retraining import Outputs, Queries, Retraining, Trial
 
 __all__ = [
-    "Change",
-    "ChangeSettings",
-    "Finetuning",
-    "HalvesSettings",
-    "Outputs",
-    "Queries",
-    "Retraining",
-    "Trial",
-    "calibration",
-    "compare",
-    "make_change",
-    "predict_change",
-    "real_changes",
+    "Change", "ChangeSettings", "Finetuning", "HalvesSettings", "Outputs", "Queries", "Retraining",
+    "Trial", "calibration", "compare", "make_change", "predict_change", "real_changes",
     "reliability",
-]
+]  # fmt: skip

@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from scipy.stats import rankdata
 
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
@@ -43,7 +42,7 @@ from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.bootstrap import percentiles, resampled_rows
-from scoresens.statistics.displacements import cosines, norms
+from scoresens.statistics.displacements import cosines, norms, rank_correlation
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.changes import Change
 from scoresens.studies.retraining import OUTPUTS, PROCESS
@@ -299,11 +298,9 @@ def calibration(
         predicted, real: `[M, *shape]`, as for `compare`.
         resamples, seed: of the bootstrap over samples.
     """
-    p, r = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (predicted, real))
-    alike = cosines(p, r)
-    rows = resampled_rows(len(p), resamples, seed)
-    drawn = _rank_correlation(*(rankdata(values[rows], axis=1) for values in (signal, alike)))
-    whole = _rank_correlation(*(rankdata(values)[None] for values in (signal, alike)))
+    alike = cosines(predicted, real)
+    rows = np.arange(len(alike))[None], resampled_rows(len(alike), resamples, seed)
+    whole, drawn = (rank_correlation(signal[each], alike[each], 1) for each in rows)
     group = np.digitize(signal, EDGES) - 1
     members = [alike[group == place] for place in range(len(EDGES))]
     missing = np.full(3, np.nan)
@@ -320,23 +317,13 @@ def _measures(predicted: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict
     products = (predicted, real, predicted**2, real**2, predicted * real)
     sums = [product.sum(1) for product in products]
     p, r, pp, rr, pr = (column[rows].sum(1) for column in sums)
-    sizes_p, sizes_r = np.sqrt(sums[2]), np.sqrt(sums[3])
+    sizes_p, sizes_r, count = np.sqrt(sums[2]), np.sqrt(sums[3]), predicted.size
     alike = sums[4] / (sizes_p * sizes_r)
-    ranks = (rankdata(sizes[rows], axis=1) for sizes in (sizes_p, sizes_r))
+    variances = (pp - p * p / count) * (rr - r * r / count)
     return {
         "median_cosine": np.median(alike[rows], 1),
-        "pooled_pearson": _correlation(p, r, pp, rr, pr, predicted.size),
+        "pooled_pearson": (pr - p * r / count) / np.sqrt(variances),
         "relative_l2": np.sqrt((pp - 2 * pr + rr) / rr),
         "magnitude_ratio": sizes_p[rows].sum(1) / sizes_r[rows].sum(1),
-        "magnitude_spearman": _rank_correlation(*ranks),
+        "magnitude_spearman": rank_correlation(sizes_p[rows], sizes_r[rows], 1),
     }
-
-
-def _correlation(a, b, aa, bb, ab, count):
-    """Pearson's correlation from sums of a, b, a^2, b^2 and ab over `count` pairs."""
-    return (ab - a * b / count) / np.sqrt((aa - a * a / count) * (bb - b * b / count))
-
-
-def _rank_correlation(a, b):
-    squares = (a * a).sum(1), (b * b).sum(1)
-    return _correlation(a.sum(1), b.sum(1), *squares, (a * b).sum(1), a.shape[1])

@@ -85,16 +85,13 @@ def sample_network(
         cores some minutes for a million samples.
     """
     score, key = from_potential(potential), jax.random.key(seed)
-    found = np.zeros((3, GRID.bins, GRID.bins), np.int64)
-    dropped = np.zeros(3, np.int64)
-    times = jnp.asarray(euler_times())
-    flow_times = rising_times(PROCESS, FLOW)[::-1]
+    found, dropped = np.zeros((3, GRID.bins, GRID.bins), np.int64), np.zeros(3, np.int64)
+    times, flow_times = jnp.asarray(euler_times()), rising_times(PROCESS, FLOW)[::-1]
     for batch, start in enumerate(range(0, samples, BATCH)):
         own = jax.random.fold_in(key, batch)
         noise = PROCESS.sample_prior((min(BATCH, samples - start), 2), key=own)
-        both = sample_both(
-            PROCESS, score, noise, times, key=jax.random.fold_in(own, 1), table=table
-        )
+        path_key = jax.random.fold_in(own, 1)
+        both = sample_both(PROCESS, score, noise, times, key=path_key, table=table)
         flow = sample_flow(PROCESS, score, noise, flow_times, table=table)
         for i, x in enumerate((*both, flow)):
             counted = histogram(np.asarray(x), GRID)
@@ -221,13 +218,8 @@ def _residuals(potential, key):
     squares = jnp.square(fokker_planck_residual(PROCESS, potential, t, x))
     rows = []
     for i, span in enumerate(pairwise(EDGES)):
-        t, x = in_box(
-            POINTS // 20,
-            2,
-            half_width=GRID.half_width,
-            times=span,
-            key=jax.random.fold_in(sliced, i),
-        )
+        key = jax.random.fold_in(sliced, i)
+        t, x = in_box(POINTS // 20, 2, half_width=GRID.half_width, times=span, key=key)
         here = jnp.square(fokker_planck_residual(PROCESS, potential, t, x))
         rows.append(np.array(estimates.mean(here)))
     return np.array(estimates.mean(squares)), np.array(rows)

@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 from scoresens.statistics.bootstrap import percentiles, resampled_rows
+from scoresens.statistics.displacements import rank_correlation
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.retraining import Outputs, Trial, baselines
 
@@ -95,13 +95,9 @@ def truth(found: Mapping[str, Outputs], subsets: int, seeds: int) -> Truth:
     bases = [found[name] for name in baselines(seeds)]
 
     def changes(field):
-        return np.stack([
-            [
-                getattr(found[f"half-{number:03d}-{seed}"], field) - getattr(base, field)
-                for number in range(subsets)
-            ]
-            for seed, base in enumerate(bases)
-        ])  # fmt: skip
+        after = [[found[f"half-{s:03d}-{r}"] for s in range(subsets)] for r in range(seeds)]
+        each = [[getattr(one, field) for one in row] for row in after]
+        return np.array(each) - np.array([getattr(base, field) for base in bases])[:, None]
 
     samples = np.stack([base.samples for base in bases])
     return Truth(samples, changes("samples"), changes("losses"))
@@ -161,8 +157,8 @@ class Judge:
         """Spearman's correlation over halves, the mean over seeds: `[M]` or `[M, P]`."""
         if self.axes is not None:
             found, true = found @ self.axes.T, true @ self.axes.T
-        ranked = ([rankdata(a[rows], axis=0) for a in side] for side in (found, true))
-        return np.mean([_correlation(p, t) for p, t in zip(*ranked, strict=True)], 0)
+        pairs = zip(found, true, strict=True)
+        return np.mean([rank_correlation(p[rows], t[rows], 0) for p, t in pairs], 0)
 
     def _pearson(self, found, true):
         """Of all entries pooled, each centred over the halves, the mean over seeds."""
@@ -202,12 +198,6 @@ def _interval(value, drawn) -> Estimate:
 
 def _centred(a):
     return a - a.mean(1, keepdims=True)
-
-
-def _correlation(a, b):
-    """Over the leading axis; 0 where a column does not vary."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    return (a * b).sum(0) / _safe(np.sqrt((a * a).sum(0) * (b * b).sum(0)))
 
 
 def _safe(sizes):

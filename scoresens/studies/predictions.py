@@ -82,6 +82,7 @@ class Case(NamedTuple):
 
 
 Prediction = Callable[[Case, float], Float[np.ndarray, "S ..."]]
+Similarity = Callable[[np.ndarray, np.ndarray, float], Float[np.ndarray, "M N"]]
 
 
 # ------------------------------------------------------------------ displacements, [S, M, *shape]
@@ -108,29 +109,17 @@ def finite(case: Case, h: float, network: bool = True) -> np.ndarray:
 
 def mean_shift(case: Case, h: float) -> np.ndarray:
     """The mean of the half's points near each sample, less that of all."""
-    bumps = _bumps(case.samples, case.images, h)
-    return _shaped(case, _means(case, bumps))
+    bumps, flat = _bumps(case.samples, case.images, h), _flat(case.images)
+    every = (*case.halves[:, None] * bumps, bumps)
+    *means, whole = (weights @ flat / weights.sum(-1, keepdims=True) for weights in every)
+    return _shaped(case, np.stack(means) - whole)
 
 
-def kernel_pull(case: Case, h: float) -> np.ndarray:
-    """Each point pulls by its bump of bandwidth h at the sample."""
-    bumps = _bumps(case.samples, case.images, h)
-    return _pulled(case, bumps / bumps.mean(1, keepdims=True))
-
-
-def cosine_pull(case: Case, _: float) -> np.ndarray:
-    """Each point pulls by its cosine with the sample, both from the mean image."""
-    return _pulled(case, _cosines(case.samples, case.images))
-
-
-def nearness_pull(case: Case, _: float) -> np.ndarray:
-    """Each point pulls by its inverse squared distance."""
-    return _pulled(case, 1 / _squares(case.samples, case.images))
-
-
-def equal_pull(case: Case, _: float) -> np.ndarray:
-    """All points pull alike."""
-    return _pulled(case, np.ones((len(case.samples), len(case.images))))
+def pull(case: Case, h: float, alike: Similarity) -> np.ndarray:
+    """Each point pulls as it is near or alike: sum_k c_k w_k (y_k - x)."""
+    flat, x = _flat(case.images), _flat(case.samples)
+    toward = case.change[:, None] * alike(case.samples, case.images, h)  # [S, M, N]
+    return _shaped(case, toward @ flat - toward.sum(-1, keepdims=True) * x)
 
 
 def optimal_transport(case: Case, _: float) -> np.ndarray:
@@ -200,20 +189,9 @@ def _loss_finite(model, data, weights, queries, sigma_data):
     return jax.lax.map(change, (jnp.arange(len(queries.images)), queries.images))
 
 
-def kernel_loss(case: Case, h: float) -> np.ndarray:
-    """Each point lowers the loss by its bump of bandwidth h at the query."""
-    bumps = _bumps(np.asarray(case.queries.images), case.images, h)
-    return -case.change @ (bumps / bumps.mean(1, keepdims=True)).T
-
-
-def cosine_loss(case: Case, _: float) -> np.ndarray:
-    """Each point lowers the loss by its cosine with the query, both from the mean image."""
-    return -case.change @ _cosines(np.asarray(case.queries.images), case.images).T
-
-
-def nearness_loss(case: Case, _: float) -> np.ndarray:
-    """Each point raises the loss by its distance."""
-    return case.change @ np.sqrt(_squares(np.asarray(case.queries.images), case.images)).T
+def loss_alike(case: Case, h: float, alike: Similarity) -> np.ndarray:
+    """Each point lowers the loss as it is near or alike."""
+    return -case.change @ alike(np.asarray(case.queries.images), case.images, h).T
 
 
 def random_loss(case: Case, _: float) -> np.ndarray:
@@ -239,26 +217,31 @@ def _bumps(x, images, h):
     return np.exp(logits - logits.max(1, keepdims=True))
 
 
-def _cosines(x, images):
+def kernel(x, images, h):
+    """The bump of bandwidth h on each point, at the sample."""
+    bumps = _bumps(x, images, h)
+    return bumps / bumps.mean(1, keepdims=True)
+
+
+def cosine(x, images, _):
+    """The cosine of point and sample, both from the mean image."""
     centre = _flat(images).mean(0)
     return 1 - cdist(_flat(x) - centre, _flat(images) - centre, "cosine")
 
 
-def _means(case, bumps):
-    """Weighted means of the points, of each half less of all, `[S, M, d]`."""
-    flat = _flat(case.images)
-
-    def mean(weights):
-        return weights @ flat / weights.sum(-1, keepdims=True)
-
-    return mean(case.halves[:, None] * bumps) - mean(bumps)
+def inverse_square(x, images, _):
+    """The inverse squared distance of point and sample."""
+    return 1 / _squares(x, images)
 
 
-def _pulled(case, weights):
-    """sum_k c_k w_k (y_k - x), `[S, M, *shape]`."""
-    flat, x = _flat(case.images), _flat(case.samples)
-    toward = case.change[:, None] * weights  # [S, M, N]
-    return _shaped(case, toward @ flat - toward.sum(-1, keepdims=True) * x)
+def equal(x, images, _):
+    """All points alike."""
+    return np.ones((len(x), len(images)))
+
+
+def nearness(x, images, _):
+    """Minus the distance of point and sample."""
+    return -np.sqrt(_squares(x, images))
 
 
 def _shaped(case, moves):
@@ -273,10 +256,10 @@ MOVES: dict[str, tuple[Prediction, bool]] = {  # and whether there is a bandwidt
     "closed form, no network": (functools.partial(finite, network=False), True),
     "mean shift": (mean_shift, True),
     "optimal transport": (optimal_transport, False),
-    "kernel": (kernel_pull, True),
-    "cosine": (cosine_pull, False),
-    "inverse squared distance": (nearness_pull, False),
-    "equal pull": (equal_pull, False),
+    "kernel": (functools.partial(pull, alike=kernel), True),
+    "cosine": (functools.partial(pull, alike=cosine), False),
+    "inverse squared distance": (functools.partial(pull, alike=inverse_square), False),
+    "equal pull": (functools.partial(pull, alike=equal), False),
     "random": (random_move, False),
 }
 LOSSES: dict[str, tuple[Prediction, bool]] = {
@@ -285,8 +268,8 @@ LOSSES: dict[str, tuple[Prediction, bool]] = {
     "first order (model)": (functools.partial(loss_first_order, base="model"), True),
     "first order (sharp)": (functools.partial(loss_first_order, base="sharp"), True),
     "closed form, no network": (functools.partial(loss_finite, network=False), True),
-    "kernel": (kernel_loss, True),
-    "cosine": (cosine_loss, False),
-    "distance": (nearness_loss, False),
+    "kernel": (functools.partial(loss_alike, alike=kernel), True),
+    "cosine": (functools.partial(loss_alike, alike=cosine), False),
+    "distance": (functools.partial(loss_alike, alike=nearness), False),
     "random": (random_loss, False),
 }

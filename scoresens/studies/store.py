@@ -128,10 +128,6 @@ def arrays(*fields: str, of: str | None = None) -> Form[dict[str, np.ndarray]]:
     return Form(".npz", read, write)
 
 
-def _read_array(file: Path) -> np.ndarray:
-    return np.load(file, allow_pickle=False)
-
-
 def _write_array(file: Path, result: np.ndarray) -> None:
     with replacing(file) as beside, beside.open("wb") as stream:
         np.save(stream, result)
@@ -141,4 +137,4 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-ARRAY: Form[np.ndarray] = Form(".npy", _read_array, _write_array)
+ARRAY: Form[np.ndarray] = Form(".npy", lambda file: np.load(file, allow_pickle=False), _write_array)

@@ -15,17 +15,6 @@ from scoresens.sweeps.questions import (
 from scoresens.sweeps.store import Block, Field, Layout, Store, progress
 
 __all__ = [
-    "Block",
-    "Field",
-    "Layout",
-    "Question",
-    "Store",
-    "attributions",
-    "bytes_of",
-    "fields_of",
-    "layout_of",
-    "mesh_of",
-    "progress",
-    "run",
-    "sensitivities",
-]
+    "Block", "Field", "Layout", "Question", "Store", "attributions", "bytes_of", "fields_of",
+    "layout_of", "mesh_of", "progress", "run", "sensitivities",
+]  # fmt: skip

@@ -7,11 +7,6 @@ from scoresens.training.residual import RegularizedSettings, train_regularized
 from scoresens.training.soap import soap
 
 __all__ = [
-    "RegularizedSettings",
-    "TrainSettings",
-    "denoising_loss",
-    "soap",
-    "train",
-    "train_regularized",
+    "RegularizedSettings", "TrainSettings", "denoising_loss", "soap", "train", "train_regularized",
     "train_to_file",
-]
+]  # fmt: skip

@@ -25,6 +25,6 @@ def test_other_data_than_the_checkpoint_was_trained_on_are_pointed_out(
 ):
     text = DATA.replace("60", str(count)) + CHANGE
     run = read(with_checkpoint(tmp_path, trained, text), SensitivityRun)
-    setup, _ = set_up_change(run, run.checkpoint, "run.toml", Stages())
-    assert len(setup.data) == count
+    found = set_up_change(run, run.checkpoint, "run.toml", Stages())
+    assert len(found.setup.data) == count
     assert ("was trained on 60 images of digits" in capsys.readouterr().err) == noted

@@ -23,7 +23,7 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     )
     ran = scoresens("validate", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
     assert is_complete(ran, "report.png", "displacements.npz", "models", "study.json")
-    result, arrays = ran.result, np.load(tmp_path / "out" / "displacements.npz")
+    result, arrays = ran.result, dict(np.load(tmp_path / "out" / "displacements.npz"))
     at_the_end, rest = ran.printed.split("counterfactual_data, by its reliability")
     by_reliability, by_steps = rest.split("pooled Pearson, by the number of steps")
     groups = result["reliability"]["groups"]

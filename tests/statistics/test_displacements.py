@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from scoresens.statistics.displacements import Named, cosines, looks_like, nearest, norms, spread
+from scoresens.statistics.displacements import (
+    Named,
+    class_names,
+    cosines,
+    looks_like,
+    nearest,
+    norms,
+    rank_correlation,
+    spread,
+)
 
 
 def draws(*shape, seed=1):
@@ -22,6 +32,14 @@ def test_cosine_of_no_change_is_zero():
     np.testing.assert_allclose(cosines(a, b), [expected, 0, -1], atol=1e-12)
 
 
+def test_rank_correlation_along_an_axis():
+    a, b = draws(5, 30), draws(5, 30, seed=2).round(1)
+    b[3] = 2.0  # does not vary
+    expected = np.array([spearmanr(a[row], b[row])[0] if row != 3 else 0 for row in range(5)])
+    np.testing.assert_allclose(rank_correlation(a, b, 1), expected, atol=1e-12)
+    np.testing.assert_allclose(rank_correlation(a.T, b.T, 0), expected, atol=1e-12)
+
+
 def test_nearest_images_by_brute_force():
     x, images = draws(5, 3, 2), draws(9, 3, 2, seed=2)
     distances = np.linalg.norm((x[:, None] - images).reshape(5, 9, -1), axis=-1)
@@ -33,6 +51,7 @@ def test_a_training_image_looks_like_its_class():
     images = draws(20, 4, 4, 1)
     data = Named(images, np.arange(20) % 2, ("even", "odd"))
     np.testing.assert_array_equal(looks_like(data.images, data), data.labels)
+    assert class_names(data.images[:3], data) == ["even", "odd", "even"]
 
 
 def test_samples_shown_run_from_the_most_to_the_least_moved():

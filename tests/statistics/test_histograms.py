@@ -208,7 +208,7 @@ def test_a_solver_that_stops_early_is_an_error(monkeypatch):
 def test_without_pot_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ot", None)
     assert histogram(np.zeros((3, 2)), SMALL).counts.sum() == 3
-    with pytest.raises(ImportError, match=r"install scoresens\[gap\]"):
+    with pytest.raises(ImportError, match=r"install 'scoresens\[gap\]'"):
         wasserstein_of_histograms(ONES, ONES, SMALL)
 
 
