@@ -40,10 +40,8 @@ from scoresens.training.loop import looped
 Arrays = Array | np.ndarray
 
 EMA_RAMP = 0.05  # the half-life is at most this share of the steps taken
-REMEDY = (
-    "lower the learning rate, lengthen the warm-up, and look for values in the images that are not "
-    "finite"
-)
+REMEDY = """lower the learning rate, lengthen the warm-up, and look for values in the images that \
+are not finite"""
 
 
 @dataclass(frozen=True)

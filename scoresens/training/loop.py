@@ -14,16 +14,11 @@ def looped(
     advance: Callable[[Any], tuple[Any, Array]], state: Any, count: int, *, remedy: str,
     progress: bool, after: Callable[[int, Any], None] = lambda step, state: None,
 ) -> tuple[Any, np.ndarray]:  # fmt: skip
-    """The state after `count` steps, and the loss or its parts, averaged over each 50.
-
-    Args:
-        advance: one step, `state -> (state, loss)`; parts `[P]` of a loss add up to it.
-        remedy: what to do about a loss that is not finite.
-        progress: whether to show a progress bar.
-        after: told the number of steps taken, and the state, after each.
+    """The state after `count` steps of `advance`, each told to `after`, and the mean over each 50
+    of the loss, or of the parts `[P]` that add up to it.
 
     Raises:
-        FloatingPointError: if the loss stops being finite.
+        FloatingPointError: if the loss stops being finite, with the remedy for it.
     """
     losses, recent = [], []
     for step in _shown(count, progress, losses):
