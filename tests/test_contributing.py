@@ -4,6 +4,7 @@ each, and they pass what the library's own pass."""
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import frames
 import jax
@@ -36,10 +37,10 @@ IMPORTED = (
 )  # fmt: skip
 
 
-def example(name):
+def example(name) -> dict[str, Any]:
     """What a block of the page defines, with what files of its kind import."""
     (block,) = re.findall(rf"```python {name}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    names = {key: value for key, value in globals().items() if value in IMPORTED}
+    names: dict[str, Any] = {key: value for key, value in globals().items() if value in IMPORTED}
     exec(compile(block, f"{PAGE.name}, {name}", "exec"), names)
     return names
 
@@ -97,7 +98,9 @@ def test_a_functional_is_a_function():
     by_entry = ss.attribute(
         process, laws.bent(process), laws.CROWD, lambda x: x, noise, solve=laws.SHORT
     )
-    laws.close(found.scores, np.einsum("md,mdn->mn", x, by_entry.scores), relative=1e-10)
+    laws.close(
+        found.scores, np.einsum("md,mdn->mn", x, np.asarray(by_entry.scores)), relative=1e-10
+    )
 
 
 def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,8 @@ from scoresens.laws.scores import from_denoiser
 from scoresens.models import ModelSettings, build
 from scoresens.report.page import draw_grid, draw_loss
 from scoresens.report.tables import table
-from scoresens.training.denoising import LOSS_EVERY, TrainSettings, train_to_file
+from scoresens.training.denoising import TrainSettings, train_to_file
+from scoresens.training.loop import LOSS_EVERY
 
 
 @dataclass(frozen=True, kw_only=True)

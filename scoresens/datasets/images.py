@@ -104,7 +104,10 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
             raise FileNotFoundError(f"mnist needs a path to its IDX files: {remedy}")
         return _read_idx_folder(name, _folder(path, remedy), DIGIT_CLASSES)
     file = Path(path or name)
-    return _read_folder(file) if file.is_dir() else _read_arrays(name, file)
+    if file.is_dir():
+        files = ImageFiles(file)
+        return Dataset(file.name, scaled(files[:]), *files.classes())
+    return _read_arrays(name, file)
 
 
 def prepare(settings: DataSettings) -> Dataset:
@@ -253,11 +256,6 @@ def _bytes(path: Path) -> bytes:
         return gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged: {error}: get it again") from error
-
-
-def _read_folder(folder: Path) -> Dataset:
-    files = ImageFiles(folder)
-    return Dataset(folder.name, scaled(files[:]), *files.classes())
 
 
 def _read_arrays(name: str, path: Path) -> Dataset:

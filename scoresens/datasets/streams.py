@@ -28,16 +28,13 @@ class Rows(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """N, and that of one row."""
-        ...
 
     @property
     def dtype(self) -> Any:
         """Of the numbers."""
-        ...
 
     def __getitem__(self, rows: slice) -> Any:
         """Some of the rows, in memory or to be read into it."""
-        ...
 
 
 class Stream:

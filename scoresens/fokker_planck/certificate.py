@@ -115,24 +115,13 @@ def gap_certificate(
     up = forward_paths(process, ends, down.times, key=forward)
     terms = [_integrals(process, potential, trace, paths, key, solve) for paths in (down, up)]
     ratio = jax.vmap(functools.partial(log_prior_ratio, process, potential))
-    terms = jnp.stack([*terms, ratio(noise), ratio(up.x[-1])], 1)
-    terms = _kept(terms, good)
-    growth = growth_along(process, potential, _chosen(down, good), solve.batch_size)
+    terms = _kept(jnp.stack([*terms, ratio(noise), ratio(up.x[-1])], 1), good)
+    growth = _growth(process, potential, Paths(down.times, down.x[:, good]), solve.batch_size)
     energy = estimates.mean(terms @ jnp.array([1.0, -1.0, 1.0, -1.0], terms.dtype))
     stretch = jnp.sqrt(_integral(0.5 * _g2(process, down.times) * jnp.exp(2 * growth), down.times))
     w2 = Estimate(*(stretch * jnp.sqrt(jnp.maximum(bound, 0)) for bound in energy))
-    reverse_part, forward_part, start, end = (estimates.mean(column) for column in terms.T)
-    return Certificate(
-        energy=energy,
-        w2=w2,
-        growth=growth,
-        times=down.times,
-        residual_reverse=reverse_part,
-        residual_forward=forward_part,
-        prior_start=start,
-        prior_end=end,
-        kept=jnp.sum(good),
-    )
+    parts = map(estimates.mean, terms.T)
+    return Certificate(energy, w2, growth, down.times, *parts, jnp.sum(good))
 
 
 def ode_sde_gap(
@@ -176,7 +165,7 @@ def ode_sde_gap(
     slopes, w0 = _ratios(process, potential, trace, down, looks, key, paths, solve)
     residuals = _integrals(process, potential, trace, down, key, solve)
     ends = jax.vmap(functools.partial(log_prior_ratio, process, potential))(noise)
-    growth = growth_along(process, potential, _chosen(down, good), solve.batch_size)
+    growth = _growth(process, potential, Paths(down.times, down.x[:, good]), solve.batch_size)
     half_g2 = 0.5 * _g2(process, down.times)
     weights = half_g2 * trapezoid(down.times)
     energy = estimates.mean(_kept(len(weights) * weights[looks] * slopes, good))
@@ -184,14 +173,6 @@ def ode_sde_gap(
     speed = _by_time(slopes, looks, good, len(weights))
     w2 = _integral(jnp.exp(growth) * half_g2 * jnp.sqrt(jnp.maximum(speed.value, 0)), down.times)
     return Gap(energy, identity, w2, speed, down.times, jnp.sum(good))
-
-
-def growth_along(
-    process: Process, potential: Potential, paths: Paths, batch_size: int
-) -> Float[Array, " nodes"]:
-    """M(t) of (7.5): the integral from the data end of the largest eigenvalue, over the paths'
-    samples, of the symmetric part of -J_v."""
-    return _growth(process, as_pytree(potential), paths, batch_size)
 
 
 # ------------------------------------------------------------------ kernels
@@ -214,6 +195,9 @@ def _integrals(process, potential, trace, paths, key, solve):
 
 @functools.partial(jax.jit, static_argnames="batch_size")
 def _growth(process, potential, paths, batch_size):
+    """M(t) of (7.5): the integral from the data end of the largest eigenvalue, over the paths'
+    samples, of the symmetric part of -J_v."""
+
     def rate(t, x):
         shape = x.shape
 
@@ -296,10 +280,6 @@ def _kept(rows, good):
             "grid is too coarse for it (raise Solve.steps)"
         )
     return rows[good]
-
-
-def _chosen(paths, good):
-    return Paths(paths.times, paths.x[:, good])
 
 
 def _by_time(values, looks, good, count):

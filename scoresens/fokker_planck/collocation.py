@@ -25,12 +25,7 @@ class Collocation(NamedTuple):
 
 
 def in_box(
-    count: int,
-    size: int,
-    *,
-    half_width: Scalar,
-    times: tuple[Scalar, Scalar],
-    key: PRNGKeyArray,
+    count: int, size: int, *, half_width: Scalar, times: tuple[Scalar, Scalar], key: PRNGKeyArray
 ) -> Collocation:
     """Uniform draws of the box [-half_width, half_width]^size and of the times between two.
 

@@ -31,13 +31,7 @@ from scoresens import _checks
 from scoresens.flow.diffusion import brownian
 from scoresens.flow.euler import falling
 from scoresens.flow.sampling import encode
-from scoresens.flow.solve import (
-    Solve,
-    grid,
-    in_batches,
-    over_samples,
-    walk,
-)
+from scoresens.flow.solve import Solve, grid, in_batches, over_samples, walk
 from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.fokker_planck.residuals import potential_residual_at

@@ -86,8 +86,8 @@ def fokker_planck_residual(
         Cost: one evaluation with its gradient in (t, x), and d products of the score's Jacobian
         (one a probe). A term that depends on t alone adds its own rate.
     """
-    potential, t, x, keys = _asked(process, potential, t, x, trace, key, _checks.potential_shape)
-    return _potential_residuals(process, potential, t, x, trace, keys, solve.batch_size)
+    check = _checks.potential_shape
+    return _asked(potential_residual_at, check, process, potential, t, x, trace, key, solve)
 
 
 def score_residual(
@@ -117,8 +117,8 @@ def score_residual(
     References:
         Lai et al. 2023, arXiv 2210.04296, eq. 9 (there for VP and VE).
     """
-    score, t, x, keys = _asked(process, score, t, x, trace, key, _checks.score_shape)
-    return _score_residuals(process, score, t, x, trace, keys, solve.batch_size)
+    check = _checks.score_shape
+    return _asked(score_residual_at, check, process, score, t, x, trace, key, solve)
 
 
 def non_conservative_part(
@@ -145,8 +145,8 @@ def non_conservative_part(
         Cost: three products with the Jacobian and three with its transpose a direction (d, or the
         probes).
     """
-    score, t, x, keys = _asked(None, score, t, x, trace, key, _checks.score_shape)
-    return _non_conservative(score, t, x, trace, keys, solve.batch_size)
+    check = _checks.score_shape
+    return _asked(_non_conservative_at, check, None, score, t, x, trace, key, solve)
 
 
 # ------------------------------------------------------------------ at one point
@@ -204,7 +204,7 @@ def _g2(process, t):
     return jnp.square(process.diffusion(t))
 
 
-def _non_conservative_at(score, trace, probes, t, x):
+def _non_conservative_at(_, score, trace, probes, t, x):
     _, push = jax.linearize(functools.partial(score, t), x)
     pull = jax.linear_transpose(push, x)
 
@@ -216,43 +216,25 @@ def _non_conservative_at(score, trace, probes, t, x):
     return NonConservative(*(jnp.sqrt(jnp.maximum(square, 0)) for square in (twisted, whole)))
 
 
-# ------------------------------------------------------------------ kernels, compiled once a shape
+# ------------------------------------------------------------------ at many points
 
 
-def _asked(process, function, t, x, trace, key, check):
-    """What was asked for, checked: the function, times and points, and the points' keys."""
+def _asked(rule, check, process, function, t, x, trace, key, solve):
+    """The rule's values at what was asked for, once it is checked."""
     x, function = _checks.samples("x", x), as_pytree(function)
     if process is not None:
         check_process(process)
     t_max = jnp.inf if process is None else process.t_max
     t = _checks.times("t", t, len(x), t_max).astype(x.dtype)
     check(function, t[0], x[0])
-    return function, t, x, sample_keys(trace, key, len(x))
+    keys = sample_keys(trace, key, len(x))
+    return _at_each(rule, process, function, t, x, trace, keys, solve.batch_size)
 
 
-def _drawn(trace, key, x):
-    return None if key is None else trace.draw(key, x)
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _potential_residuals(process, potential, t, x, trace, keys, batch_size):
+@functools.partial(jax.jit, static_argnames=("rule", "batch_size"))
+def _at_each(rule, process, function, t, x, trace, keys, batch_size):
     def one(t, x, key):
-        return potential_residual_at(process, potential, trace, _drawn(trace, key, x), t, x)
-
-    return in_batches(one, batch_size, t, x, keys)
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _score_residuals(process, score, t, x, trace, keys, batch_size):
-    def one(t, x, key):
-        return score_residual_at(process, score, trace, _drawn(trace, key, x), t, x)
-
-    return in_batches(one, batch_size, t, x, keys)
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def _non_conservative(score, t, x, trace, keys, batch_size):
-    def one(t, x, key):
-        return _non_conservative_at(score, trace, _drawn(trace, key, x), t, x)
+        probes = None if key is None else trace.draw(key, x)
+        return rule(process, function, trace, probes, t, x)
 
     return in_batches(one, batch_size, t, x, keys)

@@ -98,7 +98,9 @@ def _network(torch: Any, path: Path, whole: Any) -> Any:
 
 def _unpickled(torch: Any, path: Path) -> Any:
     with path.open("rb") as file:
-        _check_start(path, file.read(9), path.stat().st_size)
+        start = file.read(9)
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            raise ValueError(f"{path} is a safetensors file, no pickle: it needs no trust")
         file.seek(0)
         try:
             with _present(_stand_ins(torch)), warnings.catch_warnings():
@@ -109,11 +111,6 @@ def _unpickled(torch: Any, path: Path) -> Any:
                 f"{path} is damaged, no pickle, or needs what is not here: "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-
-def _check_start(path: Path, start: bytes, size: int) -> None:
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
-        raise ValueError(f"{path} is a safetensors file, no pickle: it needs no trust")
 
 
 def _unpickler(torch: Any, file: BinaryIO) -> pickle.Unpickler:

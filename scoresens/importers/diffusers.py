@@ -11,7 +11,7 @@ diffusers once, at the conversion. Weights are read from safetensors files alone
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,13 +219,9 @@ def _default_conditioning(network: Part) -> tuple:
     config = network.config
     if network.kind == "UNet2DConditionModel":
         return (jnp.zeros((77, config.get("cross_attention_dim", 1280))),)
-    if network.kind == "DiTTransformer2DModel" or _labelled(config):
-        return (jnp.asarray(0),)
-    return ()
-
-
-def _labelled(config: Mapping[str, Any]) -> bool:
-    return config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None
+    labels = config.get("class_embed_type"), config.get("num_class_embeds")
+    labelled = network.kind == "DiTTransformer2DModel" or labels != (None, None)
+    return (jnp.asarray(0),) if labelled else ()
 
 
 def _called(module: Any, x: Any, time: Any, *conditioning: Any) -> Any:

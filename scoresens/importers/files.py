@@ -27,6 +27,7 @@ CONTINUOUS = {
     for name, kind in by_name().items()
     if all(entry.default is not MISSING for entry in fields(kind))  # type: ignore
 }
+SPOKEN = ("prediction", "clock", "scale", "sigma_data")
 
 
 def save(path: str | Path, foreign: Foreign, metadata: dict) -> None:
@@ -44,10 +45,7 @@ def save(path: str | Path, foreign: Foreign, metadata: dict) -> None:
     process, levels = _described(schedule.process)
     about = {
         "process": process,
-        "prediction": schedule.prediction,
-        "clock": schedule.clock,
-        "scale": schedule.scale,
-        "sigma_data": schedule.sigma_data,
+        **{name: getattr(schedule, name) for name in SPOKEN},
         "shape": list(foreign.shape),
         "network": _about_network(network),
         "conditioning": len(foreign.conditioning),
@@ -86,9 +84,7 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
     said = dict(about["process"])
     kind = by_name()[said.pop("kind")]
     said |= {name[8:]: jnp.asarray(x) for name, x in tensors.items() if name[:8] == "process."}
-    schedule = Schedule(
-        kind(**said), about["prediction"], about["clock"], about["scale"], about["sigma_data"]
-    )
+    schedule = Schedule(kind(**said), *(about[name] for name in SPOKEN))
     given = [jnp.asarray(tensors[f"conditioning.{i}"]) for i in range(about["conditioning"])]
     named = {name[8:]: x for name, x in tensors.items() if name.startswith("network.")}
     network = _network(about["network"], named)

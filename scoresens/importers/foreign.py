@@ -8,7 +8,6 @@ label is another argument of `jit` and not another program.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +16,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from scoresens._pytrees import register_dataclass
 from scoresens.importers.program import Program
-from scoresens.importers.schedules import Schedule
+from scoresens.importers.schedules import CLOCKS, PREDICTIONS, Schedule
 from scoresens.importers.unet2d import UNet2D
 from scoresens.laws.processes import Process, Scalar
-from scoresens.laws.scores import Score, from_denoiser, from_noise, from_v, from_velocity
-from scoresens.models.preconditioning import noise_condition, preconditioned
-
-FROM = {
-    "noise": from_noise,
-    "denoiser": from_denoiser,
-    "v": from_v,
-    "velocity": from_velocity,
-    "score": lambda process, network: network,
-    "preconditioned": from_denoiser,
-}
+from scoresens.laws.scores import Score
+from scoresens.models.preconditioning import preconditioned
 
 
 @register_dataclass
@@ -73,17 +63,13 @@ class Foreign:
     @property
     def score(self) -> Score:
         """`score(t, x)` in the process's own frame, for one sample: one network evaluation."""
-        return FROM[self.schedule.prediction](self.process, self._seen())
+        seen = Partial(_seen, self.schedule, self.network, self.conditioning)
+        return PREDICTIONS[self.schedule.prediction](self.process, seen)
 
     def given(self, *conditioning: ArrayLike) -> "Foreign":
         """The same network under other conditioning, such as a class label or the embedding of a
         text: one array each, without batch axis."""
         return replace(self, conditioning=tuple(jnp.asarray(c) for c in conditioning))
-
-    def _seen(self) -> Score:
-        preconditioned = self.schedule.prediction == "preconditioned"
-        rule = _preconditioned if preconditioned else _network
-        return Partial(rule, self.schedule, self.network, self.conditioning)
 
 
 @register_dataclass
@@ -136,31 +122,10 @@ class Native:
         return self.network(time, x, *conditioning)[..., : self.channels]
 
 
-# ------------------------------------------------------------------ what the network sees
-
-
-def _network(schedule, network, conditioning, t, x):
-    return network(_clock(schedule, t), x, *conditioning)
-
-
-def _preconditioned(schedule, network, conditioning, t, x):
-    """EDM's D = c_skip x + c_out F(c_noise, c_in x)."""
-    tau, seen = schedule.process.noise_level(t), _clock(schedule, t)
-    return preconditioned(
-        lambda x: network(seen, x, *conditioning), schedule.sigma_data, jnp.asarray(tau, x.dtype), x
-    )
-
-
-def _clock(schedule: Schedule, t: Scalar) -> Any:
-    process = schedule.process
-    if schedule.clock == "step":
-        seen = process.step(t)  # pyright: ignore[reportAttributeAccessIssue]
-    elif schedule.clock == "time":
-        seen = t
-    elif schedule.clock == "sigma":
-        seen = process.sigma(t)
-    else:
-        seen = process.noise_level(t)
-        if schedule.clock == "log_level":
-            seen = noise_condition(jnp.asarray(seen))
-    return schedule.scale * jnp.asarray(seen)
+def _seen(schedule, network, conditioning, t, x):
+    """What the network predicts, or EDM's D = c_skip x + c_out F(c_noise, c_in x) of it."""
+    clock = schedule.scale * jnp.asarray(CLOCKS[schedule.clock](schedule.process, t))
+    if schedule.prediction != "preconditioned":
+        return network(clock, x, *conditioning)
+    tau = jnp.asarray(schedule.process.noise_level(t), x.dtype)
+    return preconditioned(lambda x: network(clock, x, *conditioning), schedule.sigma_data, tau, x)

@@ -12,16 +12,19 @@ Lin et al. 2023, arXiv 2305.08891 (zero terminal signal-to-noise ratio); Lipman 
 2210.02747 (flow matching); Karras et al. 2022, arXiv 2206.00364 (EDM).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.processes import EDM, VE, DiscreteVP, FlowMatching, Process
+from scoresens.laws.processes import EDM, VE, DiscreteVP, FlowMatching, Process, Scalar
+from scoresens.laws.scores import Score, from_denoiser, from_noise, from_v, from_velocity
+from scoresens.models.preconditioning import noise_condition
 
 DISCRETE = {
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler",
@@ -35,8 +38,17 @@ DISCRETE = {
 FLOWS = {"FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"}
 KARRAS = {"EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"}
 EXPLODING = {"ScoreSdeVeScheduler"}
-PREDICTIONS = ("noise", "denoiser", "v", "velocity", "score", "preconditioned")
-CLOCKS = ("step", "time", "noise_level", "sigma", "log_level")
+PREDICTIONS: dict[str, Callable[[Process, Any], Score]] = {
+    "noise": from_noise, "denoiser": from_denoiser, "v": from_v, "velocity": from_velocity,
+    "score": lambda process, network: network, "preconditioned": from_denoiser,
+}  # fmt: skip
+CLOCKS: dict[str, Callable[[Any, Scalar], Any]] = {
+    "step": lambda process, t: process.step(t),
+    "time": lambda process, t: t,
+    "noise_level": lambda process, t: process.noise_level(t),
+    "sigma": lambda process, t: process.sigma(t),
+    "log_level": lambda process, t: noise_condition(jnp.asarray(process.noise_level(t))),
+}
 THEIRS = {"epsilon": "noise", "sample": "denoiser", "v_prediction": "v"}
 
 

@@ -62,13 +62,17 @@ def torch_export(
     names = {place: TensorName(name) for place, (name, _) in tensors.items()}
     nodes = list(exported.graph.nodes)
     calls = [_call(node, names) for node in nodes if node.op == "call_function"]
-    wanted = [x for x in nodes if x.op == "placeholder" and x.name not in names and _is_tensor(x)]
+    given = [x for x in nodes if x.op == "placeholder" and x.name not in names]
+    wanted = [x for x in given if hasattr(x.meta.get("val"), "shape")]
     end = exported.graph_signature.user_outputs[output]
     calls = _alive(calls, end)
     asked = {asked for call in calls for asked in references([call["args"], call["kwargs"]])}
     whole = {
         "inputs": [_input(node) for node in wanted],
-        "calls": [_encoded(call) for call in calls],
+        "calls": [
+            call | {"args": encoded(call["args"]), "kwargs": encoded(call["kwargs"])["map"]}
+            for call in calls
+        ],
         "output": end,
     }
     kept = {name: jnp.asarray(x) for name, x in tensors.values() if TensorName(name) in asked}
@@ -113,10 +117,6 @@ def _array(name: str, tensor: Any) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"the module's tensor {name} has values that are not finite")
     return values
-
-
-def _is_tensor(node: Any) -> bool:
-    return hasattr(node.meta.get("val"), "shape")
 
 
 def _call(node: Any, names: Mapping[str, TensorName]) -> dict[str, Any]:
@@ -169,9 +169,3 @@ def _alive(calls: list[dict[str, Any]], end: str) -> list[dict[str, Any]]:
             wanted |= set(references([call["args"], call["kwargs"]]))
             kept.append(call)
     return kept[::-1]
-
-
-def _encoded(call: dict[str, Any]) -> dict[str, Any]:
-    """A call as JSON holds it."""
-    kwargs = {name: encoded(value) for name, value in call["kwargs"].items()}
-    return call | {"args": encoded(call["args"]), "kwargs": kwargs}

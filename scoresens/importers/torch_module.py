@@ -9,7 +9,7 @@ layer by layer: every linear map is a `torch.nn.Linear`, every convolution a `to
 every normalisation torch's own, under the names they have in JAX (`network.blocks.0.linear1`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 from scoresens.importers._torch import needed_torch
-from scoresens.models import Denoiser, PotentialMLP, ResidualMLP, ScoreMLP, UNet
+from scoresens.models import Denoiser, PotentialMLP, ResidualMLP, ScoreMLP, UNet, mlp, unet
 from scoresens.models.potential import SHARPNESS
-from scoresens.models.preconditioning import FREQUENCIES, TAU_FLOOR
+from scoresens.models.preconditioning import FREQUENCIES, TAU_FLOOR, NoiseEmbedding
 
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]
@@ -56,28 +56,31 @@ def to_torch(model: Model) -> "torch.nn.Module":
         on the spot, so that `pickle` cannot write it; keep its `state_dict`.
     """
     needed_torch("to_torch")
-    if isinstance(model, PotentialMLP):
-        return _layers(model, lambda outputs: outputs[..., 0])
-    if isinstance(model, ScoreMLP):
-        return _layers(model, lambda outputs: outputs)
     network = getattr(model, "network", model)
-    if not isinstance(model, Denoiser) or not isinstance(network, ResidualMLP | UNet):
+    known = isinstance(network, ResidualMLP | UNet) if isinstance(model, Denoiser) else False
+    if not known and not isinstance(model, PotentialMLP | ScoreMLP):
         raise ValueError(
             f"cannot make a torch module of a {type(network).__name__}: only of a Denoiser "
             "of a ResidualMLP or a UNet, a PotentialMLP or a ScoreMLP"
         )
-    inner = _mlp(network) if isinstance(network, ResidualMLP) else _unet(network)
-    shape, sigma_data = tuple(network.shape), model.sigma_data
-    return _module(lambda m, tau, x: _denoised(m.network, shape, sigma_data, tau, x), network=inner)
+    return _translated(model)
 
 
-def _denoised(network, shape: tuple[int, ...], sigma_data: float, tau: Tensor, x: Tensor) -> Tensor:
-    _check_shape("tau", shape, tau, x)
-    level = tau.reshape(*tau.shape, *[1] * len(shape))
-    total = level**2 + sigma_data**2
-    c_noise = tau.clamp(min=TAU_FLOOR).log() / 4
-    inner = network(c_noise, x * total.rsqrt())
-    return sigma_data**2 / total * x + level * sigma_data * total.rsqrt() * inner
+# ------------------------------------------------------------------ what each module computes
+
+
+def _denoised(model: Denoiser) -> Callable[..., Tensor]:
+    shape, sigma_data = tuple(model.shape), model.sigma_data
+
+    def rule(m, tau: Tensor, x: Tensor) -> Tensor:
+        _check_shape("tau", shape, tau, x)
+        level = tau.reshape(*tau.shape, *[1] * len(shape))
+        total = level**2 + sigma_data**2
+        c_noise = tau.clamp(min=TAU_FLOOR).log() / 4
+        inner = m.network(c_noise, x * total.rsqrt())
+        return sigma_data**2 / total * x + level * sigma_data * total.rsqrt() * inner
+
+    return rule
 
 
 def _check_shape(name: str, shape: tuple[int, ...], time: Tensor, x: Tensor) -> None:
@@ -88,93 +91,42 @@ def _check_shape(name: str, shape: tuple[int, ...], time: Tensor, x: Tensor) -> 
         )
 
 
-# ------------------------------------------------------------------ potential and score network
+def _layers(network: PotentialMLP | ScoreMLP) -> Callable[..., Tensor]:
+    shape, scalar = tuple(network.shape), isinstance(network, PotentialMLP)
+    softplus = needed_torch("to_torch").nn.functional.softplus
+
+    def rule(m, t: Tensor, x: Tensor) -> Tensor:
+        _check_shape("t", shape, t, x)
+        h = _joined(t[..., None], x, axis=-1)
+        for layer in (m.input, m.hidden1, m.hidden2):
+            h = softplus(layer(h), beta=SHARPNESS, threshold=STEEPEST)
+        return m.output(h)[..., 0] if scalar else m.output(h)
+
+    return rule
 
 
-def _layers(
-    network: PotentialMLP | ScoreMLP, read_out: Callable[[Tensor], Tensor]
-) -> "torch.nn.Module":
-    shape = tuple(network.shape)
-    return _module(
-        lambda m, t, x: read_out(_layers_rule(m, shape, t, x)),
-        input=_linear(network.input),
-        hidden1=_linear(network.hidden1),
-        hidden2=_linear(network.hidden2),
-        output=_linear(network.output),
-    )
-
-
-def _layers_rule(m, shape: tuple[int, ...], t: Tensor, x: Tensor) -> Tensor:
-    _check_shape("t", shape, t, x)
-    h = _joined(t[..., None], x, axis=-1)
-    for layer in (m.input, m.hidden1, m.hidden2):
-        h = _softplus(layer(h))
-    return m.output(h)
-
-
-def _softplus(h: Tensor) -> Tensor:
-    functional = needed_torch("to_torch").nn.functional
-    return functional.softplus(h, beta=SHARPNESS, threshold=STEEPEST)
-
-
-# ------------------------------------------------------------------ the residual MLP
-
-
-def _mlp(network: ResidualMLP) -> "torch.nn.Module":
+def _mlp(network: ResidualMLP) -> Callable[..., Tensor]:
     axes = len(network.shape)
-    return _module(
-        lambda m, c_noise, x: _mlp_rule(m, axes, c_noise, x),
-        embedding=_embedding(network.embedding),
-        read=_linear(network.read),
-        blocks=_each(_mlp_block, network.blocks),
-        norm=_layer_norm(network.norm),
-        write=_linear(network.write),
-    )
+
+    def rule(m, c_noise: Tensor, x: Tensor) -> Tensor:
+        e = m.embedding(c_noise)
+        h = m.read(x.flatten(-axes))
+        for block in m.blocks:
+            h = block(h, e)
+        return m.write(_silu(m.norm(h))).reshape(x.shape)
+
+    return rule
 
 
-def _mlp_rule(m, axes: int, c_noise: Tensor, x: Tensor) -> Tensor:
-    e = m.embedding(c_noise)
-    h = m.read(x.flatten(-axes))
-    for block in m.blocks:
-        h = block(h, e)
-    return m.write(_silu(m.norm(h))).reshape(x.shape)
-
-
-def _mlp_block(block) -> "torch.nn.Module":
-    return _module(
-        _mlp_block_rule,
-        norm1=_layer_norm(block.norm1),
-        linear1=_linear(block.linear1),
-        norm2=_layer_norm(block.norm2),
-        modulation=_linear(block.modulation),
-        linear2=_linear(block.linear2),
-    )
-
-
-def _mlp_block_rule(m, h: Tensor, e: Tensor) -> Tensor:
+def _mlp_block(m, h: Tensor, e: Tensor) -> Tensor:
     scale, shift = m.modulation(e).chunk(2, -1)
     r = m.linear1(_silu(m.norm1(h)))
     r = (1 + scale) * m.norm2(r) + shift
     return h + m.linear2(_silu(r))
 
 
-# ------------------------------------------------------------------ the U-Net, channels first
-
-
-def _unet(network: UNet) -> "torch.nn.Module":
-    return _module(
-        _unet_rule,
-        embedding=_embedding(network.embedding),
-        read=_conv(network.read),
-        down=_each(_unet_block, network.down),
-        middle=_unet_block(network.middle),
-        up=_each(_unet_block, network.up),
-        norm=_group_norm(network.norm),
-        write=_conv(network.write),
-    )
-
-
-def _unet_rule(m, c_noise: Tensor, x: Tensor) -> Tensor:
+def _unet(m, c_noise: Tensor, x: Tensor) -> Tensor:
+    """Channels first within."""
     e = m.embedding(c_noise.reshape(-1))
     h = m.read(x.reshape(-1, *x.shape[-3:]).movedim(-1, 1))
     seen = []
@@ -188,19 +140,7 @@ def _unet_rule(m, c_noise: Tensor, x: Tensor) -> Tensor:
     return m.write(_silu(m.norm(h.contiguous()))).movedim(1, -1).reshape(x.shape)
 
 
-def _unet_block(block) -> "torch.nn.Module":
-    return _module(
-        _unet_block_rule,
-        norm1=_group_norm(block.norm1),
-        conv1=_conv(block.conv1),
-        norm2=_group_norm(block.norm2),
-        modulation=_linear(block.modulation),
-        conv2=_conv(block.conv2),
-        match=None if block.match is None else _linear(block.match),
-    )
-
-
-def _unet_block_rule(m, h: Tensor, e: Tensor) -> Tensor:
+def _unet_block(m, h: Tensor, e: Tensor) -> Tensor:
     scale, shift = m.modulation(e)[..., None, None].chunk(2, 1)
     # torch's forward derivative of a group norm refuses images with channels last in memory
     r = m.conv1(_silu(m.norm1(h.contiguous())))
@@ -218,62 +158,9 @@ def _double(h: Tensor) -> Tensor:
     return h.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
 
-# ------------------------------------------------------------------ layers
-
-
-def _embedding(embedding) -> "torch.nn.Module":
-    dtype = embedding.linear.kernel.dtype
-    frequencies = _tensor(jnp.geomspace(0.5, 32.0, FREQUENCIES, dtype=dtype))
-    return _module(
-        _embedding_rule, buffers={"frequencies": frequencies}, linear=_linear(embedding.linear)
-    )
-
-
-def _embedding_rule(m, c_noise: Tensor) -> Tensor:
+def _embedding(m, c_noise: Tensor) -> Tensor:
     angles = c_noise[..., None] * m.frequencies
     return _silu(m.linear(_joined(angles.cos(), angles.sin(), axis=-1)))
-
-
-def _linear(layer: nnx.Linear) -> "torch.nn.Module":
-    nn = needed_torch("to_torch").nn
-    kernel = np.asarray(layer.kernel[...])
-    return _filled(nn.Linear(*kernel.shape), weight=kernel.T, bias=_given(layer.bias))
-
-
-def _conv(layer: nnx.Conv) -> "torch.nn.Module":
-    nn = needed_torch("to_torch").nn
-    kernel = np.asarray(layer.kernel[...])  # [height, width, before, after]
-    torch_layer = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], padding="same")
-    return _filled(torch_layer, weight=kernel.transpose(3, 2, 0, 1), bias=_given(layer.bias))
-
-
-def _layer_norm(layer: nnx.LayerNorm) -> "torch.nn.Module":
-    nn = needed_torch("to_torch").nn
-    torch_layer = nn.LayerNorm(len(_given(layer.scale)), eps=layer.epsilon)
-    return _filled(torch_layer, weight=_given(layer.scale), bias=_given(layer.bias))
-
-
-def _group_norm(layer: nnx.GroupNorm) -> "torch.nn.Module":
-    nn = needed_torch("to_torch").nn
-    torch_layer = nn.GroupNorm(layer.num_groups, len(_given(layer.scale)), eps=layer.epsilon)
-    return _filled(torch_layer, weight=_given(layer.scale), bias=_given(layer.bias))
-
-
-def _filled(layer: Any, **parameters: np.ndarray) -> "torch.nn.Module":
-    """The layer with other values, and in their dtype."""
-    nn = needed_torch("to_torch").nn
-    for name, value in parameters.items():
-        setattr(layer, name, nn.Parameter(_tensor(value)))
-    return layer
-
-
-def _given(parameter: nnx.Param | None) -> np.ndarray:
-    assert parameter is not None  # no layer of these networks goes without
-    return np.asarray(parameter[...])
-
-
-def _tensor(values: Any) -> Tensor:
-    return needed_torch("to_torch").from_numpy(np.array(values, order="C"))
 
 
 def _silu(h: Tensor) -> Tensor:
@@ -284,23 +171,80 @@ def _joined(first: Tensor, second: Tensor, *, axis: int) -> Tensor:
     return needed_torch("to_torch").cat([first, second], axis)
 
 
-def _each(make: Callable[[Any], "torch.nn.Module"], blocks: Iterable[Any]) -> "torch.nn.Module":
-    return needed_torch("to_torch").nn.ModuleList([make(block) for block in blocks])
+RULES: dict[type, Callable[..., Callable[..., Tensor]]] = {
+    Denoiser: _denoised, PotentialMLP: _layers, ScoreMLP: _layers,
+    ResidualMLP: _mlp, mlp.Block: lambda _: _mlp_block,
+    UNet: lambda _: _unet, unet.Block: lambda _: _unet_block,
+    NoiseEmbedding: lambda _: _embedding,
+}  # fmt: skip
 
 
-def _module(
-    rule: Callable[..., Any], buffers: dict[str, Tensor] | None = None, **parts: Any
-) -> "torch.nn.Module":
-    """A module of the given parts, whose output is `rule(module, *inputs)`."""
+# ------------------------------------------------------------------ modules
+
+
+def _translated(module: Any) -> "torch.nn.Module | None":
+    """A module of this library, a list of them or a layer as torch's: of the same parts, under the
+    same names."""
     nn = needed_torch("to_torch").nn
+    if isinstance(module, nnx.List):
+        return nn.ModuleList([_translated(part) for part in module])
+    if layer := _of_kind(LAYERS, module):
+        return layer(nn, module)
+    rule = _of_kind(RULES, module)(module)
 
     class Module(nn.Module):
         def forward(self, *inputs):
             return rule(self, *inputs)
 
-    module = Module()
-    for name, part in parts.items():
-        module.register_module(name, part)
-    for name, values in (buffers or {}).items():
-        module.register_buffer(name, values)
-    return module
+    translated = Module()
+    for name, part in vars(module).items():
+        if part is None or isinstance(part, nnx.Module):
+            translated.register_module(name, None if part is None else _translated(part))
+    if isinstance(module, NoiseEmbedding):
+        dtype = module.linear.kernel.dtype
+        frequencies = jnp.geomspace(0.5, 32.0, FREQUENCIES, dtype=dtype)
+        translated.register_buffer("frequencies", _tensor(frequencies))
+    return translated
+
+
+def _of_kind(table: dict[type, Any], module: Any) -> Any:
+    return next((found for kind, found in table.items() if isinstance(module, kind)), None)
+
+
+def _linear(nn: Any, layer: nnx.Linear) -> Tensor:
+    kernel = np.asarray(layer.kernel[...])
+    return _filled(nn.Linear(*kernel.shape), kernel.T, layer.bias)
+
+
+def _conv(nn: Any, layer: nnx.Conv) -> Tensor:
+    kernel = np.asarray(layer.kernel[...])  # [height, width, before, after]
+    torch_layer = nn.Conv2d(*kernel.shape[2:], kernel.shape[:2], padding="same")
+    return _filled(torch_layer, kernel.transpose(3, 2, 0, 1), layer.bias)
+
+
+def _layer_norm(nn: Any, layer: nnx.LayerNorm) -> Tensor:
+    scale = np.asarray(layer.scale)
+    return _filled(nn.LayerNorm(len(scale), eps=layer.epsilon), scale, layer.bias)
+
+
+def _group_norm(nn: Any, layer: nnx.GroupNorm) -> Tensor:
+    scale = np.asarray(layer.scale)
+    torch_layer = nn.GroupNorm(layer.num_groups, len(scale), eps=layer.epsilon)
+    return _filled(torch_layer, scale, layer.bias)
+
+
+LAYERS: dict[type, Callable[[Any, Any], Tensor]] = {
+    nnx.Linear: _linear, nnx.Conv: _conv, nnx.LayerNorm: _layer_norm, nnx.GroupNorm: _group_norm,
+}  # fmt: skip
+
+
+def _filled(layer: Any, weight: np.ndarray, bias: Any) -> Any:
+    """The layer with other parameters, and in their dtype; none of these networks' layers goes
+    without a bias."""
+    parameter = needed_torch("to_torch").nn.Parameter
+    layer.weight, layer.bias = parameter(_tensor(weight)), parameter(_tensor(bias[...]))
+    return layer
+
+
+def _tensor(values: Any) -> Tensor:
+    return needed_torch("to_torch").from_numpy(np.array(values, order="C"))

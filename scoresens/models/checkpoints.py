@@ -5,6 +5,7 @@ header holds one JSON text under `scoresens`: the architecture, enough to build 
 and whatever the writer wished to remember (`metadata`).
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,7 +66,15 @@ def load(path: str | Path) -> tuple[Denoiser, dict]:
     if extra := sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"{path} has tensors no part of its model: {extra}")
     for name, leaf in expected.items():
-        _check_tensor(path, name, tensors[name], leaf.shape)
+        found = tensors[name]
+        if found.shape != leaf.shape:
+            raise ValueError(
+                f"{path}: tensor {name} should be of shape {leaf.shape}, got {found.shape}"
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"{path}: tensor {name} has values that are not finite: train it again"
+            )
     leaves = [jnp.asarray(tensors[name]) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(skeleton), leaves), header["metadata"]
 
@@ -169,17 +178,8 @@ def write_file(path: Path, header: dict, tensors: Mapping[str, np.ndarray]) -> N
         beside.write_bytes(serialized(dict(tensors), metadata={HEADER: text}))
 
 
-def _check_tensor(path: str | Path, name: str, found: np.ndarray, shape: tuple[int, ...]) -> None:
-    if found.shape != shape:
-        raise ValueError(f"{path}: tensor {name} should be of shape {shape}, got {found.shape}")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{path}: tensor {name} has values that are not finite: train it again")
-
-
 def _named_leaves(model: Denoiser) -> list[tuple[str, Any]]:
     """The parameters, or their shapes in a skeleton, with their names."""
+    named = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     leaves = jax.tree_util.tree_leaves_with_path(model)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    return [
-        (name.removesuffix(".value"), leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
-    ]
+    return [(named(path).removesuffix(".value"), leaf) for path, leaf in leaves]

@@ -65,9 +65,7 @@ class _Layers(nnx.Module):
         kernel = self.input.kernel[...]
         moment = jnp.asarray(t, x.dtype) * kernel[0]  # once for a batch of one time
         h = softplus(x @ kernel[1:] + (moment + jnp.asarray(self.input.bias)))
-        h = softplus(self.hidden1(h))
-        h = softplus(self.hidden2(h))
-        return self.output(h)
+        return self.output(softplus(self.hidden2(softplus(self.hidden1(h)))))
 
 
 class PotentialMLP(_Layers):
@@ -100,16 +98,8 @@ class PotentialMLP(_Layers):
 
 
 class ScoreMLP(_Layers):
-    """A score `s(t, x) -> [d]` of one flat sample, of the same body, that has no potential.
-
-    Args:
-        size: the number d of entries of one sample.
-        width: units of each hidden layer.
-        rngs: the source of the initial parameters.
-
-    Raises:
-        ValueError: if size or width is below 1.
-    """
+    """A score `s(t, x) -> [d]` of one flat sample, that has no potential. Its body, its arguments
+    and its errors are those of a `PotentialMLP`."""
 
     def __init__(self, size: int, *, width: int = 80, rngs: nnx.Rngs):
         super().__init__(size, size, width, rngs)
@@ -200,8 +190,9 @@ def read_networks(folder: str | Path) -> dict[str, PotentialMLP]:
         FileNotFoundError: if there is no such folder, or no network in it.
         ValueError: if one of the files is damaged, as `read_potential` says.
     """
-    files = sorted(Path(folder).glob("*.npz"), key=lambda file: _order(file.stem))
-    found = {file.stem: read_potential(file) for file in files if _is_network(file)}
+    files = sorted(Path(folder).glob("*.npz"), key=_order)
+    networks = [file for file in files if not _arrays(file).keys().isdisjoint(ARRAYS)]
+    found = {file.stem: read_potential(file) for file in networks}
     if not found:
         raise FileNotFoundError(
             f"no potential network in {folder}: expected files such as blob_w0.1.npz, "
@@ -210,13 +201,9 @@ def read_networks(folder: str | Path) -> dict[str, PotentialMLP]:
     return found
 
 
-def _order(stem: str) -> tuple[str, float]:
-    data, weight = network_name(stem)
+def _order(file: Path) -> tuple[str, float]:
+    data, weight = network_name(file.stem)
     return data, -1.0 if weight is None else weight
-
-
-def _is_network(path: Path) -> bool:
-    return not _arrays(path).keys().isdisjoint(ARRAYS)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -42,6 +42,7 @@ from scoresens.sweeps.store import Block, Field, Layout, Store
 MOST = 2048  # rows of a block
 STREAMED = 16  # of a question whose data are streamed
 AXES = ("samples", "directions")
+RANKED = ("top_values", "top_indices", "bottom_values", "bottom_indices")
 
 
 def mesh_of(shape: tuple[int, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -118,10 +119,7 @@ def sensitivities(
     def run(perturbation, rest, noise, keys):
         specs = jax.tree_util.tree_map_with_path(_direction_spec, perturbation)
         out = (P("samples"), P("samples", "directions"))
-        shard = jax.shard_map(
-            one, mesh=mesh, in_specs=(specs, P(), P("samples"), P("samples")), out_specs=out,
-            check_vma=False,
-        )  # fmt: skip
+        shard = _divided(one, mesh, (specs, P(), P("samples"), P("samples")), out)
         return shard(perturbation, rest, noise, keys)
 
     compiled, rest = jax.jit(run), (process, score, base, prior)
@@ -170,14 +168,8 @@ def attributions(
     shape, draws = data.shape, _draws(base, trace)
     if is_on_host(data) and mesh.size > 1:
         raise ValueError(f"data on the host are read by one device, the mesh has {mesh.size}")
-    out = jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape
-    if out:
-        raise ValueError(
-            f"attributions are of a scalar functional, this one returns shape {out} for a sample "
-            f"of shape {shape}: sweep one component at a time"
-        )
-    ranked = ("top_values", "top_indices", "bottom_values", "bottom_indices")
-    names = ("scores",) if top is None else ranked
+    _check_scalar(functional, shape)
+    names = ("scores",) if top is None else RANKED
     shared = data if mesh.shape["directions"] == 1 else divided(data, mesh, "directions")
     of_data = base is data  # then also of each device's shard
     rest = (process, score, shared, functional, None if of_data else base, prior)
@@ -190,24 +182,19 @@ def attributions(
         )  # fmt: skip
         return {name: getattr(found, name) for name in ("x", "value", *names)}
 
+    @jax.jit
     def run(rest, noise, keys):
         specs = (P(), P(), specs_of(shared), P(), P(), P())
         out = {name: P("samples") for name in ("x", "value", *names)}
         out |= {"scores": P("samples", "directions")} if top is None else {}
-        shard = jax.shard_map(
-            one, mesh=mesh, in_specs=(specs, P("samples"), P("samples")), out_specs=out,
-            check_vma=False,
-        )  # fmt: skip
-        return shard(rest, noise, keys)
-
-    compiled = one if is_on_host(data) else jax.jit(run)
+        return _divided(one, mesh, (specs, P("samples"), P("samples")), out)(rest, noise, keys)
 
     def ask(which, noise, keys):
-        found = compiled(rest, noise, keys)
+        found = (one if is_on_host(data) else run)(rest, noise, keys)
         return found if top else found | {"scores": found["scores"][:, : len(data)]}
 
     def program(rows, columns):
-        return jax.jit(run).lower(rest, *_abstract(shape, rows, draws)).compile()
+        return run.lower(rest, *_abstract(shape, rows, draws)).compile()
 
     ranks = (("data", len(data)),) if top is None else (("rank", top),)
     sizes, dtype = _axes(shape)
@@ -215,6 +202,20 @@ def attributions(
     fields |= {n: ("int32" if n.endswith("indices") else dtype, ranks) for n in names}
     measured = None if is_on_host(data) else program
     return Question(process, shape, mesh, mesh.size, draws, 1, fields, ask, measured)
+
+
+def _check_scalar(functional: Functional, shape: tuple[int, ...]) -> None:
+    out = jax.eval_shape(functional, jax.ShapeDtypeStruct(shape, jnp.result_type(float))).shape
+    if out:
+        raise ValueError(
+            f"attributions are of a scalar functional, this one returns shape {out} for a sample "
+            f"of shape {shape}: sweep one component at a time"
+        )
+
+
+def _divided(rule, mesh, in_specs, out_specs):
+    """The rule, each device at its own part."""
+    return jax.shard_map(rule, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _draws(base: Base, trace: TraceEstimator) -> bool:

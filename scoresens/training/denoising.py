@@ -21,7 +21,7 @@ on the Coupling Method, section I.5.
 
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,11 +35,13 @@ from jaxtyping import Array, Float, Int
 from scoresens.datasets.images import Dataset
 from scoresens.laws.processes import Scalar
 from scoresens.models import Denoiser, ModelSettings, build, save
+from scoresens.training.loop import looped
 
 Arrays = Array | np.ndarray
 
-LOSS_EVERY = 50  # steps averaged into one entry of the loss history
 EMA_RAMP = 0.05  # the half-life is at most this share of the steps taken
+REMEDY = """lower the learning rate, lengthen the warm-up, and look for values in the images that \
+are not finite"""
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,17 @@ def train(
     """
     images = _check_images(model, images)
     draws = couple(len(images), weights, base_weights)
-    state = _start(model, settings)
-    losses, recent, earlier = [], [], {}
-    for step in steps_shown(settings.steps, progress, losses):
-        state, loss = train_step(state, images, draws, key, settings)
-        recent.append(loss)
-        if step + 1 in keep:
-            earlier[step + 1] = jax.tree.map(jnp.copy, state.ema)  # the next step uses up the state
-        if len(recent) == LOSS_EVERY or step + 1 == settings.steps:
-            losses.append(float(np.mean(jax.device_get(recent))))
-            _check_finite(losses[-1], step)
-            recent = []
-    return TrainResult(state.ema, np.array(losses), earlier)
+    earlier = {}
+
+    def after(step, state):
+        if step in keep:
+            earlier[step] = jax.tree.map(jnp.copy, state.ema)  # the next step uses up the state
+
+    state, losses = looped(
+        lambda state: train_step(state, images, draws, key, settings),
+        _start(model, settings), settings.steps, remedy=REMEDY, progress=progress, after=after,
+    )  # fmt: skip
+    return TrainResult(state.ema, losses, earlier)
 
 
 def train_to_file(
@@ -326,21 +327,6 @@ def _optimiser(settings: TrainSettings) -> optax.GradientTransformation:
     return optax.adam(rate)
 
 
-def steps_shown(count: int, progress: bool, losses: list[float]) -> Iterable[int]:
-    """Yields the steps, showing how fast they go and the latest loss."""
-    if not progress:
-        yield from range(count)
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=count, desc="training", unit="step") as bar:
-        for step in range(count):
-            yield step
-            bar.update()
-            if losses and (step + 1) % LOSS_EVERY == 0:
-                bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-
-
 def _normalised(name: str, given: Float[Arrays, "N"]) -> np.ndarray:
     weights = np.asarray(given, np.float64)
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
@@ -360,11 +346,3 @@ def _check_images(model: Denoiser, images: Float[Arrays, "N *shape"]) -> Array:
         expected = ", ".join(map(str, ("N", *shape)))
         raise ValueError(f"expected images of shape [{expected}], got {images.shape}")
     return jnp.asarray(images)
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} by step {step + 1}: lower the learning rate, lengthen the "
-            "warm-up, and look for values in the images that are not finite"
-        )

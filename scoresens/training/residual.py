@@ -46,7 +46,7 @@ from scoresens.flow.traces import Hutchinson
 from scoresens.fokker_planck.residuals import potential_residual_at, score_residual_at
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Potential, Score, as_pytree, from_potential
-from scoresens.training.denoising import LOSS_EVERY, steps_shown
+from scoresens.training.loop import looped
 from scoresens.training.soap import soap
 
 Draw = Callable[[PRNGKeyArray, int], Float[Array, "count *shape"]]
@@ -54,6 +54,8 @@ Network = Potential | Score  # whose leaves are its parameters
 
 WARMUP = 0.02  # share of the steps over which the learning rate rises
 KNOTS = 4096  # of the table of times
+REMEDY = """lower the learning rate or the residual's weight, and look for values in the data that \
+are not finite"""
 
 
 @dataclass(frozen=True)
@@ -165,19 +167,12 @@ def train_regularized(
     draw = _check_data(data, settings)
     _check_model(model, draw, settings)
     times = clock(process, settings.t_min, settings.weighting)
-    state = _start(model, settings)
-    losses, residuals, recent = [], [], []
-    for step in steps_shown(settings.steps, progress, losses):
-        state, parts = regularized_step(state, process, draw, times, key, settings)
-        recent.append(parts)
-        if len(recent) == LOSS_EVERY or step + 1 == settings.steps:
-            loss, residual = np.mean(jax.device_get(recent), axis=0).tolist()
-            _check_finite(loss + residual, step)
-            losses.append(loss)
-            residuals.append(residual)
-            recent = []
-    found = np.array(residuals) if settings.residual_weight > 0 else None
-    return RegularizedResult(state.model, np.array(losses), found)
+    state, parts = looped(
+        lambda state: regularized_step(state, process, draw, times, key, settings),
+        _start(model, settings), settings.steps, remedy=REMEDY, progress=progress,
+    )  # fmt: skip
+    residuals = parts[:, 1] if settings.residual_weight > 0 else None
+    return RegularizedResult(state.model, parts[:, 0], residuals)
 
 
 def denoising_errors(
@@ -212,10 +207,7 @@ def denoising_errors(
 
 
 def squared_residuals(
-    process: Process,
-    model: Potential | Score,
-    t: Float[Array, "B"],
-    x: Float[Array, "B *shape"],
+    process: Process, model: Potential | Score, t: Float[Array, "B"], x: Float[Array, "B *shape"]
 ) -> Float[Array, "B"]:
     """`R(t, x)^2` of a potential (7.1), `|R(t, x)|^2` of a score (7.1s).
 
@@ -261,8 +253,8 @@ def clock(process: Process, t_min: float, weighting: Literal["score", "noise"]) 
     share = density * t  # a unit of log t
     area = np.diff(log_times) * (share[1:] + share[:-1]) / 2
     cumulative = np.concatenate([[0.0], np.cumsum(area)])
-    table = jnp.asarray(log_times), jnp.asarray(cumulative / cumulative[-1])
-    return Clock(*table, jnp.asarray(cumulative[-1]))
+    whole = cumulative[-1]
+    return Clock(*map(jnp.asarray, (log_times, cumulative / whole, whole)))
 
 
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
@@ -357,9 +349,8 @@ def _start(model, settings):
 
 
 def _optimiser(settings: RegularizedSettings) -> optax.GradientTransformation:
-    warmup = int(WARMUP * settings.steps)
-    peak = settings.learning_rate
-    rate: Any = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.steps)
+    peak, steps = settings.learning_rate, settings.steps
+    rate: Any = optax.warmup_cosine_decay_schedule(0.0, peak, int(WARMUP * steps), steps)
     return soap(rate)
 
 
@@ -381,15 +372,6 @@ def _check_model(model: Any, draw: Draw, settings: RegularizedSettings) -> None:
     drawn = jax.eval_shape(lambda key: draw(key, settings.batch_size // 2), jax.random.key(0))
     if drawn.ndim < 2 or len(drawn) != settings.batch_size // 2:
         raise ValueError(f"data(key, count) must return draws [count, *shape], got {drawn.shape}")
-    t = jax.ShapeDtypeStruct((), drawn.dtype)
-    x = jax.ShapeDtypeStruct(drawn.shape[1:], drawn.dtype)
+    t, x = (jax.ShapeDtypeStruct(shape, drawn.dtype) for shape in ((), drawn.shape[1:]))
     if not _is_potential(model, t, x):
         _checks.score_shape(model, t, x, "model")
-
-
-def _check_finite(loss: float, step: int) -> None:
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss became {loss} by step {step + 1}: lower the learning rate or the residual's "
-            "weight, and look for values in the data that are not finite"
-        )

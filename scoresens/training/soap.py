@@ -10,7 +10,6 @@ with running means, and U and V brought up to date by a step of orthogonal itera
 References: Vyas et al. 2024, arXiv 2409.11321.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -64,12 +63,9 @@ def soap(rate: Callable[[Array], Array]) -> optax.GradientTransformation:
 
 
 def _rotated(leaf):
-    rows, columns = leaf.reshape(len(leaf), -1).shape
-    zeros = functools.partial(jnp.zeros, dtype=leaf.dtype)
-    eye = functools.partial(jnp.eye, dtype=leaf.dtype)
-    squares = zeros((rows, rows)), zeros((columns, columns))
-    moments = zeros((rows, columns)), zeros((rows, columns))
-    return Rotated(*moments, *squares, eye(rows), eye(columns))
+    m, n = leaf.reshape(len(leaf), -1).shape
+    zeros = (jnp.zeros(shape, leaf.dtype) for shape in ((m, n), (m, n), (m, m), (n, n)))
+    return Rotated(*zeros, jnp.eye(m, dtype=leaf.dtype), jnp.eye(n, dtype=leaf.dtype))
 
 
 def _turned(step, leaf, kept):

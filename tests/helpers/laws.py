@@ -289,7 +289,8 @@ def guided(process, black_box, ends=(0.8, 0.1), weight=2.5):
         return [mixture(a if b is None else (1 - mass) * a + mass * b) for a, b in pairs]
 
     def score_at(mass):
-        return ss.guide(*(ss.exact_score(process, law) for law in laws_at(mass)), weight)
+        strong, weak = (ss.exact_score(process, law) for law in laws_at(mass))
+        return ss.guide(strong, weak, weight)
 
     def samples_at(mass, noise):
         return ss.sample_ode(process, score_at(mass), noise, solve=asked["solve"]).x

@@ -57,7 +57,7 @@ class Mixture(NamedTuple):
 
     def score(self, x):
         """[M, d] for x [M, d]: the gradient of the density over the density, nothing in logs."""
-        density, gradient = 0, 0
+        density, gradient = np.zeros((2, 1, 1))
         for w, m, c in zip(*self, strict=True):
             part = w * multivariate_normal(m, c).pdf(x).reshape(-1, 1)
             density, gradient = density + part, gradient - part * np.linalg.solve(c, (x - m).T).T

@@ -211,7 +211,9 @@ def test_a_law_of_one_component_needs_its_posterior_alone():
     """Its weighted sums are those of a mixture of one, and it can be added."""
 
     class Alone(ss.Measure):
-        shape = (3,)
+        @property
+        def shape(self):
+            return (3,)
 
         def posterior(self, tau, x):
             return LAWS["bumps"][0].posterior(tau, x)

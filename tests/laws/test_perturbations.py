@@ -176,4 +176,4 @@ def test_differences():
 def test_what_does_not_add_up():
     for other in (ss.remove(laws.data_set(), [0, 1]), ss.add(np.ones((1, 3)))):
         with pytest.raises(ValueError, match=r"1 directions of shape \(2,\) and of . directions"):
-            ss.add(X[None]) + other
+            _ = ss.add(X[None]) + other

@@ -150,7 +150,7 @@ def test_histograms_agree_with_samples():
     rng, grid = np.random.default_rng(4), Grid(half_width=1.0, bins=8)
     x, y = grid.axis[rng.integers(0, 6, (2, 50, 2))] * 0.999  # nearest to the points they are near
     rounded = [np.round((v + 1) / grid.spacing) * grid.spacing - 1 for v in (x, y)]
-    cost = cdist(*rounded, "sqeuclidean")
+    cost = cdist(rounded[0], rounded[1], "sqeuclidean")
     expected = math.sqrt(cost[linear_sum_assignment(cost)].mean())
     found = wasserstein_of_histograms(histogram(x, grid).counts, histogram(y, grid).counts, grid)
     laws.close(found, expected, relative=1e-12)

@@ -62,7 +62,7 @@ def test_another_model_is_its_own_samples_in_training(dataset, data, checkpoint)
     np.testing.assert_array_equal(named.images[:12], dataset.images)
     np.testing.assert_allclose(named.images[12:], drawn, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(np.asarray(named.weights), np.repeat([0.75, 0.25], 12) / 12)
-    np.testing.assert_allclose(named.base_weights, np.repeat([1.0, 0.0], 12) / 12)
+    np.testing.assert_allclose(np.asarray(named.base_weights), np.repeat([1.0, 0.0], 12) / 12)
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def test_intervals_are_percentiles_over_resamples_of_the_samples():
     found = compare(predicted, real, resamples=50, seed=3)["pooled_pearson"]
     rows = np.random.default_rng(3).integers(20, size=(50, 20))
     drawn = [pearsonr(predicted[row].ravel(), real[row].ravel())[0] for row in rows]
-    np.testing.assert_allclose(found[1:], np.percentile(drawn, (2.5, 97.5)), rtol=1e-12)
+    np.testing.assert_allclose(np.array(found[1:]), np.percentile(drawn, (2.5, 97.5)), rtol=1e-12)
 
 
 def test_a_perfect_prediction_agrees_and_its_opposite_does_not():
@@ -93,7 +93,9 @@ def test_a_calibration_tells_what_a_reliability_was_worth():
     assert found.spearman.value == pytest.approx(spearmanr(signal, cosines)[0])
     rows = np.random.default_rng(3).integers(200, size=(50, 200))
     drawn = [spearmanr(signal[row], cosines[row])[0] for row in rows]
-    np.testing.assert_allclose(found.spearman[1:], np.percentile(drawn, (2.5, 97.5)), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.array(found.spearman[1:]), np.percentile(drawn, (2.5, 97.5)), rtol=1e-12
+    )
     ends = [*EDGES[1:], np.inf]
     for place, (low, high) in enumerate(zip(EDGES, ends, strict=True)):
         own = cosines[(signal >= low) & (signal < high)]

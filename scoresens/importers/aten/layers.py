@@ -9,36 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from scoresens.importers.aten.registry import operation
+from scoresens.importers.aten.registry import enter, operation
 from scoresens.importers.aten.shapes import pad
 
 # ------------------------------------------------------------------ products
 
-
-@operation("mm.default", "bmm.default", "matmul.default")
-def matmul(x, y):
-    return jnp.matmul(x, y)
+enter({
+    "mm.default bmm.default matmul.default": lambda x, y: jnp.matmul(x, y),
+    "addmm.default baddbmm.default":
+        lambda bias, x, y, beta=1, alpha=1: beta * bias + alpha * (x @ y),
+    "einsum.default": lambda equation, tensors, path=None: jnp.einsum(equation, *tensors),
+    "embedding.default": lambda weight, indices, *_, **__: weight[indices],
+    "getitem": lambda values, place: values[place],
+})  # fmt: skip
 
 
 @operation("linear.default")
 def linear(x, weight, bias=None):
     out = x @ weight.T
     return out if bias is None else out + bias
-
-
-@operation("addmm.default", "baddbmm.default")
-def addmm(bias, x, y, beta=1, alpha=1):
-    return beta * bias + alpha * (x @ y)
-
-
-@operation("einsum.default")
-def einsum(equation, tensors, path=None):
-    return jnp.einsum(equation, *tensors)
-
-
-@operation("embedding.default")
-def embedding(weight, indices, *ignored, **also_ignored):
-    return weight[indices]
 
 
 @operation("scaled_dot_product_attention.default")
@@ -74,26 +63,17 @@ def convolution(x, weight, bias, stride, padding, dilation, transposed, output_p
         _each_axis(value, count) for value in (stride, padding, dilation, output_padding)
     )
     if transposed:  # the transpose of a convolution is one of the dilated input
-        reach = [
-            d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)
-        ]
-        pairs = [(r, r + e) for r, e in zip(reach, extra, strict=True)]
-        out = _convolved(
-            x, _transposed(weight, groups), (1,) * count, pairs, stride, dilation, groups
-        )
+        spans = zip(dilation, weight.shape[2:], padding, extra, strict=True)
+        pairs = [(d * (k - 1) - p, d * (k - 1) - p + e) for d, k, p, e in spans]
+        weight, stride, spread = _transposed(weight, groups), (1,) * count, stride
     else:
-        pairs = [(p, p) for p in padding]
-        out = _convolved(x, weight, stride, pairs, (1,) * count, dilation, groups)
-    return out if bias is None else out + bias.reshape(-1, *[1] * count)
-
-
-def _convolved(x, weight, stride, padding, spread, dilation, groups):
-    kind = jnp.result_type(x, weight)
-    names = "NC" + "DHW"[-(x.ndim - 2) :], "OI" + "DHW"[-(x.ndim - 2) :]
-    return lax.conv_general_dilated(
-        x.astype(kind), weight.astype(kind), stride, padding, spread, dilation,
-        dimension_numbers=(*names, names[0]), feature_group_count=groups,
+        pairs, spread = [(p, p) for p in padding], (1,) * count
+    kind, space = jnp.result_type(x, weight), "DHW"[-count:]
+    out = lax.conv_general_dilated(
+        x.astype(kind), weight.astype(kind), stride, pairs, spread, dilation,
+        dimension_numbers=(f"NC{space}", f"OI{space}", f"NC{space}"), feature_group_count=groups,
     )  # fmt: skip
+    return out if bias is None else out + bias.reshape(-1, *[1] * count)
 
 
 def _transposed(weight, groups):
@@ -234,19 +214,9 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     return _scaled(normed, weight, bias, (-1, *[1] * (x.ndim - 2)))
 
 
-@operation("native_group_norm.default")
-def native_group_norm(x, weight, bias, n, channels, pixels, groups, eps):
-    return (group_norm(x, groups, weight, bias, eps),)  # its moments serve only the backward pass
-
-
 @operation("layer_norm.default")
 def layer_norm(x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     return _scaled(_standardised(x, tuple(range(-len(shape), 0)), eps), weight, bias, shape)
-
-
-@operation("native_layer_norm.default")
-def native_layer_norm(x, shape, weight, bias, eps):
-    return (layer_norm(x, shape, weight, bias, eps),)
 
 
 @operation("rms_norm.default")
@@ -274,6 +244,8 @@ def _scaled(x, weight, bias, shape):
     return x if bias is None else x + bias.reshape(shape)
 
 
-@operation("getitem")
-def getitem(values, place):
-    return values[place]
+enter({  # their moments, left out, serve only the backward pass
+    "native_group_norm.default": lambda x, weight, bias, n, channels, pixels, groups, eps:
+        (group_norm(x, groups, weight, bias, eps),),
+    "native_layer_norm.default": lambda *of: (layer_norm(*of),),
+})  # fmt: skip

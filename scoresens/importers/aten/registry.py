@@ -1,6 +1,6 @@
 """Where the functions that stand for operations of torch are found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Operation = Callable[..., Any]
@@ -10,12 +10,18 @@ OPERATIONS: dict[str, Operation] = {}
 def operation(*names: str) -> Callable[[Operation], Operation]:
     """Enters a function in `OPERATIONS` under names such as `add.Tensor`."""
 
-    def enter(function):
-        for name in names:
-            OPERATIONS[name] = function
+    def entered(function):
+        OPERATIONS.update(dict.fromkeys(names, function))
         return function
 
-    return enter
+    return entered
+
+
+def enter(functions: Mapping[str, Operation], *overloads: str) -> None:
+    """Enters a table of functions: each under its name with all of the overloads, or, without them,
+    under the whole names, parted by spaces, that it stands by."""
+    for names, function in functions.items():
+        operation(*([f"{names}.{overload}" for overload in overloads] or names.split()))(function)
 
 
 def axes_of(dim: Any) -> Any:

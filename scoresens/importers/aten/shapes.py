@@ -6,16 +6,44 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from scoresens.importers.aten.registry import axes_of, operation
+from scoresens.importers.aten.registry import axes_of, enter, operation
 
 END = 2**63 - 1  # torch's "to the end" of a slice
 
 # ------------------------------------------------------------------ shapes
 
+enter({
+    "view.default reshape.default _unsafe_view.default view_copy.default": jnp.reshape,
+    "permute.default": lambda x, dims: jnp.transpose(x, dims),
+    "transpose.int": lambda x, dim0, dim1: jnp.swapaxes(x, dim0, dim1),
+    "t.default": lambda x: x.T,
+    "movedim.int movedim.intlist": jnp.moveaxis,
+    "unsqueeze.default": lambda x, dim: jnp.expand_dims(x, dim),
+    "repeat.default tile.default": lambda x, repeats: jnp.tile(x, repeats),
+    "repeat_interleave.self_int":
+        lambda x, repeats, dim=None, output_size=None: jnp.repeat(x, repeats, dim),
+    "cat.default": lambda tensors, dim=0: jnp.concatenate(tensors, dim),
+    "stack.default": lambda tensors, dim=0: jnp.stack(tensors, dim),
+    "split.Tensor": lambda x, size, dim=0: _split(x, size, dim),
+    "split_with_sizes.default":
+        lambda x, sizes, dim=0: jnp.split(x, np.cumsum(sizes)[:-1].tolist(), dim),
+    "chunk.default": lambda x, chunks, dim=0: _split(x, -(-x.shape[dim] // chunks), dim),
+    "unbind.int": lambda x, dim=0: [jnp.take(x, i, dim) for i in range(x.shape[dim])],
+    "narrow.default": lambda x, dim, start, length:
+        lax.slice_in_dim(x, start, start + length, axis=dim % x.ndim),
+    "select.int": lambda x, dim, index: jnp.take(x, index % x.shape[dim], dim),
+    "index.Tensor": lambda x, indices: x[tuple(slice(None) if i is None else i for i in indices)],
+    "index_select.default": lambda x, dim, index: jnp.take(x, index, dim),
+    "flip.default": lambda x, dims: jnp.flip(x, tuple(dims)),
+    "roll.default": lambda x, shifts, dims=(): jnp.roll(x, tuple(shifts), axes_of(dims)),
+    "tril.default": lambda x, diagonal=0: jnp.tril(x, diagonal),
+    "triu.default": lambda x, diagonal=0: jnp.triu(x, diagonal),
+    "constant_pad_nd.default": lambda x, widths, value=0: pad(x, widths, "constant", value),
+})  # fmt: skip
 
-@operation("view.default", "reshape.default", "_unsafe_view.default", "view_copy.default")
-def view(x, shape):
-    return jnp.reshape(x, shape)
+
+def _split(x, size, dim):
+    return jnp.split(x, list(range(size, x.shape[dim], size)), dim)
 
 
 @operation("flatten.using_ints")
@@ -30,31 +58,6 @@ def unflatten(x, dim, sizes):
     return jnp.reshape(x, (*x.shape[:dim], *sizes, *x.shape[dim + 1 :]))
 
 
-@operation("permute.default")
-def permute(x, dims):
-    return jnp.transpose(x, dims)
-
-
-@operation("transpose.int")
-def transpose(x, dim0, dim1):
-    return jnp.swapaxes(x, dim0, dim1)
-
-
-@operation("t.default")
-def t(x):
-    return x.T
-
-
-@operation("movedim.int", "movedim.intlist")
-def movedim(x, source, destination):
-    return jnp.moveaxis(x, source, destination)
-
-
-@operation("unsqueeze.default")
-def unsqueeze(x, dim):
-    return jnp.expand_dims(x, dim)
-
-
 @operation("squeeze.default", "squeeze.dim", "squeeze.dims")
 def squeeze(x, dim=None):
     asked = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
@@ -67,54 +70,9 @@ def expand(x, size, implicit=False):
     return jnp.broadcast_to(x, [o if s == -1 else s for o, s in zip(old, size, strict=True)])
 
 
-@operation("repeat.default", "tile.default")
-def repeat(x, repeats):
-    return jnp.tile(x, repeats)
-
-
-@operation("repeat_interleave.self_int")
-def repeat_interleave(x, repeats, dim=None, output_size=None):
-    return jnp.repeat(x, repeats, dim)
-
-
-@operation("cat.default")
-def cat(tensors, dim=0):
-    return jnp.concatenate(tensors, dim)
-
-
-@operation("stack.default")
-def stack(tensors, dim=0):
-    return jnp.stack(tensors, dim)
-
-
-@operation("split.Tensor")
-def split(x, size, dim=0):
-    return jnp.split(x, list(range(size, x.shape[dim], size)), dim)
-
-
-@operation("split_with_sizes.default")
-def split_with_sizes(x, sizes, dim=0):
-    return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), dim)
-
-
-@operation("chunk.default")
-def chunk(x, chunks, dim=0):
-    return split(x, -(-x.shape[dim] // chunks), dim)
-
-
-@operation("unbind.int")
-def unbind(x, dim=0):
-    return [jnp.take(x, i, dim) for i in range(x.shape[dim])]
-
-
 @operation("slice.Tensor")
 def slice_(x, dim=0, start=None, end=None, step=1):
     return lax.slice_in_dim(*_bounds(x, dim, start, end), step, dim % x.ndim)
-
-
-@operation("narrow.default")
-def narrow(x, dim, start, length):
-    return lax.slice_in_dim(x, start, start + length, axis=dim % x.ndim)
 
 
 def _bounds(x, dim, start, end):
@@ -123,45 +81,10 @@ def _bounds(x, dim, start, end):
     return x, start, max(start, stop)
 
 
-@operation("select.int")
-def select(x, dim, index):
-    return jnp.take(x, index % x.shape[dim], dim)
-
-
-@operation("index.Tensor")
-def index(x, indices):
-    return x[tuple(slice(None) if i is None else i for i in indices)]
-
-
-@operation("index_select.default")
-def index_select(x, dim, index):
-    return jnp.take(x, index, dim)
-
-
 @operation("gather.default")
 def gather(x, dim, index, sparse_grad=False):
     sizes = [slice(None if i == dim % x.ndim else size) for i, size in enumerate(index.shape)]
     return jnp.take_along_axis(x[tuple(sizes)], index, dim)
-
-
-@operation("flip.default")
-def flip(x, dims):
-    return jnp.flip(x, tuple(dims))
-
-
-@operation("roll.default")
-def roll(x, shifts, dims=()):
-    return jnp.roll(x, tuple(shifts), axes_of(dims))
-
-
-@operation("tril.default")
-def tril(x, diagonal=0):
-    return jnp.tril(x, diagonal)
-
-
-@operation("triu.default")
-def triu(x, diagonal=0):
-    return jnp.triu(x, diagonal)
 
 
 PADDINGS = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -183,11 +106,6 @@ def pad(x: Array, widths: Sequence[int], mode: str = "constant", value: float | 
     return jnp.pad(x, pairs, PADDINGS[mode])
 
 
-@operation("constant_pad_nd.default")
-def constant_pad_nd(x, widths, value=0):
-    return pad(x, widths, "constant", value)
-
-
 # ------------------------------------------------------------------ new tensors
 
 
@@ -197,51 +115,18 @@ def arange(start, end=None, step=1, dtype=None, **ignored):
     return jnp.arange(start, end, step, dtype=dtype)
 
 
-@operation("linspace.default")
-def linspace(start, end, steps, dtype=None, **ignored):
-    return jnp.linspace(start, end, steps, dtype=dtype)
-
-
-@operation("full.default")
-def full(size, value, dtype=None, **ignored):
-    return jnp.full(size, value, dtype)
-
-
-@operation("zeros.default")
-def zeros(size, dtype=None, **ignored):
-    return jnp.zeros(size, dtype)
-
-
-@operation("ones.default")
-def ones(size, dtype=None, **ignored):
-    return jnp.ones(size, dtype)
-
-
-@operation("full_like.default")
-def full_like(x, value, dtype=None, **ignored):
-    return jnp.full_like(x, value, dtype=dtype)
-
-
-@operation("zeros_like.default")
-def zeros_like(x, dtype=None, **ignored):
-    return jnp.zeros_like(x, dtype=dtype)
-
-
-@operation("ones_like.default")
-def ones_like(x, dtype=None, **ignored):
-    return jnp.ones_like(x, dtype=dtype)
-
-
-@operation("new_zeros.default")
-def new_zeros(x, size, dtype=None, **ignored):
-    return jnp.zeros(size, x.dtype if dtype is None else dtype)
-
-
-@operation("new_ones.default")
-def new_ones(x, size, dtype=None, **ignored):
-    return jnp.ones(size, x.dtype if dtype is None else dtype)
-
-
-@operation("scalar_tensor.default")
-def scalar_tensor(value, dtype=None, **ignored):
-    return jnp.asarray(value, dtype)
+enter({
+    "linspace": lambda start, end, steps, dtype=None, **_:
+        jnp.linspace(start, end, steps, dtype=dtype),
+    "full": lambda size, value, dtype=None, **_: jnp.full(size, value, dtype),
+    "zeros": lambda size, dtype=None, **_: jnp.zeros(size, dtype),
+    "ones": lambda size, dtype=None, **_: jnp.ones(size, dtype),
+    "full_like": lambda x, value, dtype=None, **_: jnp.full_like(x, value, dtype=dtype),
+    "zeros_like": lambda x, dtype=None, **_: jnp.zeros_like(x, dtype=dtype),
+    "ones_like": lambda x, dtype=None, **_: jnp.ones_like(x, dtype=dtype),
+    "new_zeros": lambda x, size, dtype=None, **_:
+        jnp.zeros(size, x.dtype if dtype is None else dtype),
+    "new_ones": lambda x, size, dtype=None, **_:
+        jnp.ones(size, x.dtype if dtype is None else dtype),
+    "scalar_tensor": lambda value, dtype=None, **_: jnp.asarray(value, dtype),
+}, "default")  # fmt: skip
