@@ -28,6 +28,7 @@ class Rows(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """N, and that of one row."""
+        ...
 
     @property
     def dtype(self) -> Any:

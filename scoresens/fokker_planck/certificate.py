@@ -120,7 +120,8 @@ def gap_certificate(
     energy = estimates.mean(terms @ jnp.array([1.0, -1.0, 1.0, -1.0], terms.dtype))
     stretch = jnp.sqrt(_integral(0.5 * _g2(process, down.times) * jnp.exp(2 * growth), down.times))
     w2 = Estimate(*(stretch * jnp.sqrt(jnp.maximum(bound, 0)) for bound in energy))
-    parts = map(estimates.mean, terms.T)
+    reverse_part, forward_part, start, end = map(estimates.mean, terms.T)
+    parts = (reverse_part, forward_part, start, end)
     return Certificate(energy, w2, growth, down.times, *parts, jnp.sum(good))
 
 

@@ -64,8 +64,9 @@ def soap(rate: Callable[[Array], Array]) -> optax.GradientTransformation:
 
 def _rotated(leaf):
     m, n = leaf.reshape(len(leaf), -1).shape
-    zeros = (jnp.zeros(shape, leaf.dtype) for shape in ((m, n), (m, n), (m, m), (n, n)))
-    return Rotated(*zeros, jnp.eye(m, dtype=leaf.dtype), jnp.eye(n, dtype=leaf.dtype))
+    mean, square = jnp.zeros((2, m, n), leaf.dtype)
+    left, right = (jnp.eye(size, dtype=leaf.dtype) for size in (m, n))
+    return Rotated(mean, square, jnp.zeros_like(left), jnp.zeros_like(right), left, right)
 
 
 def _turned(step, leaf, kept):

@@ -10,7 +10,7 @@ OPERATIONS: dict[str, Operation] = {}
 def operation(*names: str) -> Callable[[Operation], Operation]:
     """Enters a function in `OPERATIONS` under names such as `add.Tensor`."""
 
-    def entered(function):
+    def entered(function: Operation) -> Operation:
         OPERATIONS.update(dict.fromkeys(names, function))
         return function
 
