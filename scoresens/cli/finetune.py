@@ -129,7 +129,7 @@ def about_calibration(worth: finetuning.Calibration) -> dict[str, Any]:
 
 def _by_reliability(worth: finetuning.Calibration) -> str:
     rows = {
-        f"from {low:g}": {"samples": str(count), "cosine, median [10 %, 90 %]": cell(ends)}
+        f"from {low:g}": {"samples": str(count), "cosine, median [10 %, 90 %]": cell(list(ends))}
         for low, count, ends in zip(worth.low, worth.count, worth.cosine[:, [1, 0, 2]], strict=True)
         if count
     }

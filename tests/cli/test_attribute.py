@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import DATA, Ran, is_complete, rows, scoresens, with_checkpoint
+from command_line import DATA, Ran, arrays_of, is_complete, rows, scoresens, with_checkpoint
 
 from scoresens.cli._config import read
 from scoresens.cli.attribute import AttributeRun
@@ -56,7 +56,7 @@ def test_attribute_agrees_with_sensitivity(tmp_path, trained):
     text = f"count = 3\nsteps = 4\n{DATA}[change]\nclasses = ['3']\nmass = 1.0"
     config = with_checkpoint(tmp_path, trained, text)
     assert scoresens("sensitivity", config, out=tmp_path / "forward").code == 0
-    tangent = np.load(tmp_path / "forward" / "tangents.npz")["tangent"]
+    tangent = arrays_of(tmp_path / "forward" / "tangents.npz")["tangent"]
     _, arrays = attributed(tmp_path, trained, f"{DATA}[functional]\nkind='pixel'\npixel=[4, 3]")
     data = read_data(tmp_path)
     summed = arrays["scores"][:, data.labels == 3].mean(1)

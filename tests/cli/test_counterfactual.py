@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
+from command_line import CHANGE, DATA, arrays_of, is_complete, rows, scoresens, with_checkpoint
 
 from scoresens.datasets.images import DataSettings, prepare
 
@@ -21,7 +21,7 @@ def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change
         "counterfactual", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out"
     )
     assert is_complete(ran, "samples.npz", "report.png")
-    result, arrays = ran.result, np.load(tmp_path / "out" / "samples.npz")
+    result, arrays = ran.result, arrays_of(tmp_path / "out" / "samples.npz")
     added = "remove" not in change
     masses = masses or (0.008, 0.02, 0.04, 0.08, 0.2)
     np.testing.assert_allclose(arrays["masses"], masses)
@@ -47,10 +47,10 @@ def test_along_the_sde_small_changes_are_those_that_attribute_predicts(tmp_path,
     change = "[change]\nclasses = ['3']\nmass = 1.0"
     config = with_checkpoint(tmp_path, trained, f"masses = [0.001]\n{few}{change}")
     assert scoresens("counterfactual", config, out=tmp_path / "after").code == 0
-    arrays = np.load(tmp_path / "after" / "samples.npz")
+    arrays = arrays_of(tmp_path / "after" / "samples.npz")
     config = with_checkpoint(tmp_path, trained, f"{few}[functional]\nkind='pixel'\npixel=[4, 3]")
     assert scoresens("attribute", config, out=tmp_path / "scores").code == 0
-    found = np.load(tmp_path / "scores" / "scores.npz")
+    found = arrays_of(tmp_path / "scores" / "scores.npz")
     np.testing.assert_allclose(found["x"], arrays["before"], rtol=1e-5, atol=1e-5)
     data = prepare(DataSettings("digits", count=60))
     predicted = found["scores"][:, data.labels == 3].mean(1)

@@ -1,8 +1,15 @@
 """`scoresens sample`."""
 
-import numpy as np
 import pytest
-from command_line import is_complete, refused, rows, scoresens, settings_file, with_checkpoint
+from command_line import (
+    arrays_of,
+    is_complete,
+    refused,
+    rows,
+    scoresens,
+    settings_file,
+    with_checkpoint,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,7 +24,7 @@ def test_sample_writes_what_it_drew(tmp_path, trained, how, density):
     config = with_checkpoint(tmp_path, trained, f"count = 3\nsteps = 4\n{how}")
     ran = scoresens("sample", config, out=tmp_path / "out")
     assert is_complete(ran, "samples.npz", "samples.png")
-    arrays = np.load(tmp_path / "out" / "samples.npz")
+    arrays = arrays_of(tmp_path / "out" / "samples.npz")
     assert arrays["x"].shape == arrays["noise"].shape == (3, 8, 8, 1)
     assert ("log_density" in arrays) == ("log_density" in ran.result) == density
     assert ran.result["mean"] == pytest.approx(arrays["x"].mean())

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkpoint
+from command_line import CHANGE, DATA, arrays_of, is_complete, rows, scoresens, with_checkpoint
 
 
 @pytest.mark.slow
@@ -11,7 +11,7 @@ def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
     text = f"base = '{base}'\ncount = 3\nsteps = 4\ntrace = 1\n{DATA}{CHANGE}"
     ran = scoresens("sensitivity", with_checkpoint(tmp_path, trained, text), out=tmp_path / "out")
     assert is_complete(ran, "tangents.npz", "report.png")
-    arrays = np.load(tmp_path / "out" / "tangents.npz")
+    arrays = arrays_of(tmp_path / "out" / "tangents.npz")
     assert arrays["x"].shape == arrays["tangent"].shape == (3, 8, 8, 1)
     assert ("log_density" in arrays) == (base == "model")
     sizes = 0.2 * np.linalg.norm(arrays["tangent"].reshape(3, -1), axis=1)

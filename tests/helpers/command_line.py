@@ -8,6 +8,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from scoresens import cli
 
 # Tables of settings files: data, and a change of them.
@@ -83,6 +85,12 @@ def is_complete(ran: Ran, *files: str) -> bool:
             assert min(width, height) > 400
     assert str(ran.out) in ran.printed
     return True
+
+
+def arrays_of(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, which is closed again."""
+    with np.load(file, allow_pickle=False) as found:
+        return dict(found)
 
 
 def rows(printed: str) -> dict[str, list[str]]:
