@@ -45,6 +45,7 @@ def example(name) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_a_process_is_found_by_its_name_and_obeys_the_laws():
     fading = example("process")["Fading"]
     assert by_name()["Fading"] is fading
@@ -57,6 +58,7 @@ def test_a_process_is_found_by_its_name_and_obeys_the_laws():
         frames.check_one_answer(asked, process)
 
 
+@pytest.mark.slow
 def test_a_kernel_is_one_method():
     kernel, data, x = example("kernel")["Student"](5.0), laws.DATA, np.array([0.3, -0.2])
     law = ss.Points(jnp.asarray(data.points), jnp.asarray(data.weights), 0.4, kernel)

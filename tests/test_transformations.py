@@ -79,6 +79,7 @@ def test_jit_and_vmap(verb):
     laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toward", "replace"])
 def test_checks_inside_jit(kind):
     """A finite change and a score's derivative, with numbers that are known there and with numbers
@@ -97,6 +98,7 @@ def test_checks_inside_jit(kind):
     laws.close(jax.jit(lambda x: answers(x, 0.3, 0.5, change))(NOISE), plain, absolute=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_in_both_modes(verb):
     """Reverse through the path, with respect to noise and the law's weights, against central
     differences (1e-6: their rounding) and against forward mode."""
@@ -249,6 +251,7 @@ def after(law, data, change, noise, x):
 BUDGET = 1e-5
 
 
+@pytest.mark.slow
 def test_float32_stays_float32():
     """Among 64-bit numbers, no answer is widened."""
     found = jax.eval_shape(answers, *given(np.float32))

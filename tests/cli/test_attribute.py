@@ -10,6 +10,8 @@ from scoresens.cli._config import read
 from scoresens.cli.attribute import AttributeRun
 from scoresens.datasets.images import prepare
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 
 def attributed(folder: Path, trained: Ran, text: str) -> tuple[Ran, dict]:
     text = f"count = 3\nsteps = 4\ntop = 2\n{text}"
@@ -18,7 +20,6 @@ def attributed(folder: Path, trained: Ran, text: str) -> tuple[Ran, dict]:
     return ran, dict(np.load(folder / "out" / "scores.npz"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "scores = 'top'\nbase = 'model'\ntrace = 1\nsampler = 'sde'"])
 def test_attribute_names_the_helpful_and_the_harmful(tmp_path, trained, how):
     ran, arrays = attributed(tmp_path, trained, f"{how}\n{DATA}")
@@ -50,7 +51,6 @@ def read_data(folder: Path):
     return prepare(read(folder / "run.toml", AttributeRun).data)
 
 
-@pytest.mark.slow
 def test_attribute_agrees_with_sensitivity(tmp_path, trained):
     """The score of a class, by summing over its images, and by its tangent."""
     text = f"count = 3\nsteps = 4\n{DATA}[change]\nclasses = ['3']\nmass = 1.0"
@@ -63,7 +63,6 @@ def test_attribute_agrees_with_sensitivity(tmp_path, trained):
     np.testing.assert_allclose(summed, tangent[:, 4, 3, 0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_attribute_takes_several_numbers_at_once(tmp_path, trained):
     text = f"{DATA}[functional]\nkind = 'components'\ncomponents = 2"
     ran, arrays = attributed(tmp_path, trained, text)

@@ -51,7 +51,6 @@ def converted(pipeline, tmp_path_factory):
     return ran
 
 
-@pytest.mark.slow
 def test_convert_tells_what_it_found(pipeline, converted):
     assert converted.files == {"model.safetensors", "result.json"}
     found = converted.result
@@ -68,7 +67,6 @@ def test_convert_tells_what_it_found(pipeline, converted):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["attribute", "sensitivity", "counterfactual", "sample"])
 def test_commands_run_on_a_converted_model(converted, tmp_path, command):
     change = "[change]\nkind = 'add'\nclasses = ['3']\n"
@@ -116,6 +114,8 @@ def test_what_cannot_be_converted_is_said(tmp_path, arguments, code, says):
 
 MODULE = """
 import torch
+
+pytestmark = pytest.mark.slow  # commands from end to end
 
 def denoiser():
     class Shrink(torch.nn.Module):

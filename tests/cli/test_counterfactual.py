@@ -6,8 +6,9 @@ from command_line import CHANGE, DATA, arrays_of, is_complete, rows, scoresens, 
 
 from scoresens.datasets.images import DataSettings, prepare
 
+pytestmark = pytest.mark.slow  # commands from end to end
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize(
     ("change", "base", "masses"),
     [

@@ -6,8 +6,9 @@ from command_line import is_complete, refused, rows, scoresens
 
 from scoresens.datasets.images import load
 
+pytestmark = pytest.mark.slow  # commands from end to end
 
-@pytest.mark.slow
+
 def test_demo_needs_no_settings(tmp_path):
     ran = scoresens("demo", "--class", 1, "--mass", 0.3, "--count", 2, out=tmp_path / "out")
     assert is_complete(ran, "report.png", "strip.png", "attribution.png")

@@ -6,6 +6,8 @@ from command_line import CHANGE, DATA, is_complete, rows, scoresens, with_checkp
 
 from scoresens.studies.finetuning import compare
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 MEASURES = {
     "median_cosine",
     "pooled_pearson",
@@ -15,7 +17,6 @@ MEASURES = {
 }
 
 
-@pytest.mark.slow
 def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     finetune = "[finetune]\nsteps = 10\nbatch_size = 16\nwarmup = 1\nema_halflife = 5"
     text = (

@@ -20,6 +20,8 @@ from scoresens.statistics.histograms import Grid, wasserstein_of_histograms
 from scoresens.studies import gap as gap_study
 from scoresens.studies.store import Store
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 SAMPLES = 500
 GRID = Grid(3.5, 64)
@@ -106,7 +108,6 @@ def counting(monkeypatch) -> list[int]:
 # ------------------------------------------------------------------ gap
 
 
-@pytest.mark.slow
 def test_gap_of_a_folder_writes_distances_and_pictures(first):
     assert first.code == 0, first.told
     assert first.files == {
@@ -175,7 +176,6 @@ def bowls(monkeypatch):
     monkeypatch.setattr(gap, "PotentialMLP", lambda *_, **__: bowl(1.5))
 
 
-@pytest.mark.slow
 def test_gap_trains_a_network_a_law_and_weight_once(tmp_path, monkeypatch, bowls):
     config, out = settings_file(tmp_path, TRAIN), tmp_path / "out"
     ran = scoresens("gap", config, out=out)

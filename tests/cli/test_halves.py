@@ -10,6 +10,8 @@ from scoresens.cli import halves as command
 from scoresens.studies import retraining
 from scoresens.studies.predictions import LOSSES, MOVES
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 SETTINGS = """
 experiment = "halves"
 steps = 3
@@ -52,7 +54,6 @@ def ran(folder) -> Ran:
     return found
 
 
-@pytest.mark.slow
 def test_a_study_measures_every_method_with_its_ceiling(ran, folder):
     result = json.loads((folder / "out/result.json").read_text())
     assert result["displacement"]["methods"].keys() == {"mean shift", "cosine"}

@@ -10,6 +10,8 @@ from scoresens.models import ModelSettings
 from scoresens.studies import retraining
 from scoresens.training.denoising import TrainSettings
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 SETTINGS = """
 experiment = "removal"
 queries = 2
@@ -34,7 +36,6 @@ def ran(tmp_path_factory) -> Ran:
     return found
 
 
-@pytest.mark.slow
 def test_effects_are_differences_from_the_model_of_all_images(ran):
     def outputs(name):
         return np.load(ran.out / f"models/{name}.npz")

@@ -17,6 +17,8 @@ from scoresens.laws.measures import GaussianMixture
 from scoresens.laws.scores import exact_score, from_denoiser
 from scoresens.models import ModelSettings, build, save
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 
 @pytest.fixture
 def checkpoint(tmp_path):
@@ -29,7 +31,6 @@ def checkpoint(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.slow
 def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
     text = f"""
     checkpoint = '{checkpoint}'
@@ -60,7 +61,6 @@ def test_residual_of_a_checkpoint_by_noise_level(tmp_path, checkpoint):
     assert "2/2" in ran.told  # the progress bar
 
 
-@pytest.mark.slow
 def test_an_exact_denoiser_leaves_nothing_over():
     """The score of a mixture of Gaussians obeys all equations."""
     means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])

@@ -9,6 +9,8 @@ from command_line import TINY, Ran, scoresens, settings_file
 from scoresens.cli import retrain as command
 from scoresens.studies import retraining
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 SETTINGS = """
 experiment = "retrain"
 seeds = 2
@@ -42,7 +44,6 @@ def ran(tmp_path_factory) -> Ran:
     return found
 
 
-@pytest.mark.slow
 def test_real_changes_are_of_pairs_of_one_seed(ran):
     models = {file.stem: np.load(file)["samples"] for file in (ran.out / "models").glob("*.npz")}
     assert models.keys() == {f"{name}-{seed}" for name in ("control", "changed") for seed in (0, 1)}

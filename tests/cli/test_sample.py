@@ -11,6 +11,8 @@ from command_line import (
     with_checkpoint,
 )
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 
 @pytest.mark.parametrize(
     ("how", "density"),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from command_line import CHANGE, DATA, arrays_of, is_complete, rows, scoresens, with_checkpoint
 
+pytestmark = pytest.mark.slow  # commands from end to end
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("base", ["data", "model"])
 def test_sensitivity_writes_tangents_and_a_report(tmp_path, trained, base):
     text = f"base = '{base}'\ncount = 3\nsteps = 4\ntrace = 1\n{DATA}{CHANGE}"

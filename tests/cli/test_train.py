@@ -5,8 +5,9 @@ from command_line import is_complete, rows
 
 from scoresens.models import load as load_model
 
+pytestmark = pytest.mark.slow  # commands from end to end
 
-@pytest.mark.slow
+
 def test_train_writes_a_checkpoint_that_loads(trained):
     assert is_complete(trained, "model.safetensors", "samples.png", "loss.png")
     model, about = load_model(trained.out / "model.safetensors")

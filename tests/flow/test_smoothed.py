@@ -28,6 +28,7 @@ def other_model():
     return ss.Learned(PROCESS, ss.exact_score(PROCESS, nu), (2,), prior=nu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", ["measure", pytest.param("model", marks=pytest.mark.slow)])
 def test_both_verbs_are_those_of_the_blurred_law(added):
     """A model that is added is smoothed as much. 1e-8: log rho is solved for."""
@@ -48,6 +49,7 @@ def test_both_verbs_are_those_of_the_blurred_law(added):
     laws.close(samples[0], samples[1], absolute=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy", [False, True])
 def test_duality(noisy):
     data = ss.Points(jnp.asarray(np.random.default_rng(0).normal(size=(30, 2))), None, H)

@@ -70,6 +70,7 @@ def _within(estimate, truth, slack=0.0):
     assert abs(float(estimate.value) - truth) < 4 * error + slack
 
 
+@pytest.mark.slow
 def test_a_function_of_time_cancels():
     """(7.4) as a whole, path by path: rounding, over 100 nodes; the trapezoid is exact for what is
     linear in t."""
@@ -82,6 +83,7 @@ def test_a_function_of_time_cancels():
     assert abs(float(shifted.residual_reverse.value - plain.residual_reverse.value)) > 1
 
 
+@pytest.mark.slow
 def test_exact_potentials_have_no_gap():
     """In two dimensions, but for the prior, which is e^-t_max of the data's scale from the noised
     law."""

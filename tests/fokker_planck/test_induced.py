@@ -188,6 +188,7 @@ def test_blocks_that_are_mostly_beyond_the_table_are_evaluated():
     laws.close(both.ode, ss.sample_euler(PLANE, score, noise, times).x, absolute=1e-12)
 
 
+@pytest.mark.slow
 def test_looked_up_flow_is_the_flow():
     score = ss.exact_score(PLANE, laws.mixture())
     noise = PLANE.sample_prior((50, 2), key=jax.random.key(0))

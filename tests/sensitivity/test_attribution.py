@@ -60,6 +60,7 @@ def reweighted(weights):
     return ss.exact_score(PROCESS, ss.Points(DATA.points, weights, DATA.bandwidth))
 
 
+@pytest.mark.slow
 def test_gradient_through_the_whole_flow(small):
     """jax.grad with respect to the weights of the exact score's data: nothing is shared but the
     steps. Weights are normalised there too, which is what chi = delta - rho says."""
@@ -174,6 +175,7 @@ def test_top_and_bottom_are_the_sorted_scores(many, dense, top):
     laws.close(found.profile, dense.profile, relative=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["array", "file"])
 def test_points_on_the_host(many, dense, place, tmp_path):
     """Read block by block, from memory or from a file, they are the points on the device."""
@@ -242,6 +244,7 @@ def test_functionals_are_their_formulas():
         laws.close(functional(jnp.asarray(x)), np.asarray(expected), relative=1e-13)
 
 
+@pytest.mark.slow
 def test_log_density_as_a_functional():
     """Its value is the closed form to the solver's error in (3.1), its gradient the score."""
     law = laws.mixture()

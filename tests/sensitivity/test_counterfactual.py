@@ -24,6 +24,7 @@ def test_laws_of_counterfactuals(name):
 SLOW = [pytest.param(k, marks=pytest.mark.slow) for k in ("add", "remove", "reweight", "move")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["replace", *SLOW])
 def test_every_kind_of_change(kind):
     laws.check_counterfactual(ss.EDM(), kind)
@@ -37,6 +38,7 @@ def test_every_kind_of_change_to_a_black_box(kind):
     laws.check_counterfactual(ss.EDM(), kind, masses=(0.05, 0.5), black_box=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toward", "move"])
 def test_a_black_box_begins_as_the_tangent(kind):
     laws.check_counterfactual_begins_as_the_tangent(ss.EDM(), kind, black_box=True)
@@ -185,6 +187,7 @@ def test_toward_another_model(base):
 # ------------------------------------------------------------------ guidance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("black_box", [False, True])
 def test_guided_samples(black_box):
     """Both laws changed (6.2), and one alone: the flow of the guided scores of the changed laws."""
@@ -206,6 +209,7 @@ def test_directions_are_independent():
         laws.close(both[:, k], alone[:, 0], absolute=1e-12)
 
 
+@pytest.mark.slow
 def test_mass_has_a_derivative_under_jit():
     """d x / d mass in forward mode is the difference quotient at the same mass."""
     process, noise = laws.between_levels(ss.EDM())

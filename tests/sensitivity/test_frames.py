@@ -11,7 +11,7 @@ from frames import changes, check_one_answer, finite_changes, paths
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("VP", "FlowMatching") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "FlowMatching" else pytest.param(name, marks=pytest.mark.slow)
         for name in laws.PROCESSES
         if name != "EDM"
     ],

@@ -125,6 +125,7 @@ def test_transport_takes_samples_to_the_only_point_that_is_left(case):
     laws.close(moved[1] - moved[0], np.tile(FLAT[7] - FLAT[3], (2, 1)), relative=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [MOVES, LOSSES])
 def test_every_method_predicts_for_every_half(case, methods):
     """But for those against the model's own law, which take long to compile (`base`, below)."""

@@ -79,6 +79,7 @@ def mesh_named(name):
     return sweeps.mesh_of(shape, jax.devices()[: shape[0] * shape[1]])
 
 
+@pytest.mark.slow
 @EACH_MESH
 def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name):
     mesh = mesh_named(name)
@@ -108,6 +109,7 @@ def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, n
         np.testing.assert_allclose(found[field][1], expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
     mesh = mesh_named("one device")
     asked = question("sensitivity", data, score, mesh, base=ss.Smoothed(0.4))
@@ -290,6 +292,7 @@ def test_the_command_and_its_store(tmp_path, capsys):
     assert "there is no sweep in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(*args, **about):
         raise OSError(errno.ENOSPC, "No space left on device")
