@@ -59,6 +59,7 @@ ASKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKED)
 def test_products_are_of_full_precision_unless_another_is_chosen(name):
     assert precisions(ASKED[name]) == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -162,6 +162,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_repeated_calls_trace_once(name, monkeypatch):
     """With other noise, other parameters of the score, and other masses: after the first call only

@@ -19,6 +19,7 @@ def test_a_number_that_does_not_exist_is_written_as_null():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "noted"), [(60, False), (50, True)])
 def test_other_data_than_the_checkpoint_was_trained_on_are_pointed_out(
     tmp_path, trained, capsys, count, noted

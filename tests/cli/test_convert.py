@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 from scoresens import importers
 from scoresens.importers.unet2d import UNet2D, checkpoint_of
 
+pytestmark = pytest.mark.slow  # commands from end to end
+
 CONFIG = {
     "_class_name": "UNet2DModel",
     "sample_size": 8,
@@ -114,8 +116,6 @@ def test_what_cannot_be_converted_is_said(tmp_path, arguments, code, says):
 
 MODULE = """
 import torch
-
-pytestmark = pytest.mark.slow  # commands from end to end
 
 def denoiser():
     class Shrink(torch.nn.Module):

@@ -274,6 +274,7 @@ def log_density_errors(rule, steps):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "order"), [(ss.Exact(), 1.0), (ss.Ito(), 0.5)])
 def test_strong_order_of_the_log_density_on_the_sde(rule, order):
     """Law 4 on the SDE, 100 and 400 steps: the slope of the log of the root mean square. Its

@@ -95,6 +95,7 @@ def test_exact_is_the_trace_of_the_jacobian_of_a_network():
     laws.close(found, expected, relative=1e-12)
 
 
+@pytest.mark.slow
 def test_probes_are_kept_along_a_path():
     """Redrawn at each stage, an adaptive solver would reject without end (3 steps against 4670)."""
     process, noise = laws.between_levels(ss.EDM())

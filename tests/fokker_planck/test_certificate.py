@@ -21,6 +21,7 @@ def solved(index):
     return grid_oracle.solve_line(WAVES[index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(20))
 def test_the_laws_of_the_gap_on_grids(index):
     """Twenty wrong potentials: the identity to 1 %, and every inequality in its direction."""

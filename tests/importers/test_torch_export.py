@@ -94,17 +94,18 @@ def test_directional_derivatives_are_difference_quotients(exported, family):
     assert relative(quotient, np.asarray(found)) <= 1e-6
 
 
-@pytest.mark.parametrize("family", ["small unet", "transformer"])
-def test_programs_transform(exported, family):
+@pytest.mark.parametrize(("family", "rounding"), [("small unet", 1e-12), ("transformer", 1e-8)])
+def test_programs_transform(exported, family, rounding):
     """Batches are vmap, the reverse pass is the transpose of the forward one, and the gradient
-    with respect to the parameters is torch's."""
+    with respect to the parameters is torch's. The transformer has its time's frequencies in
+    float32, which two programs may round apart, by 6e-8 of themselves."""
     module, inputs, program = exported(family, torch.float64)
     x, *others = arrays(inputs)
     rng = np.random.default_rng(0)
     batch = jnp.asarray(rng.normal(size=(3, *x.shape)))
     together = jax.jit(jax.vmap(lambda x: program(x, *others)))(batch)
     for one, out in zip(batch, together, strict=True):
-        assert relative(out, np.asarray(call(program, one, *others))) <= 1e-12
+        assert relative(out, np.asarray(call(program, one, *others))) <= rounding
     out, pull = jax.vjp(lambda x: call(program, x, *others), x)
     along, back = jnp.asarray(rng.normal(size=x.shape)), jnp.asarray(rng.normal(size=out.shape))
     pushed = jax.jvp(lambda x: call(program, x, *others), (x,), (along,))[1]

@@ -66,6 +66,7 @@ def test_denoiser_is_its_preconditioned_network():
     close(call(model, tau, x), s**2 / norm**2 * x + tau * s / norm * inner)
 
 
+@pytest.mark.slow
 @KINDS
 def test_jvp_is_the_finite_difference(kind):
     h = 1e-5
@@ -117,6 +118,7 @@ def apply(model, tau, x):
     return model(tau, x)
 
 
+@pytest.mark.slow
 @KINDS
 def test_model_in_partial_vmap_linearize_and_scan(kind):
     model, x, u = awake(kind), sample(kind), sample(kind, seed=4)
@@ -139,6 +141,7 @@ def test_model_in_partial_vmap_linearize_and_scan(kind):
     close(descend(score, jnp.stack([x, u])), jnp.stack(expected))
 
 
+@pytest.mark.slow
 @KINDS
 def test_gradient_reaches_every_parameter(kind):
     loss = jax.jit(jax.grad(lambda model, x: jnp.sum(model(0.3, x) ** 2)))

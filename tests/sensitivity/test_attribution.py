@@ -25,6 +25,7 @@ def test_duality_in_full(name):
     laws.check_duality(laws.PROCESSES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
@@ -152,6 +153,7 @@ def dense(many):
     return attributed(many)
 
 
+@pytest.mark.slow
 def test_blocks_are_read_without_gap_or_overlap(many, dense):
     """Points on both sides of every border, against tangents. Bound as of duality."""
     border = tables.BLOCK

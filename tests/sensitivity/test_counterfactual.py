@@ -44,6 +44,7 @@ def test_a_black_box_begins_as_the_tangent(kind):
     laws.check_counterfactual_begins_as_the_tangent(ss.EDM(), kind, black_box=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("black_box", [False, True])
 def test_negative_mass_is_taken_away(black_box):
     """(1 + e) rho - e nu, a law as long as no weight falls below 0."""
@@ -119,6 +120,7 @@ def noisy(process, measure, noise, solve=laws.SHORT):
     return ss.sample_sde(process, ss.exact_score(process, measure), noise, key=WALK, solve=solve).x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["remove", "replace", "toward", "move"])
 def test_along_the_sde(kind):
     """Where the model's law is the base, the changed denoiser is the changed law's: the same steps
@@ -170,6 +172,7 @@ def test_bounds_are_counted_at_every_step(route):
 # ------------------------------------------------------------------ other models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [None, laws.mixture()], ids=["black box", "measure"])
 def test_toward_another_model(base):
     """Trained on another process; what is known of it is its score, and its log-density follows."""
@@ -199,6 +202,7 @@ def test_guided_samples(black_box):
             laws.close(found.x[:, 0], case.samples_at(mass, noise), absolute=1e-8)
 
 
+@pytest.mark.slow
 def test_directions_are_independent():
     """K at once are the K one at a time, kept and added parts alike."""
     process, noise = laws.between_levels(ss.EDM())

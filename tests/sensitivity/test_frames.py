@@ -7,7 +7,10 @@ import pytest
 from frames import changes, check_one_answer, finite_changes, paths
 
 
-@pytest.mark.parametrize("asked", [paths, changes, finite_changes])
+@pytest.mark.parametrize(
+    "asked",
+    [paths, *(pytest.param(asked, marks=pytest.mark.slow) for asked in (changes, finite_changes))],
+)
 @pytest.mark.parametrize(
     "name",
     [

@@ -38,6 +38,7 @@ def test_score_derivative_of_data_for_every_kind(kind):
     laws.check_score_derivative_of_data(ss.VP(), 0.3, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["add", "remove", "reweight", "replace", "move"])
 def test_tangent_of_data_for_every_kind(kind):
     laws.check_tangent_of_data(ss.EDM(), kind)
@@ -129,6 +130,7 @@ def test_guided_tangent_of_black_boxes():
         laws.close(nats, law.log_density(np.asarray(found.x)), absolute=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [(0.8, 0.1), (0.8, None), (None, 0.1)])
 def test_guided_tangent_against_the_laws(ends):
     process, noise = laws.between_levels(ss.EDM())

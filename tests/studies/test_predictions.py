@@ -74,6 +74,7 @@ def test_losses_of_the_changed_denoiser(case):
             assert found[s, q] == pytest.approx(np.mean(changes), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_first_order_is_the_slope_of_the_finite_change(case):
     first = predictions.loss_first_order(case, H, "data")
     slope = predictions.loss_finite(nearly_all(case, 1e-5), H) / 1e-5

@@ -45,6 +45,7 @@ def test_levels_are_quantiles_of_those_of_training():
     np.testing.assert_allclose(found, np.quantile(drawn, [1 / 8, 3 / 8, 5 / 8, 7 / 8]), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_outputs_are_samples_and_losses_on_the_table_of_noise(model):
     found = evaluate(model, QUERIES, ss.Solve(steps=4))
     truth = ss.sample_ode(

@@ -94,6 +94,7 @@ def test_tangents_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score,
         np.testing.assert_allclose(found["tangent"][seed], whole.tangent, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top", [None, 4])
 @EACH_MESH
 def test_scores_are_those_of_one_call_whatever_the_mesh(tmp_path, data, score, name, top):

@@ -130,6 +130,7 @@ def test_untrained_loss_is_one_on_data_of_scale_sigma_data():
     assert abs(float(loss) - 1) < 5 * np.sqrt(2 / 60_000)  # chi-squared entries
 
 
+@pytest.mark.slow
 def test_training_nears_the_optimum_of_a_gaussian():
     rng = np.random.default_rng(0)
     variance = np.array([2.0, 0.02])

@@ -261,6 +261,7 @@ def test_a_score_network_is_trained_on_the_residual_of_its_own_equation():
     assert isinstance(result.model, ScoreMLP) and result.residuals[-1] < result.residuals[0]
 
 
+@pytest.mark.slow
 def test_one_key_gives_one_network_and_leaves_the_start_alone():
     start = fresh()
     before = jax.tree.map(np.array, start)
@@ -271,6 +272,7 @@ def test_one_key_gives_one_network_and_leaves_the_start_alone():
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(runs[0].model))
 
 
+@pytest.mark.slow
 def test_repeated_training_compiles_once():
     train(fresh(), PROCESS, BLOB, key=KEY, settings=QUICK)
     count = regularized_step._cache_size  # pyright: ignore[reportAttributeAccessIssue]
@@ -337,6 +339,7 @@ def test_points_are_drawn_whole_and_may_lie_outside_of_a_box_that_is_not_used(ch
     np.testing.assert_allclose(counts / 20_000, 0.2, atol=5 * np.sqrt(0.16 / 20_000))
 
 
+@pytest.mark.slow
 def test_training_stops_at_a_loss_that_is_not_finite():
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, fresh())
     with pytest.raises(FloatingPointError, match="became nan by step 50: lower the learning rate"):
