@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.solve import Solve
 from scoresens.flow.starts import fold
 from scoresens.flow.traces import Hutchinson, TraceEstimator
@@ -70,7 +71,7 @@ class Question(NamedTuple):
         shape: of one sample.
         mesh: whose devices a block is computed on.
         multiple: blocks have a multiple of so many rows.
-        draws: whether a trace estimator draws probes, a key a sample.
+        draws: whether probes or Brownian paths are drawn, from a key a sample.
         directions: how many there are.
         fields: the dtype, and the dimensions with their sizes after the samples, of each result.
         ask: `(which directions [K], noise [M, *shape], keys [M] or None) -> arrays` by field.
@@ -96,6 +97,7 @@ def sensitivities(
     base: Base,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
+    route: Route = Flow(),
     mesh: Mesh | None = None,
     solve: Solve = Solve(),
 ) -> Question:
@@ -103,16 +105,17 @@ def sensitivities(
 
     Args:
         process, score, perturbation, base, trace, prior, solve: as in `sample_sensitivity`.
+        route: as there; a sample's Brownian path is drawn from the route's key and its own.
         mesh: of `mesh_of`.
     """
     mesh, shape, total = mesh or mesh_of(), perturbation.shape, len(perturbation)
-    across, draws = mesh.shape["directions"], _draws(base, trace)
+    across, draws = mesh.shape["directions"], route.noisy or _draws(base, trace)
 
     def one(perturbation, rest, noise, keys):
-        process, score, base, prior = rest
+        process, score, base, prior, route = rest
         found = sample_sensitivity(
-            process, score, perturbation, noise,
-            base=base, trace=trace, prior=prior, key=keys, solve=solve,
+            process, score, perturbation, noise, base=base, trace=trace, prior=prior,
+            route=_of_rows(route, keys), key=keys, solve=solve,
         )  # fmt: skip
         return found.x, found.tangent
 
@@ -122,7 +125,7 @@ def sensitivities(
         shard = _divided(one, mesh, (specs, P(), P("samples"), P("samples")), out)
         return shard(perturbation, rest, noise, keys)
 
-    compiled, rest = jax.jit(run), (process, score, base, prior)
+    compiled, rest = jax.jit(run), (process, score, base, prior, route)
 
     def ask(which, noise, keys):
         padded = np.pad(which, (0, -len(which) % across), mode="edge")
@@ -148,6 +151,7 @@ def attributions(
     base: Base,
     trace: TraceEstimator = Hutchinson(1),
     prior: Measure | None = None,
+    route: Route = Flow(),
     top: int | None = None,
     mesh: Mesh | None = None,
     solve: Solve = Solve(),
@@ -158,6 +162,7 @@ def attributions(
     Args:
         process, score, data, functional, base, trace, prior, top, solve: as in `attribute`. Data on
             the host (`Points.on_host`) are read block by block, and one device works.
+        route: as in `sensitivities`.
         mesh: of `mesh_of`, by default one device for data on the host; devices along its second
             axis divide the data among them.
 
@@ -165,26 +170,26 @@ def attributions(
         ValueError: for a functional that is no scalar, or data on the host with several devices.
     """
     mesh = mesh or mesh_of((1, 1) if is_on_host(data) else None)
-    shape, draws = data.shape, _draws(base, trace)
+    shape, draws = data.shape, route.noisy or _draws(base, trace)
     if is_on_host(data) and mesh.size > 1:
         raise ValueError(f"data on the host are read by one device, the mesh has {mesh.size}")
     _check_scalar(functional, shape)
     names = ("scores",) if top is None else RANKED
     shared = data if mesh.shape["directions"] == 1 else divided(data, mesh, "directions")
     of_data = base is data  # then also of each device's shard
-    rest = (process, score, shared, functional, None if of_data else base, prior)
+    rest = (process, score, shared, functional, None if of_data else base, prior, route)
 
     def one(rest, noise, keys):
-        process, score, data, functional, base, prior = rest
+        process, score, data, functional, base, prior, route = rest
         found = attribute(
             process, score, data, functional, noise, base="data" if of_data else base,
-            trace=trace, prior=prior, key=keys, top=top, solve=solve,
+            trace=trace, prior=prior, route=_of_rows(route, keys), key=keys, top=top, solve=solve,
         )  # fmt: skip
         return {name: getattr(found, name) for name in ("x", "value", *names)}
 
     @jax.jit
     def run(rest, noise, keys):
-        specs = (P(), P(), specs_of(shared), P(), P(), P())
+        specs = (P(), P(), specs_of(shared), P(), P(), P(), P())
         out = {name: P("samples") for name in ("x", "value", *names)}
         out |= {"scores": P("samples", "directions")} if top is None else {}
         return _divided(one, mesh, (specs, P("samples"), P("samples")), out)(rest, noise, keys)
@@ -216,6 +221,14 @@ def _check_scalar(functional: Functional, shape: tuple[int, ...]) -> None:
 def _divided(rule, mesh, in_specs, out_specs):
     """The rule, each device at its own part."""
     return jax.shard_map(rule, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _of_rows(route: Route, keys: Array | None) -> Route:
+    """The route of a block's samples, each on a Brownian path of the route's key and its own."""
+    if not isinstance(route, Diffusion) or keys is None:
+        return route
+    numbers = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, 1)))(keys)
+    return Diffusion(jax.vmap(lambda number: jax.random.fold_in(route.key, number))(numbers))
 
 
 def _draws(base: Base, trace: TraceEstimator) -> bool:

@@ -48,9 +48,9 @@ def directions(data):
     return ss.reweight(data, np.random.default_rng(1).uniform(0.1, 1, size=(5, 20)))
 
 
-def question(kind, data, score, mesh, base=None, top=None):
+def question(kind, data, score, mesh, base=None, top=None, **options):
     base = data if base is None else base
-    options = {"base": base, "mesh": mesh, "solve": SOLVE, "prior": None if base is data else data}
+    options |= {"base": base, "mesh": mesh, "solve": SOLVE, "prior": None if base is data else data}
     if kind == "sensitivity":
         return sweeps.sensitivities(PROCESS, score, directions(data), **options)
     functional = inner_product(jnp.ones(3))
@@ -119,6 +119,21 @@ def test_probes_belong_to_samples_and_not_to_blocks(tmp_path, data, score):
         swept(tmp_path / name, asked, layout) for name, layout in (("many", many), ("few", few))
     )
     chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sensitivity", "attribution"])
+def test_brownian_paths_belong_to_samples_and_not_to_blocks(tmp_path, data, score, kind):
+    route = ss.Diffusion(jax.random.key(5))
+    asked = question(kind, data, score, mesh_named("one device"), route=route)
+    columns = 5 if kind == "sensitivity" else 1
+    many, few = Layout(1, SAMPLES, columns, 8, columns), Layout(1, SAMPLES, columns, SAMPLES, 1)
+    (_, a), (_, b) = (
+        swept(tmp_path / name, asked, layout) for name, layout in (("many", many), ("few", few))
+    )
+    chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-9)
+    _, flow = swept(tmp_path / "flow", question(kind, data, score, mesh_named("one device")), many)
+    assert np.abs(np.asarray(a["x"]) - np.asarray(flow["x"])).min() > 1e-6
 
 
 def test_the_same_devices_in_another_order_of_work_give_the_same_bits(tmp_path, data, score):
