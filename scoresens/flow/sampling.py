@@ -114,11 +114,12 @@ def sample_sde(
 ) -> Path:
     """`sample` along the reverse SDE, `route=Diffusion(key)`, with probes of the same key."""
     _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
-    walks = fold(key, len(_checks.samples("noise", noise)))
-    probes = None if trace is None else _folded(walks, solve.steps)
+    probes = None
+    if trace is not None and trace.needs_key:
+        probes = _folded(fold(key, len(_checks.samples("noise", noise))), solve.steps)
     return sample(
         process, score, noise,
-        route=Diffusion(walks), trace=trace, prior=prior, key=probes, solve=solve,
+        route=Diffusion(key), trace=trace, prior=prior, key=probes, solve=solve,
     )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ class Law(abc.ABC):
         """E[x_0 | x]: the ideal denoiser of this law."""
 
     def bumped_like(self, base: Bumped) -> "Law":
-        """Points without a bandwidth of their own take the base's bump, its bandwidth and its
-        kernel; other laws are what they are."""
+        """Points take the base's kernel, for the noise of both is one, and its bandwidth where they
+        have none of their own; other laws are what they are."""
         return self
 
 
