@@ -12,7 +12,7 @@ within a turn: what is reported is the median and its quartiles over the turns. 
 wall's, and the processor time of the process, which other work on the machine disturbs less.
 
 Floor: the path down and its adjoint evaluate the network as often as sampling does, and pull one
-gradient back; the tables are `2 M S N d (3 + P)` operations, S = 2 steps.
+gradient back; the tables are `2 M S N d (1 + P)` operations, S = 2 steps.
 """
 
 import functools
@@ -33,7 +33,7 @@ import scoresens as ss
 from scoresens import datasets
 from scoresens.models import ModelSettings, build, pretrained
 from scoresens.sensitivity import functionals
-from scoresens.sensitivity.tables import Levers, States, influences, posteriors
+from scoresens.sensitivity.tables import States, influences
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)
@@ -86,7 +86,6 @@ def rate(bandwidth: float | None) -> dict:
     data = ss.Points(images) if bandwidth == 0 else _data(images)
     states, omega = _path_like(images)
     count, samples, dim = states.x.shape
-    levers = Levers(omega, *posteriors(data, states))
     left, right = states.x.reshape(-1, dim), jnp.asarray(images[:2048].reshape(2048, -1).T)
     product, repeats = jax.jit(jnp.dot), 40
 
@@ -96,10 +95,9 @@ def rate(bandwidth: float | None) -> dict:
     times = by_both_clocks(
         {
             "product": products,
-            "posteriors": lambda: posteriors(data, states),
             "product again": products,
-            "influences": lambda: influences(data, states, levers),
-            "influences, top 10": lambda: influences(data, states, levers, top=10),
+            "influences": lambda: influences(data, states, omega),
+            "influences, top 10": lambda: influences(data, states, omega, top=10),
             "product at last": products,
         },
         3,
@@ -107,15 +105,12 @@ def rate(bandwidth: float | None) -> dict:
     alone = sum(times[name] for name in times if name.startswith("product")) / 3
     per_second = 2 * repeats * left.shape[0] * dim * right.shape[1] / alone
     work = 4 * samples * count * len(images) * dim  # two products
-    shares = {name: work / times[name] / per_second for name in times if name[:2] in {"po", "in"}}
-    spent = times["posteriors"] + times["influences"]
-    together = 2 * work / spent / per_second
+    shares = {name: work / times[name] / per_second for name in times if name[:2] == "in"}
     return {
         "gigaflops": [round(float(np.median(r)) / 1e9) for r in per_second.T],
-        "share": _spread(together),
         **{name: _spread(share) for name, share in shares.items()},
         "bandwidth": round(float(data.bandwidth), 3),
-        "seconds_of_tables": round(float(np.median(spent[:, 0])), 2),
+        "seconds_of_tables": round(float(np.median(times["influences"][:, 0])), 2),
     }
 
 

@@ -42,7 +42,7 @@ import scoresens as ss
 from scoresens import datasets, sweeps
 from scoresens.models import pretrained
 from scoresens.sensitivity import functionals
-from scoresens.sensitivity.tables import Levers, States, influences, posteriors
+from scoresens.sensitivity.tables import States, influences
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)
@@ -269,10 +269,10 @@ def of_dimensions(size: int) -> Callable:
 
 
 def tables_alone(top: int | None) -> Callable:
-    """Posteriors and influences of states against points."""
+    """Influences of points at states, against their own posteriors."""
 
     def run(data, states, omega):
-        return influences(data, states, Levers(omega, *posteriors(data, states)), top=top)
+        return influences(data, states, omega, top=top)
 
     return run
 

@@ -41,8 +41,9 @@ from scoresens.laws.bumps import (
     Bumps,
     Gaussian,
     Kernel,
+    Origin,
+    Places,
     Softmax,
-    centre_of,
     over_blocks,
     smoothed_mean,
 )
@@ -222,25 +223,30 @@ class Points(Mixture):
 
     def posterior(self, tau, x):
         log_weights, flat = safe_log(self.normalized_weights), x.reshape(-1)
+        origin, places = self._seen_from(tau, flat)
 
         def add(softmax, block, bumps):
-            logits = bumps.log_kernels(tau, flat) + block.columns(log_weights, seen=-jnp.inf)
+            logits = bumps.log_kernels(places) + block.columns(log_weights, seen=-jnp.inf)
             return softmax.add(logits, bumps)
 
-        softmax, centre = self._over_blocks(add, Softmax.empty(flat))
-        mean = softmax.mean(centre).reshape(x.shape)
-        return Posterior(softmax.log_mass, smoothed_mean(self.bandwidth, tau, x, mean))
+        softmax = self._over_blocks(add, Softmax.empty(flat), origin)
+        mean = softmax.mean(origin).reshape(x.shape)
+        nats = softmax.log_mass + places.nats(self.kernel)
+        return Posterior(nats, smoothed_mean(self.bandwidth, tau, x, mean))
 
     def weighted_sums(self, tau, x, log_reference, coefficients):
+        origin, places = self._seen_from(tau, x.reshape(-1))
+        reference = log_reference - places.nats(self.kernel)
+
         def add(sums, block, bumps):
-            ratios = jnp.exp(bumps.log_kernels(tau, x.reshape(-1), log_reference))
+            ratios = jnp.exp(bumps.log_kernels(places) - reference)
             terms = block.columns(coefficients, seen=0.0) * ratios
             return sums[0] + jnp.sum(terms, -1), sums[1] + product(terms, bumps.offsets)
 
         rows = coefficients.shape[0]
         start = (jnp.zeros(rows, x.dtype), jnp.zeros((rows, x.size), x.dtype))
-        (mass, mean), centre = self._over_blocks(add, start)
-        mean = (mean + jnp.multiply.outer(mass, centre)).reshape(rows, *x.shape)
+        mass, mean = self._over_blocks(add, start, origin)
+        mean = (mean + jnp.multiply.outer(mass, origin.centre)).reshape(rows, *x.shape)
         return mass, smoothed_mean(self.bandwidth, tau, jnp.multiply.outer(mass, x), mean)
 
     def bumped_like(self, base):
@@ -250,19 +256,21 @@ class Points(Mixture):
     def with_weights(self, weights):
         return replace_field(self, weights=weights)
 
+    def _seen_from(self, tau: Scalar, x: Float[Array, " d"]) -> tuple[Origin, Places]:
+        """What the points are measured from, and one place as they see it."""
+        origin = Origin.of(self.points)
+        return origin, origin.places(self.bandwidth, tau, x)
+
     def _over_blocks(
-        self, add: Callable[[Any, Block, Bumps], Any], carry: Any
-    ) -> tuple[Any, Float[Array, " d"]]:
-        """`carry = add(carry, block, bumps)` over all points, and the centre of the bumps."""
+        self, add: Callable[[Any, Block, Bumps], Any], carry: Any, origin: Origin
+    ) -> Any:
+        """`carry = add(carry, block, bumps)` over all points."""
         flat = self.points.reshape(len(self), -1)
-        centre = centre_of(flat)
 
         def step(carry, block):
-            return add(
-                carry, block, Bumps.of(block.rows(flat), centre, self.bandwidth, self.kernel)
-            )
+            return add(carry, block, Bumps.of(block.rows(flat), origin, self.kernel))
 
-        return over_blocks(step, carry, len(self)), centre
+        return over_blocks(step, carry, len(self))
 
 
 class GaussianMixture(Mixture):

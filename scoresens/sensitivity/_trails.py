@@ -10,7 +10,7 @@ and the sum is one of matrix products (`tables`).
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Guided, Score, as_pytree
 from scoresens.laws.shards import Shard
-from scoresens.sensitivity.tables import Influences, Levers, States, influences, posteriors
+from scoresens.sensitivity.tables import Influences, States, influences
 
 
 class Trail(NamedTuple):
@@ -40,16 +40,15 @@ class Trail(NamedTuple):
 def influences_along(
     trail: Trail,
     data: Points,
-    base: Base,
+    base: Measure | None,
     *,
     top: int | None = None,
     group: int | None = None,
 ) -> Influences:
-    """What weight on each data point does to each functional, its kernels divided by a measure, or
-    by the model's law."""
-    known = posteriors(base, trail.states) if isinstance(base, Measure) else trail.known
-    levers = Levers(trail.omega, *cast(Posterior, known))
-    return influences(data, trail.states, levers, top=top, group=group)
+    """What weight on each data point does to each functional, its kernels divided by a measure, by
+    the model's law that the path knows, or else by the data's own."""
+    known = trail.known if base is None else base
+    return influences(data, trail.states, trail.omega, known, top=top, group=group)
 
 
 def states_first(leaf: Array, size: int) -> Float[Array, "S M d"]:
@@ -97,9 +96,9 @@ def driver_of(
     data: Points,
     base: Base | Literal["data"],
     prior: Measure | None,
-) -> tuple[Base, Driver]:
-    """The base as a measure or the model's law, and the law that drives a path; refuses what is
-    neither."""
+) -> tuple[Measure | None, Driver]:
+    """The base, None where it is the data or the path knows it, and the law that drives the path;
+    refuses what is neither a measure nor the model's law."""
     if isinstance(score, Guided):
         raise ValueError("a guided score is made of two laws; attribute takes a score of one")
     if isinstance(base, str):
@@ -109,7 +108,8 @@ def driver_of(
     check_base(base)
     rides = not isinstance(base, Measure)  # else the path knows nothing of it
     own = base if rides else None
-    return base, Driver(process, as_pytree(score), base=own, prior=prior, rides=rides)
+    driver = Driver(process, as_pytree(score), base=own, prior=prior, rides=rides)
+    return None if rides or base is data else base, driver
 
 
 def check_points(data: Any) -> None:

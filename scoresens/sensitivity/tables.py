@@ -1,4 +1,4 @@
-r"""Tables of states against data points, as matrix products in blocks.
+r"""Tables of states against data points, as matrix products.
 
 A data set enters a path's derivative through the noised kernels of its points (`laws.bumps`) at the
 states (x_r, tau_r) that the path has been at, and D_k is linear in the point y_k. Measured from the
@@ -7,73 +7,35 @@ points' centre,
     omega_r.(D_k - D_r) = a_r.y_k + b_r,    a = tau^2 omega / v,  b = omega.(h^2 x / v - D_r),
                                             v = tau^2 + h^2
 
-so that all there is to compute is products of matrices, R states by N points:
+so that all there is to compute for a functional is two products of matrices, R states by N points:
+`x Y^T`, of which the kernels are made, and `a Y^T`. Where D_r is the points' own posterior mean, it
+is met as b_r = -sum_k p_rk a_r.y_k alone, with p the softmax of kernels that are there already:
 
-    posterior of the whole set at each state     p = softmax(log K + log w),  p Y
-    sum_r exp(log K_rk - ref_r) omega_r.(D_k - D_r)     exp(log K) * (a Y^T + b), summed over states
+    sum_r K_rk / rho_r (a_r.y_k - sum_l p_rl a_r.y_l),      p_rl = w_l K_rl / rho_r
 
-No network is evaluated here. Points are read in blocks, from the device or from the host (an array
-or a memory map, `Points.on_host`), and states in chunks: the working memory is a few tables of one
-chunk by one block, whatever N is.
+No network is evaluated here. The table of a few states by all points is kept for as long as it
+takes to sum it up; where N is so large that this would not be few bytes, where the points stay on
+the host or are divided over devices, the points' own posterior is taken first, and then both are
+walked in blocks of points (`_blocks`).
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from scoresens._products import contracted, product
 from scoresens.datasets.streams import Stream
-from scoresens.laws.bumps import (
-    BLOCK,
-    Bumps,
-    Softmax,
-    centre_of,
-    over_blocks,
-    shares,
-    smoothed_mean,
-)
-from scoresens.laws.measures import Measure, Points, Posterior, safe_log
-from scoresens.laws.shards import combined, ranked, summed
+from scoresens.laws.bumps import Bumps, Origin, over_blocks, shares
+from scoresens.laws.measures import Measure, Points, Posterior
+from scoresens.laws.shards import Shard
+from scoresens.sensitivity import _blocks
+from scoresens.sensitivity._blocks import ROWS, Influences, Plan, States, total
 
-ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
-
-
-class States(NamedTuple):
-    """Where M samples have been, S states each at the same noise levels."""
-
-    tau: Float[Array, " S"]
-    x: Float[Array, "S M d"]
-
-
-class Levers(NamedTuple):
-    """What a change of the denoiser at each state does to P functionals, and what each change is
-    measured against."""
-
-    omega: Float[Array, "S M P d"]  # d functional / d D
-    nats: Float[Array, "S M"]  # log-density that the kernels are divided by
-    denoised: Float[Array, "S M d"]  # D_r
-
-
-class Influences(NamedTuple):
-    """What N points do to P functionals of M samples."""
-
-    scores: Float[Array, "M P N"] | None
-    top: tuple[Array, Array] | None  # values and indices [M, P, k], largest first
-    bottom: tuple[Array, Array] | None  # smallest first
-    profile: Float[Array, "G M P"] | None  # sum_k w_k |contribution| of each group of states
-
-
-class Plan(NamedTuple):
-    """How the table is walked; static."""
-
-    top: int | None
-    group: int | None  # states whose contributions are one entry of the profile
-    chunk: int  # states at a time
-    block: int  # points at a time
+KEPT = 2**24  # entries of a table of all points: 64 MB in float32
+FEW = 64  # rows of a product below which reading the points takes longer than multiplying them
 
 
 def is_on_host(points: Points) -> bool:
@@ -81,193 +43,33 @@ def is_on_host(points: Points) -> bool:
     return isinstance(points.points, np.ndarray | Stream)
 
 
-def posteriors(base: Measure, states: States) -> Posterior:
-    """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
-    if not isinstance(base, Points):
-        return _posteriors_of(base, states)
-    plan, centre = _plan(base, states.x.shape[:2], 1), centre_of(base.points, states.x.dtype)
-    given, start = _posterior_begun(plan, states)
-    found = _fold(_add_posterior, plan, base, centre, given, start)
-    found = _posterior_done(base.bandwidth, centre, states, found)
-    return combined(found, base)
-
-
 def influences(
     points: Points,
     states: States,
-    levers: Levers,
+    omega: Float[Array, "S M P d"],
+    known: Measure | Posterior | None = None,
     *,
     top: int | None = None,
     group: int | None = None,
 ) -> Influences:
-    """What weight on each data point does to each functional: the sum over states, dense or the
-    `top` largest and smallest; with `group`, a profile over groups of that many states. Of a
-    `Shard`, dense scores are of the device's own points, all else is of all."""
-    plan = _plan(points, levers.nats.shape, levers.omega.shape[2], top, group)
-    centre = centre_of(points.points, states.x.dtype)
-    given = _influences_begun(plan, points.bandwidth, centre, states, levers)
-    start = _no_influences(plan, len(points), levers.omega)
-    found = _fold(_add_influences, plan, points, centre, given, start)
-    found = found._replace(profile=summed(found.profile, points))
-    if top is None:
-        return found
-    largest, (least, where) = ranked(found.top, points), ranked(found.bottom, points)
-    return found._replace(top=largest, bottom=(-least, where))
+    """What weight on each data point does to each functional, summed over states.
 
-
-# ------------------------------------------------------------------ before and after the blocks
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _posterior_begun(plan, states):
-    return _chunked(plan, (states, Softmax.empty(states.x)))
-
-
-@jax.jit
-def _posterior_done(bandwidth, centre, states, found):
-    found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-    tau = states.tau[:, None, None]
-    return Posterior(found.log_mass, smoothed_mean(bandwidth, tau, states.x, found.mean(centre)))
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _influences_begun(plan, bandwidth, centre, states, levers):
-    of_x, of_y = shares(bandwidth, states.tau[:, None, None])
-    apart = of_x * (states.x - centre) - (levers.denoised - centre)
-    offset = contracted("smpd,smd->smp", levers.omega, apart)
-    return _chunked(plan, (states, levers.nats, of_y[..., None] * levers.omega, offset))
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "count"))
-def _no_influences(plan, count, omega):
-    states, *shape, _ = omega.shape
-    scores, ranked, profile = None, None, None
-    if plan.top is None:
-        scores = jnp.zeros((*shape, count), omega.dtype)
-    else:
-        values = jnp.full((*shape, plan.top), -jnp.inf, omega.dtype)
-        ranked = values, jnp.full(values.shape, -1)
-    if plan.group is not None:
-        profile = jnp.zeros((states // plan.group, *shape), omega.dtype)
-    return Influences(scores, ranked, ranked, profile)
-
-
-# ------------------------------------------------------------------ one block
-
-
-class _Block(NamedTuple):
-    """B consecutive points."""
-
-    bumps: Bumps
-    weights: Float[Array, " B"]
-    start: Int[Array, ""] | int
-    fresh: Bool[Array, " B"]  # neither seen before nor copies (`Shard`)
-
-
-def _add_posterior(plan, given, carry, block):
-    log_weights = safe_log(jnp.where(block.fresh, block.weights, 0))
-
-    def add(given):
-        states, softmax = given
-        logits = block.bumps.log_kernels(states.tau[:, None], states.x) + log_weights
-        return softmax.add(logits, block.bumps)
-
-    return jax.lax.map(add, (given, carry))
-
-
-def _add_influences(plan, given, carry, block):
-    def add(found, given):
-        states, nats, omega, offset = given
-        along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
-        kernels = jnp.exp(block.bumps.log_kernels(states.tau[:, None], states.x, nats))
-        each = kernels[:, :, None] * (along + offset[..., None])
-        if plan.group is None:
-            return found + _total(each), None
-        steps = jax.vmap(_total)(each.reshape(-1, plan.group, *each.shape[1:]))
-        seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
-        return found + _total(steps), seen
-
-    samples, functionals = given[-1].shape[-2:]
-    zeros = jnp.zeros((samples, functionals, len(block.fresh)), given[-1].dtype)
-    found, profile = jax.lax.scan(add, zeros, given)
-    if profile is not None:
-        profile = profile.reshape(-1, samples, functionals)
-        carry = carry._replace(profile=carry.profile + profile)
-    if plan.top is None:
-        place = (0, 0, block.start)
-        return carry._replace(scores=jax.lax.dynamic_update_slice(carry.scores, found, place))
-    return carry._replace(
-        top=_ranked(plan.top, carry.top, found, block),
-        bottom=_ranked(plan.top, carry.bottom, -found, block),
-    )
-
-
-def _total(table):
-    """The sum over the leading axis, as a product: a reduction over any axis but the last is far
-    slower on a CPU (XLA)."""
-    return contracted("s,s...->...", jnp.ones(len(table), table.dtype), table)
-
-
-def _ranked(count, best, found, block):
-    """The `count` largest of those so far and this block's."""
-    found = jnp.where(block.fresh, found, -jnp.inf)
-    index = jnp.broadcast_to(block.start + jnp.arange(len(block.fresh)), found.shape)
-    values = jnp.concatenate([best[0], found], -1)
-    values, place = jax.lax.top_k(values, count)
-    return values, jnp.take_along_axis(jnp.concatenate([best[1], index], -1), place, -1)
-
-
-# ------------------------------------------------------------------ blocks and chunks
-
-
-def _fold(add, plan, points, centre, given, carry):
-    """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
-    if not is_on_host(points):
-        return _fold_on_device(add, plan, points, centre, given, carry)
-    size, weights = plan.block, points.normalized_weights
-    bump = points.bandwidth, points.kernel
-    for first in range(0, len(points), size):
-        start = min(first, len(points) - size)
-        rows = np.asarray(points.points[start : start + size], centre.dtype).reshape(size, -1)
-        part = jnp.asarray(weights[start : start + size], centre.dtype)
-        jax.block_until_ready(carry)  # read while the last block is added, never further ahead
-        carry = _add_one(add, plan, given, carry, (rows, centre, *bump), part, (start, first))
-    return carry
-
-
-@functools.partial(jax.jit, static_argnames=("add", "plan"), donate_argnames="carry")
-def _add_one(add, plan, given, carry, bumps, weights, place):
-    (start, first), bumps = place, Bumps.of(*bumps)
-    fresh = start + jnp.arange(len(weights)) >= first
-    return add(plan, given, carry, _Block(bumps, weights, start, fresh))
-
-
-@functools.partial(jax.jit, static_argnames=("add", "plan"))
-def _fold_on_device(add, plan, points, centre, given, carry):
-    flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
-
-    def step(carry, block):
-        bumps = Bumps.of(block.rows(flat), centre, points.bandwidth, points.kernel)
-        fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
-        return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
-
-    return over_blocks(step, carry, len(points), plan.block)
-
-
-def _chunked(plan, given):
-    """The states, the leading axis, in chunks."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
-
-
-def _plan(points, counts, functionals, top=None, group=None):
-    """As many states at a time as ROWS allows, a multiple of the group that divides their number;
-    fewer points at a time where one state alone has more rows."""
-    states, rows = counts[0], counts[1] * functionals
-    least = group or 1
-    limit = max(least, ROWS // rows)
-    chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
-    block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
-    return Plan(top, group, chunk, min(block, len(points)))
+    Args:
+        points: the N points. Of a `Shard`, dense scores are of the device's own, all else of all.
+        states: where the samples have been.
+        omega: d functional / d D at each state.
+        known: the law that kernels are divided by, or its log-density `[S, M]` and denoiser
+            `[S, M, d]`; None, or `points`: the points' own.
+        top: None returns all scores; else the `top` largest and smallest.
+        group: also a profile, over groups of that many states.
+    """
+    if isinstance(known, Measure):
+        known = posteriors(known, states)
+    plan = _whole_plan(points, omega.shape[:3], top, group)
+    if plan is not None:
+        return _whole(plan, points, states, omega, known)
+    known = posteriors(points, states) if known is None else known
+    return _blocks.influences(points, states, omega, known, top=top, group=group)
 
 
 @jax.jit
@@ -281,3 +83,99 @@ def _posteriors_of(base, states):
         return Posterior(found.log_density, found.mean.reshape(x.shape))
 
     return jax.lax.map(one, (states.tau, states.x))
+
+
+def posteriors(base: Measure, states: States) -> Posterior:
+    """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
+    return (_blocks.posteriors if isinstance(base, Points) else _posteriors_of)(base, states)
+
+
+# ------------------------------------------------------------------ tables of all points
+
+
+def _whole_plan(points, counts, top, group):
+    """As many samples at a time, and then states, as the table has room for; None where it has not
+    even for a few."""
+    states, samples, functionals = counts
+    least, room = group or 1, min(ROWS, KEPT // len(points))
+    if is_on_host(points) or isinstance(points, Shard) or room < max(FEW, functionals * least):
+        return None
+    few = max(
+        m for m in range(1, samples + 1) if samples % m == 0 and m * functionals * least <= room
+    )
+    most = room // (few * functionals)
+    chunk = max(c for c in range(least, most + 1, least) if states % c == 0)
+    return Plan(top, group, chunk, None, few)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _whole(plan, points, states, omega, known):
+    origin, weights = Origin.of(points.points, states.x.dtype), points.normalized_weights
+    contributions = functools.partial(_contributions, points, origin, weights)
+
+    def add(found, given):
+        each = contributions(*given)
+        if plan.group is None:
+            return found + total(each), None
+        steps = jax.vmap(total)(each.reshape(-1, plan.group, *each.shape[1:]))
+        return found + total(steps), product(jnp.abs(steps), weights)
+
+    def of_samples(given):
+        zeros = jnp.zeros((*given[1].shape[1:-1], len(points)), omega.dtype)
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
+        found, profile = jax.lax.scan(add, zeros, (states.tau.reshape(-1, plan.chunk), *chunks))
+        profile = None if profile is None else profile.reshape(-1, *zeros.shape[:-1])
+        if plan.top is None:
+            return Influences(found, None, None, profile)
+        least, where = jax.lax.top_k(-found, plan.top)
+        return Influences(None, jax.lax.top_k(found, plan.top), (-least, where), profile)
+
+    def split(leaf):  # [S, M, ...] as [M / few, S, few, ...]
+        return jnp.moveaxis(leaf.reshape(len(leaf), -1, plan.few, *leaf.shape[2:]), 1, 0)
+
+    found = jax.lax.map(of_samples, jax.tree.map(split, (states.x, omega, known)))
+    profile = found.profile
+    rows = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found._replace(profile=None)
+    )
+    if profile is None:
+        return rows
+    return rows._replace(
+        profile=jnp.moveaxis(profile, 0, 1).reshape(len(profile[0]), *omega.shape[1:3])
+    )
+
+
+def _contributions(points, origin, weights, tau, x, omega, known):
+    """`K / rho omega.(D_k - D)` of each state, sample, functional and point."""
+    places = origin.places(points.bandwidth, tau[:, None], x)
+    of_x, of_y = shares(points.bandwidth, tau[:, None, None])
+    logs, along = _products(points, origin, places, of_y[..., None] * omega)
+    if known is None:
+        top = jnp.max(jnp.where(weights > 0, logs, -jnp.inf), -1, keepdims=True)
+        kernels = jnp.exp(logs - top)
+        mass = product(kernels, weights)[..., None]
+        offset = -product(kernels[:, :, None] * along, weights) / mass
+        kernels = kernels / mass
+    else:
+        nats, mean = known
+        kernels = jnp.exp(logs - (nats - places.nats(points.kernel))[..., None])
+        apart = of_x * places.offset - (mean - origin.centre)
+        offset = contracted("smpd,smd->smp", omega, apart)
+    return kernels[:, :, None] * (along + offset[..., None])
+
+
+def _products(points, origin, places, levers):
+    """Log-kernels of all points, and the levers along them."""
+    flat = points.points.reshape(len(points), -1)
+
+    def add(tables, block):
+        bumps = Bumps.of(block.rows(flat), origin, points.kernel)
+        along = contracted("smpd,bd->smpb", levers, bumps.offsets)
+        parts = bumps.log_kernels(places), along
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(table, part, block.start, -1)
+            for table, part in zip(tables, parts, strict=True)
+        )
+
+    tables = (jnp.zeros((*of.shape[:-1], len(points)), of.dtype) for of in (places.x, levers))
+    return over_blocks(add, tuple(tables), len(points))

@@ -8,28 +8,32 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from scoresens.laws import bumps
-from scoresens.laws.bumps import Bumps, Softmax, centre_of, over_blocks, smoothed_mean
+from scoresens.laws.bumps import Bumps, Origin, Softmax, over_blocks, smoothed_mean
 
 rng = np.random.default_rng(0)
 POINTS, PLACES = rng.normal(size=(13, 3)) + 5, rng.normal(size=(2, 4, 3)) + 5
 
 
-def bumps_at(points, bandwidth):
-    return Bumps.of(jnp.asarray(points), centre_of(points, points.dtype), bandwidth)
+def log_kernels(points, bandwidth, levels, x):
+    """log K itself: the ratios to the kernel at a place's reference distance, times that."""
+    origin, kernel = Origin.of(points, points.dtype), bumps.Gaussian()
+    places = origin.places(bandwidth, jnp.asarray(levels), jnp.asarray(x))
+    ratios = Bumps.of(jnp.asarray(points), origin, kernel).log_kernels(places)
+    return ratios + places.nats(kernel)[..., None]
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, 0.3])
 @pytest.mark.parametrize("levels", [0.02, [[0.5], [40.0]]], ids=["near", "apart"])
 def test_places_of_any_leading_axes(bandwidth, levels):
     """A noise level each, broadcast; 1e-12 is float64's over v."""
-    found = bumps_at(POINTS, bandwidth).log_kernels(jnp.asarray(levels), jnp.asarray(PLACES))
+    found = log_kernels(POINTS, bandwidth, levels, PLACES)
     spread = np.broadcast_to(np.square(levels) + bandwidth**2, (2, 4))
     expected = [
         [[multivariate_normal(y, v).logpdf(x) for y in POINTS] for x, v in zip(*row, strict=True)]
         for row in zip(PLACES, spread, strict=True)
     ]
     laws.close(found, expected, relative=1e-12)
-    one = bumps_at(POINTS, bandwidth).log_kernels(np.ravel(levels)[0], jnp.asarray(PLACES[0, 0]))
+    one = log_kernels(POINTS, bandwidth, np.ravel(levels)[0], PLACES[0, 0])
     laws.close(one, expected[0][0], relative=1e-12)
 
 
@@ -53,7 +57,7 @@ def test_rounded_operands_leave_norms_and_constants_whole(monkeypatch):
         return exact(spec, ten_bits(a), ten_bits(b))
 
     monkeypatch.setattr(bumps, "contracted", rounded)
-    found = bumps_at(wide, 0.0).log_kernels(jnp.float32(tau), jnp.asarray(x))
+    found = log_kernels(wide, 0.0, jnp.float32(tau), x)
     assert found.dtype == jnp.float32
     laws.close(found, constant - np.sum(apart**2, -1) / (2 * tau**2), absolute=0.02)
     place = constant - np.sum((x - wide.mean(0)) ** 2, 1, np.float32) / (2 * tau**2)
@@ -66,17 +70,17 @@ def test_softmax_over_blocks_is_that_of_all(size):
     """Whole blocks, and a last one that begins early."""
     logits = 30 * np.random.default_rng(3).normal(size=(2, 13))
     points, table = jnp.asarray(POINTS), jnp.asarray(logits)
-    centre = centre_of(points, points.dtype)
+    origin = Origin.of(points)
 
     def add(softmax, block):
-        seen = Bumps.of(block.rows(points), centre, 0.0)
+        seen = Bumps.of(block.rows(points), origin)
         return softmax.add(block.columns(table, seen=-jnp.inf), seen)
 
     found = over_blocks(add, Softmax.empty(jnp.zeros((2, 3))), 13, size)
     weights = np.exp(logits - logits.max(1, keepdims=True))
     total = logits.max(1) + np.log(weights.sum(1))
     laws.close(found.log_mass, total, relative=1e-13)
-    laws.close(found.mean(centre), weights @ POINTS / weights.sum(1)[:, None], relative=1e-13)
+    laws.close(found.mean(origin), weights @ POINTS / weights.sum(1)[:, None], relative=1e-13)
 
 
 def test_smoothed_mean_at_both_ends():

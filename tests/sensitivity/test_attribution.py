@@ -12,7 +12,8 @@ import pytest
 
 import scoresens as ss
 from scoresens import datasets, models
-from scoresens.sensitivity import tables
+from scoresens.laws.bumps import BLOCK
+from scoresens.sensitivity import _blocks, tables
 
 WALK = jax.random.key(3)
 BROAD = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([4.0]))
@@ -139,7 +140,7 @@ def test_a_vector_is_its_entries(small):
 def many():
     """More points than two blocks, and not a whole number of blocks."""
     rng = np.random.default_rng(0)
-    count = 2 * tables.BLOCK + 904
+    count = 2 * BLOCK + 904
     return ss.Points(rng.normal(size=(count, 2)), rng.uniform(0.5, 1.5, size=count), 0.3)
 
 
@@ -156,7 +157,7 @@ def dense(many):
 @pytest.mark.slow
 def test_blocks_are_read_without_gap_or_overlap(many, dense):
     """Points on both sides of every border, against tangents. Bound as of duality."""
-    border = tables.BLOCK
+    border = BLOCK
     index = np.array([0, border - 1, border, 2 * border - 1, 2 * border, len(many) - 1])
     chosen = ss.add(many.points[index]).bumped_like(ss.Smoothed(many.bandwidth))
     pushed = ss.sample_sensitivity(PROCESS, SCORE, chosen, NOISE, base=many, solve=laws.SHORT)
@@ -175,6 +176,24 @@ def test_top_and_bottom_are_the_sorted_scores(many, dense, top):
     for values, index in (found[1:3], found[3:5]):
         laws.close(values, np.take_along_axis(np.asarray(dense.scores), index, -1), relative=1e-13)
     laws.close(found.profile, dense.profile, relative=1e-12)
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, 0.3])
+def test_tables_of_all_points_are_those_of_blocks(many, bandwidth):
+    """Whatever room there is for tables: profile and scores, near the data and far from it."""
+    rng, data = np.random.default_rng(1), ss.Points(many.points, many.weights, bandwidth)
+    tau = jnp.array([30.0, 4.0, 0.3, 0.05])
+    x = many.points[:6] + tau[:, None, None] * rng.normal(size=(4, 6, 2))
+    states, omega = tables.States(tau, x), jnp.asarray(rng.normal(size=(4, 6, 3, 2)))
+    plan = tables._whole_plan(data, (4, 6, 3), None, 2)
+    assert (plan.few, plan.chunk) == (6, 4)
+    found = tables.influences(data, states, omega, group=2)
+    known = tables.posteriors(data, states)
+    walked = _blocks.influences(data, states, omega, known, group=2)
+    narrow = tables._whole(plan._replace(few=2, chunk=2), data, states, omega, known)
+    for other in (walked, narrow):
+        laws.close(other.scores, found.scores, relative=1e-10)
+        laws.close(other.profile, found.profile, relative=1e-10)
 
 
 @pytest.mark.slow

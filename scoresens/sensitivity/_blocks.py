@@ -1,0 +1,248 @@
+r"""Tables of states against data points (`tables`), walked in blocks of points.
+
+The posterior of the whole set at each state comes first, `p = softmax(log K + log w)` and `p Y`,
+and then `sum_r exp(log K_rk - log rho_r) (a_r.y_k + b_r)`, summed over states. Points are read in
+blocks, from the device or from the host (an array or a memory map, `Points.on_host`), and states in
+chunks: the working memory is a few tables of one chunk by one block, whatever N is.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from scoresens._products import contracted, product
+from scoresens.datasets.streams import Stream
+from scoresens.laws.bumps import (
+    BLOCK,
+    Bumps,
+    Origin,
+    Softmax,
+    over_blocks,
+    shares,
+    smoothed_mean,
+)
+from scoresens.laws.measures import Points, Posterior, safe_log
+from scoresens.laws.shards import combined, ranked, summed
+
+ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
+
+
+class States(NamedTuple):
+    """Where M samples have been, S states each at the same noise levels."""
+
+    tau: Float[Array, " S"]
+    x: Float[Array, "S M d"]
+
+
+class Influences(NamedTuple):
+    """What N points do to P functionals of M samples."""
+
+    scores: Float[Array, "M P N"] | None
+    top: tuple[Array, Array] | None  # values and indices [M, P, k], largest first
+    bottom: tuple[Array, Array] | None  # smallest first
+    profile: Float[Array, "G M P"] | None  # sum_k w_k |contribution| of each group of states
+
+
+class Plan(NamedTuple):
+    """How the table is walked; static."""
+
+    top: int | None
+    group: int | None  # states whose contributions are one entry of the profile
+    chunk: int  # states at a time
+    block: int | None  # points at a time; None: the table is of all
+    few: int | None = None  # samples at a time, of a table of all points
+
+
+def posteriors(base: Points, states: States) -> Posterior:
+    """Log-density `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
+    plan, origin = _plan(base, states.x.shape[:2], 1), Origin.of(base.points, states.x.dtype)
+    given, start = _posterior_begun(plan, base.bandwidth, origin, states)
+    found = _fold(_add_posterior, plan, base, origin, given, start)
+    return combined(_posterior_done(base.bandwidth, base.kernel, origin, states, found), base)
+
+
+def influences(
+    points: Points,
+    states: States,
+    omega: Float[Array, "S M P d"],
+    known: Posterior,
+    *,
+    top: int | None = None,
+    group: int | None = None,
+) -> Influences:
+    """See `tables.influences`."""
+    plan = _plan(points, omega.shape[:2], omega.shape[2], top, group)
+    origin = Origin.of(points.points, states.x.dtype)
+    bumps = points.bandwidth, points.kernel
+    given = _influences_begun(plan, bumps, origin, states, omega, known)
+    start = _no_influences(plan, len(points), omega)
+    found = _fold(_add_influences, plan, points, origin, given, start)
+    found = found._replace(profile=summed(found.profile, points))
+    if top is None:
+        return found
+    largest, (least, where) = ranked(found.top, points), ranked(found.bottom, points)
+    return found._replace(top=largest, bottom=(-least, where))
+
+
+def total(table: Array) -> Array:
+    """The sum over the leading axis, as a product: a reduction over any axis but the last is far
+    slower on a CPU (XLA)."""
+    return contracted("s,s...->...", jnp.ones(len(table), table.dtype), table)
+
+
+# ------------------------------------------------------------------ before and after the blocks
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _posterior_begun(plan, bandwidth, origin, states):
+    places = origin.places(bandwidth, states.tau[:, None], states.x)
+    return _chunked(plan, (places, Softmax.empty(states.x)))
+
+
+@jax.jit
+def _posterior_done(bandwidth, kernel, origin, states, found):
+    found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+    nats = found.log_mass + origin.places(bandwidth, states.tau[:, None], states.x).nats(kernel)
+    mean = smoothed_mean(bandwidth, states.tau[:, None, None], states.x, found.mean(origin))
+    return Posterior(nats, mean)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _influences_begun(plan, bumps, origin, states, omega, known):
+    bandwidth, kernel = bumps
+    of_x, of_y = shares(bandwidth, states.tau[:, None, None])
+    places = origin.places(bandwidth, states.tau[:, None], states.x)
+    apart = of_x * places.offset - (known.mean - origin.centre)
+    offset = contracted("smpd,smd->smp", omega, apart)
+    nats = known.log_density - places.nats(kernel)
+    return _chunked(plan, (places, nats, of_y[..., None] * omega, offset))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "count"))
+def _no_influences(plan, count, omega):
+    states, *shape, _ = omega.shape
+    scores, ranked, profile = None, None, None
+    if plan.top is None:
+        scores = jnp.zeros((*shape, count), omega.dtype)
+    else:
+        values = jnp.full((*shape, plan.top), -jnp.inf, omega.dtype)
+        ranked = values, jnp.full(values.shape, -1)
+    if plan.group is not None:
+        profile = jnp.zeros((states // plan.group, *shape), omega.dtype)
+    return Influences(scores, ranked, ranked, profile)
+
+
+# ------------------------------------------------------------------ one block
+
+
+class _Block(NamedTuple):
+    """B consecutive points."""
+
+    bumps: Bumps
+    weights: Float[Array, " B"]
+    start: Int[Array, ""] | int
+    fresh: Bool[Array, " B"]  # neither seen before nor copies (`Shard`)
+
+
+def _add_posterior(plan, given, carry, block):
+    log_weights = safe_log(jnp.where(block.fresh, block.weights, 0))
+
+    def add(given):
+        places, softmax = given
+        logits = block.bumps.log_kernels(places) + log_weights
+        return softmax.add(logits, block.bumps)
+
+    return jax.lax.map(add, (given, carry))
+
+
+def _add_influences(plan, given, carry, block):
+    def add(found, given):
+        places, nats, omega, offset = given
+        along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
+        kernels = jnp.exp(block.bumps.log_kernels(places) - nats[..., None])
+        each = kernels[:, :, None] * (along + offset[..., None])
+        if plan.group is None:
+            return found + total(each), None
+        steps = jax.vmap(total)(each.reshape(-1, plan.group, *each.shape[1:]))
+        seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
+        return found + total(steps), seen
+
+    samples, functionals = given[-1].shape[-2:]
+    zeros = jnp.zeros((samples, functionals, len(block.fresh)), given[-1].dtype)
+    found, profile = jax.lax.scan(add, zeros, given)
+    if profile is not None:
+        profile = profile.reshape(-1, samples, functionals)
+        carry = carry._replace(profile=carry.profile + profile)
+    if plan.top is None:
+        place = (0, 0, block.start)
+        return carry._replace(scores=jax.lax.dynamic_update_slice(carry.scores, found, place))
+    return carry._replace(
+        top=_ranked(plan.top, carry.top, found, block),
+        bottom=_ranked(plan.top, carry.bottom, -found, block),
+    )
+
+
+def _ranked(count, best, found, block):
+    """The `count` largest of those so far and this block's."""
+    found = jnp.where(block.fresh, found, -jnp.inf)
+    index = jnp.broadcast_to(block.start + jnp.arange(len(block.fresh)), found.shape)
+    values = jnp.concatenate([best[0], found], -1)
+    values, place = jax.lax.top_k(values, count)
+    return values, jnp.take_along_axis(jnp.concatenate([best[1], index], -1), place, -1)
+
+
+# ------------------------------------------------------------------ blocks and chunks
+
+
+def _fold(add, plan, points, origin, given, carry):
+    """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
+    if not isinstance(points.points, np.ndarray | Stream):
+        return _fold_on_device(add, plan, points, origin, given, carry)
+    size, weights, dtype = plan.block, points.normalized_weights, origin.centre.dtype
+    for first in range(0, len(points), size):
+        start = min(first, len(points) - size)
+        rows = np.asarray(points.points[start : start + size], dtype).reshape(size, -1)
+        part = jnp.asarray(weights[start : start + size], dtype)
+        jax.block_until_ready(carry)  # read while the last block is added, never further ahead
+        bumps = rows, origin, points.kernel
+        carry = _add_one(add, plan, given, carry, bumps, part, (start, first))
+    return carry
+
+
+@functools.partial(jax.jit, static_argnames=("add", "plan"), donate_argnames="carry")
+def _add_one(add, plan, given, carry, bumps, weights, place):
+    (start, first), bumps = place, Bumps.of(*bumps)
+    fresh = start + jnp.arange(len(weights)) >= first
+    return add(plan, given, carry, _Block(bumps, weights, start, fresh))
+
+
+@functools.partial(jax.jit, static_argnames=("add", "plan"))
+def _fold_on_device(add, plan, points, origin, given, carry):
+    flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
+
+    def step(carry, block):
+        bumps = Bumps.of(block.rows(flat), origin, points.kernel)
+        fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
+        return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
+
+    return over_blocks(step, carry, len(points), plan.block)
+
+
+def _chunked(plan, given):
+    """The states, the leading axis, in chunks."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
+
+
+def _plan(points, counts, functionals, top=None, group=None):
+    """As many states at a time as ROWS allows, a multiple of the group that divides their number;
+    fewer points at a time where one state alone has more rows."""
+    states, rows = counts[0], counts[1] * functionals
+    least = group or 1
+    limit = max(least, ROWS // rows)
+    chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
+    block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
+    return Plan(top, group, chunk, min(block, len(points)))
