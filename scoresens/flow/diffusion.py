@@ -43,14 +43,14 @@ from scoresens.flow.riders import (
     Evaluation,
     Riders,
     gains_at_noise,
-    nats,
+    known_of,
     over_riders,
 )
 from scoresens.flow.solve import Solve, grid
 from scoresens.flow.starts import fold, lowest_level, noise_end
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import level_of, smoothed_mean
-from scoresens.laws.learned import Known, Smoothed
+from scoresens.laws.bumps import BREADTH, level_of, log_excess
+from scoresens.laws.learned import Smoothed
 from scoresens.laws.processes import Process, Scalar
 
 
@@ -84,7 +84,7 @@ class Node(NamedTuple):
     z: Float[Array, "*shape"]
     drift: Float[Array, "*shape"]  # dz/dw of the path, but for its noise
     evaluated: Evaluation
-    nats: Scalar  # log rho^ here
+    gain: Scalar  # of log rho^ here
 
 
 def brownian(
@@ -114,7 +114,7 @@ def nodes_at_noise(
         level = level_of(blur, tau)
         w = level**-2
         nothing = jnp.zeros_like(x)
-        return Node(w, w * x, nothing, Evaluation(nothing, trace), nats(gain, level, x))
+        return Node(w, w * x, nothing, Evaluation(nothing, trace), gain)
 
     return tuple(over_riders(node, driver, gains_at_noise(driver, noise)) for driver in drivers)
 
@@ -135,30 +135,29 @@ def advanced(
         if before is None:
             return None
         own, x = level_of(blur, w**-0.5) ** -2, z / w
-        here = Node(own, own * x, x + w / own * (denoised - x), evaluated, before.nats)
-        return here._replace(nats=before.nats + _gained(before, here))
+        here = Node(own, own * x, x + w / own * (denoised - x), evaluated, before.gain)
+        return here._replace(gain=before.gain + _gained(before, here))
 
     return over_riders(one, driver, before, evaluated)
 
 
 def known_at(driver: Driver, nodes: Riders, w: Scalar, z: Float[Array, "*shape"]) -> Riders:
-    """What is known of each law at its node: its log-density, in nats, and its denoiser."""
+    """What is known of each law at its node: its log-density, as a gain, and its denoiser."""
 
     def one(node, blur):
-        if node is None:
-            return None
-        return Known(node.nats, smoothed_mean(blur, w**-0.5, z / w, node.evaluated.denoised))
+        return node and known_of(node.evaluated, node.gain, blur, w**-0.5, z / w)
 
     return over_riders(one, driver, nodes)
 
 
 def _gained(node, here):
-    """log rho^ here minus log rho^ at the node."""
+    """The gain here minus the gain at the node."""
     c = node.evaluated.denoised
 
     def bump(at):
         off = at.z - at.w * c
-        return 0.5 * c.size * jnp.log(at.w) - 0.5 * jnp.sum(jnp.square(off)) / at.w
+        constant = c.size * log_excess(1 / at.w, jnp.asarray(-(BREADTH**2), at.w.dtype))
+        return -0.5 * (constant + jnp.sum(jnp.square(off)) / at.w)
 
     gained = bump(here) - bump(node)
     if here.evaluated.trace is None:

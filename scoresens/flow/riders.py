@@ -27,9 +27,9 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
-from scoresens.flow.starts import gain_rate, noise_end, prior_log_density_at, yardstick
+from scoresens.flow.starts import gain_rate, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import level_of, smoothed_mean
+from scoresens.laws.bumps import BREADTH, level_of, log_excess, smoothed_mean, yardstick
 from scoresens.laws.learned import Base, Known, Learned, Smoothed, check_base
 from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
@@ -146,8 +146,7 @@ def gains_at_noise(driver: Driver, noise: Float[Array, "*shape"]) -> Riders:
     hat, tau = noise_end(driver.process, noise)
 
     def gain(process, prior, blur):
-        level = level_of(blur, tau)
-        return prior_log_density_at(process, prior, level, hat) + yardstick(level, hat.size)
+        return prior_gain(process, prior, level_of(blur, tau), hat)
 
     own = gain(driver.process, driver.prior, driver.blur) if driver.rides else None
     return Riders(own, tuple(gain(nu.process, nu.prior, nu.bandwidth) for nu in driver.others))
@@ -229,15 +228,22 @@ def gain_rates(
 def known_from_gains(
     driver: Driver, evaluated: Riders, gains: Riders, tau: Scalar, x: Float[Array, "*shape"]
 ) -> Riders:
-    """What is known of each law at level tau: its log-density, in nats, and its denoiser."""
+    """What is known of each law at level tau: its log-density, as a gain, and its denoiser."""
 
     def one(own, blur, gain):
-        if own is None:
-            return None
-        density = nats(gain, level_of(blur, tau), x)
-        return Known(density, smoothed_mean(blur, tau, x, own.denoised))
+        return None if own is None else known_of(own, gain, blur, tau, x)
 
     return over_riders(one, driver, evaluated, gains)
+
+
+def known_of(
+    own: Evaluation, gain: Scalar, blur: Scalar, tau: Scalar, x: Float[Array, "*shape"]
+) -> Known:
+    """What is known at level tau of a law that was met at `tau_h`, where its gain is of that
+    level's yardstick."""
+    bump = jnp.square(blur)
+    gain = gain - 0.5 * x.size * log_excess(jnp.square(tau) + BREADTH**2 + bump, bump)
+    return Known(gain, smoothed_mean(blur, tau, x, own.denoised))
 
 
 def over_riders(function: Callable, driver: Driver, first: Riders, *rest: Riders) -> Riders:
@@ -247,9 +253,9 @@ def over_riders(function: Callable, driver: Driver, first: Riders, *rest: Riders
     return Riders(own, tuple(function(part, nu.bandwidth, *more) for part, nu, *more in each))
 
 
-def nats(gain: Scalar, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """log rho of a gain."""
-    return jnp.asarray(gain - yardstick(tau, x.size))
+def nats(gain: Scalar | Array, tau: Scalar | Array, size: int) -> Array:
+    """log rho of a gain, in d dimensions."""
+    return jnp.asarray(gain - yardstick(tau, size))
 
 
 def total(drivers: Drivers, parts: list[Array]) -> Array:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.flow import diffusion
+from scoresens.flow import diffusion, nodes
 from scoresens.flow.riders import (
     Drivers,
     Evaluation,
@@ -41,8 +41,8 @@ from scoresens.flow.riders import (
     total,
     view,
 )
-from scoresens.flow.solve import Solve, grid, integrate, walk
-from scoresens.flow.starts import fold, lowest_level, noise_end, prior_log_density_at, yardstick
+from scoresens.flow.solve import Solve, by_nodes, grid, integrate, pace, walk
+from scoresens.flow.starts import fold, lowest_level, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.bumps import level_of
 from scoresens.laws.learned import Known
@@ -135,21 +135,10 @@ class Flow(Route):
         (hat, tau), end = noise_end(process, noise), lowest_level(process, solve)
         gains = tuple(gains_at_noise(driver, noise) for driver in cargo.drivers)
         state = (hat, _zeros(directions, hat), gains)
-        flags, passed = [], None
-        if taps is None:
-            count = cargo.flagged and _flow_flag
-            state, steps, solved, *flags = integrate(
-                _flow_field, cargo, state, tau, end, solve, count=count
-            )
-        else:
-            steps, solved = solve.steps, jnp.array(True)
-            state, passed = _tapped_flow(cargo, state, grid(tau, end, solve), solve, taps)
-        x, tangents, gains = state
-        own = [
-            None if riders.own is None else nats(riders.own, level_of(driver.blur, end), x)
-            for driver, riders in zip(cargo.drivers, gains, strict=True)
-        ]
-        return End(x, tangents, tuple(own), steps, solved, flags[0] if flags else None, passed)
+        if by_nodes(solve) and rides(cargo.drivers):
+            return _flow_by_nodes(cargo, state, (tau, end), solve, taps)
+        run = _flow_by_diffrax if taps is None else _tapped_flow
+        return run(cargo, state, (tau, end), solve, taps)
 
 
 @register_dataclass
@@ -177,12 +166,19 @@ class Diffusion(Route):
         run = diffusion.brownian(drivers[0].process, noise, self.key, solve)
         held = taps is not None
 
-        def evaluate(w, state, before, tap):
+        def evaluate(w, state, before, tap, reach):
             z, tangents = state
-            views = _views(cargo, w**-0.5, z / w, tangents / w, held)
-            (denoised, moved), after, stage = _diffusion_stage(cargo, before, w, z, views, held)
-            seen = _passed(stage) if held else cargo.flagged and cargo.flagged(drivers, stage)
-            return (denoised if tap is None else denoised + tap, moved), after, seen
+            place = _place(cargo, w**-0.5, z / w, tangents / w, held)
+
+            def advance(driver, node, view, denoised):
+                at = _hold((denoised, w, z), held)
+                return diffusion.advanced(driver, node, view.riders, *at)
+
+            def known(driver, node, view):
+                return diffusion.known_at(driver, node, w, _hold(z, held))
+
+            (denoised, moved), after, stage = _driven(cargo, before, place, advance, known)
+            return (_tapped(denoised, tap), moved), after, _seen(cargo, stage, held)
 
         start = (run.z, _zeros(directions, run.z))
         nodes = diffusion.nodes_at_noise(drivers, noise, run, cargo.trace)
@@ -192,35 +188,78 @@ class Diffusion(Route):
         )
         bottom, flags = run.clock[-1], None
         if not held and (rides(drivers) or cargo.flagged):
-            _, before, last = evaluate(bottom, (z, tangents), before, None)
+            _, before, last = evaluate(bottom, (z, tangents), before, None, 0)
             flags = cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0]) + cast(Array, last)
-        own = tuple(riders.own and riders.own.nats for riders in before[0])
         x, tangents = z / bottom, tangents / bottom
+        gains = [riders.own and riders.own.gain for riders in before[0]]
+        own = _nats(drivers, gains, bottom**-0.5, x)
         return End(x, tangents, own, solve.steps, jnp.array(True), flags, seen if held else None)
 
 
 def climb(
     cargo: Cargo, x: Float[Array, "*shape"], tau: Scalar, solve: Solve
-) -> tuple[Array, Scalar | None, Int[Array, ""], Bool[Array, ""]]:
+) -> tuple[Array, Scalar | None, Int[Array, ""] | int, Bool[Array, ""]]:
     """One canonical state at level tau up the flow of its one driver: the noise in the process's
-    frame, log rho^_tau(x) if it rides (3.1), the steps, and whether the solver got there."""
+    frame, the gain of log rho^_tau(x) if it rides (3.1), the steps, and whether the solver got
+    there."""
     (driver,) = cargo.drivers
     t_max = jnp.asarray(driver.process.t_max, x.dtype)
     top = driver.process.noise_level(t_max)
-    gains = (Riders(jnp.zeros((), x.dtype) if driver.rides else None, ()),)
-    state, *ran = integrate(_flow_field, cargo, (x, _zeros(0, x), gains), tau, top, solve)
-    hat, _, (gained,) = state
+    state = (x, _zeros(0, x), (Riders(jnp.zeros((), x.dtype) if driver.rides else None, ()),))
+    if by_nodes(solve) and driver.rides:
+        (hat, _), chain, _ = _walk_flow(cargo, state, (tau, top), solve)
+        gained, ran = chain[0].own.gain, (solve.steps, jnp.array(True))
+    else:
+        (hat, _, (riders,)), *ran = integrate(_flow_field, cargo, state, tau, top, solve)
+        gained = riders.own
     noise = driver.process.from_canonical(t_max, hat)
     if not driver.rides:
         return noise, None, *ran
-    at_noise = prior_log_density_at(
-        driver.process, driver.prior, top, driver.process.to_canonical(t_max, noise)
-    )
-    start = at_noise + yardstick(top, x.size) - yardstick(tau, x.size)
-    return noise, start - gained.own, *ran
+    hat = driver.process.to_canonical(t_max, noise)
+    return noise, prior_gain(driver.process, driver.prior, top, hat) - gained, *ran
 
 
 # ------------------------------------------------------------------ one stage
+
+
+class _Place(NamedTuple):
+    """Where a path is at a stage, and its drivers there."""
+
+    tau: Scalar
+    x: Float[Array, "*shape"]
+    views: tuple[View, ...]
+
+
+def _place(cargo, tau, x, tangents, held):
+    return _Place(tau, x, _views(cargo, tau, x, tangents, held))
+
+
+def _driven(cargo, before, place, advance, known):
+    """At one stage: what drives the path and what its tangents move with; what the next stage needs
+    (the laws that are followed, and by how much the path's denoiser differs from the drivers' sum);
+    and the stage.
+
+    A changed denoiser may depend on log-densities that are followed along the path it drives: they
+    are followed with the last difference first, and again with the new one."""
+    (chain, shift), drivers = before, cargo.drivers
+    plain = total(drivers, [view.denoised for view in place.views])
+
+    def follow(denoised):
+        return tuple(
+            advance(driver, riders, view, denoised)
+            for driver, riders, view in zip(drivers, chain, place.views, strict=True)
+        )
+
+    here = follow(plain if shift is None else plain + shift)
+    found = tuple(
+        known(driver, riders, view)
+        for driver, riders, view in zip(drivers, here, place.views, strict=True)
+    )
+    stage = Stage(*place, found)
+    denoised, moved = _drive(cargo, stage)
+    if shift is not None:
+        here, shift = follow(denoised), denoised - plain
+    return (denoised, moved), (here, shift), stage
 
 
 def _zeros(directions, x):
@@ -251,38 +290,126 @@ def _passed(stage):
     return Passed(stage.tau, stage.x, stage.known[0].own)
 
 
+def _seen(cargo, stage, held):
+    """What a stage leaves behind."""
+    if held:
+        return _passed(stage)
+    return cargo.flagged and cargo.flagged(cargo.drivers, stage)
+
+
 def _hold(place, held):
     return jax.lax.stop_gradient(place) if held else place
 
 
-# ------------------------------------------------------------------ the flow
+def _tapped(denoised, tap):
+    return denoised if tap is None else denoised + tap
+
+
+def _nats(drivers, gains, end, x):
+    """log rho of each driver's own law at the data end."""
+    return tuple(
+        None if gain is None else nats(gain, level_of(driver.blur, end), x.size)
+        for driver, gain in zip(drivers, gains, strict=True)
+    )
+
+
+# ------------------------------------------------------------------ the flow, from node to node
+
+
+def _flow_by_nodes(cargo, state, levels, solve, taps):
+    (x, tangents), chain, seen = _walk_flow(cargo, state, levels, solve, taps)
+    own = _nats(cargo.drivers, [riders.own and riders.own.gain for riders in chain], levels[1], x)
+    flags, passed = (seen, None) if taps is None else (None, seen)
+    return End(x, tangents, own, solve.steps, jnp.array(True), flags, passed)
+
+
+def _walk_flow(cargo, state, levels, solve, taps=None):
+    """x and tangents at the end, the laws that were followed, and what was seen: of a tapped path
+    all its stages, else at how many steps' ends the flag was up."""
+    (x, tangents, gains), held = state, taps is not None
+    clock = grid(*levels, solve)
+
+    def evaluate(tau, state, before, tap, reach):
+        x, tangents = state
+        chain, shift, past = before
+        place = _place(cargo, tau, x, tangents, held)
+
+        def here(denoised):
+            at = _hold((x, denoised), held)
+            return nodes.Here(reach or 1.0, tau, pace(tau, *levels, solve), *at)
+
+        def advance(driver, riders, view, denoised):
+            return nodes.advanced(driver, past, riders, view.riders, here(denoised))
+
+        def known(driver, riders, view):
+            gains, at = nodes.gains_of(riders), _hold(x, held)
+            return known_from_gains(driver, view.riders, gains, tau, at)
+
+        (denoised, moved), (found, shift), stage = _driven(
+            cargo, (chain, shift), place, advance, known
+        )
+        chain, past = tuple(map(nodes.joined, chain, found)), nodes.passed(past, here(denoised))
+        rates = (x - _tapped(denoised, tap)) / tau, (tangents - moved) / tau
+        return rates, (chain, shift, past), _seen(cargo, stage, held)
+
+    shift = cargo.changed and jnp.zeros_like(x)
+    before = (tuple(map(nodes.begun_laws, gains)), shift, nodes.begun(x, clock[0]))
+    state, before, seen = walk(evaluate, (x, tangents), before, clock, solve, taps=taps)
+    if not held:
+        _, before, last = evaluate(clock[-1], state, before, None, 0)
+        seen = cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0]) + cast(Array, last)
+    return state, before[0], seen
+
+
+# ------------------------------------------------------------------ the flow, gains among its state
+
+
+def _flow_by_diffrax(cargo, state, levels, solve, _):
+    count = cargo.flagged and _flow_flag
+    (x, tangents, gains), steps, solved, *flags = integrate(
+        _flow_field, cargo, state, *levels, solve, count=count
+    )
+    own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
+    return End(x, tangents, own, steps, solved, flags[0] if flags else None, None)
+
+
+def _tapped_flow(cargo, state, levels, solve, taps):
+    def evaluate(tau, state, before, tap, _):
+        rates, stage = _flow_rates(cargo, tau, state, tap, held=True)
+        return rates, before, _passed(stage)
+
+    (x, tangents, gains), _, passed = walk(
+        evaluate, state, (), grid(*levels, solve), solve, taps=taps
+    )
+    own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
+    return End(x, tangents, own, solve.steps, jnp.array(True), None, passed)
 
 
 def _flow_field(tau, state, cargo):
     """(x, K tangents, gains of log rho) together: one linearisation a network, one linear pass over
     tangents and probes."""
-    views = _views(cargo, tau, *state[:2], held=False)
-    return _flow_rates(cargo, _flow_stage(cargo, tau, state, views), state)
+    return _flow_rates(cargo, tau, state, None, held=False)[0]
 
 
-def _flow_stage(cargo, tau, state, views):
-    x, _, gains = state
-    known = tuple(
-        known_from_gains(driver, view.riders, riders, tau, x)
-        for driver, view, riders in zip(cargo.drivers, views, gains, strict=True)
-    )
-    return Stage(tau, x, views, known)
-
-
-def _flow_rates(cargo, stage, state, tap=0.0, held=False):
-    (x, tangents, _), tau = state, stage.tau
+def _flow_rates(cargo, tau, state, tap, held):
+    x, tangents, gains = state
+    place = _place(cargo, tau, x, tangents, held)
+    stage = _flow_stage(cargo, place, gains)
     denoised, moved = _drive(cargo, stage)
-    place = _hold((x, denoised), held)
+    at = _hold((x, denoised), held)
     grown = tuple(
-        gain_rates(driver, view.riders, tau, *place)
-        for driver, view in zip(cargo.drivers, stage.views, strict=True)
+        gain_rates(driver, view.riders, tau, *at)
+        for driver, view in zip(cargo.drivers, place.views, strict=True)
     )
-    return (x - denoised - tap) / tau, (tangents - moved) / tau, grown
+    return ((x - _tapped(denoised, tap)) / tau, (tangents - moved) / tau, grown), stage
+
+
+def _flow_stage(cargo, place, gains):
+    known = tuple(
+        known_from_gains(driver, view.riders, riders, place.tau, place.x)
+        for driver, view, riders in zip(cargo.drivers, place.views, gains, strict=True)
+    )
+    return Stage(*place, known)
 
 
 def _flow_flag(tau, state, cargo):
@@ -291,44 +418,4 @@ def _flow_flag(tau, state, cargo):
     views = tuple(
         View(x, None, jax.tree.map(lambda _: Evaluation(x, None), riders)) for riders in gains
     )
-    return cargo.flagged(cargo.drivers, _flow_stage(cargo, tau, state, views))
-
-
-def _tapped_flow(cargo, state, nodes, solve, taps):
-    def evaluate(tau, state, before, tap):
-        stage = _flow_stage(cargo, tau, state, _views(cargo, tau, *state[:2], held=True))
-        return _flow_rates(cargo, stage, state, tap, held=True), before, _passed(stage)
-
-    state, _, passed = walk(evaluate, state, (), nodes, solve, taps=taps)
-    return state, passed
-
-
-# ------------------------------------------------------------------ the reverse SDE
-
-
-def _diffusion_stage(cargo, before, w, z, views, held):
-    """At one stage: what drives the path and its tangents, what the next stage needs (nodes, and by
-    how much the path's denoiser differs from the drivers' sum), and the stage.
-
-    A changed denoiser may depend on log-densities that are followed along the path it drives: they
-    are followed with the last difference first, and again with the new one."""
-    (nodes, shift), drivers = before, cargo.drivers
-    plain = total(drivers, [view.denoised for view in views])
-
-    def follow(denoised):
-        place = _hold((denoised, w, z), held)
-        return tuple(
-            diffusion.advanced(driver, node, view.riders, *place)
-            for driver, node, view in zip(drivers, nodes, views, strict=True)
-        )
-
-    here = follow(plain if shift is None else plain + shift)
-    known = tuple(
-        diffusion.known_at(driver, node, w, _hold(z, held))
-        for driver, node in zip(drivers, here, strict=True)
-    )
-    stage = Stage(w**-0.5, z / w, views, known)
-    denoised, moved = _drive(cargo, stage)
-    if shift is not None:
-        here, shift = follow(denoised), denoised - plain
-    return (denoised, moved), (here, shift), stage
+    return cargo.flagged(cargo.drivers, _flow_stage(cargo, _Place(tau, x, views), gains))

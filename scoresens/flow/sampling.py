@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.riders import Driver
+from scoresens.flow.riders import Driver, nats
 from scoresens.flow.routes import Cargo, Diffusion, Flow, Route, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
@@ -150,7 +150,8 @@ def encode(
     keys = None if trace is None else sample_keys(trace, key, len(x))
     tau = jnp.full(len(x), lowest_level(process, solve), x.dtype)
     driver = Driver(process, score, prior=prior, rides=trace is not None)
-    return _finished(solve, *climb_all(driver, x, tau, trace, keys, solve))
+    noise, gain, stats = climb_all(driver, x, tau, trace, keys, solve)
+    return _finished(solve, noise, None if gain is None else nats(gain, tau, x[0].size), stats)
 
 
 def log_density_along(
@@ -212,14 +213,14 @@ def climb_all(
     keys: Key[Array, " M"] | None,
     solve: Solve,
 ) -> tuple[Array, Array | None, Stats]:
-    """Canonical states `x [M, *shape]` at levels `tau [M]` up the flow to the noise, and log
-    rho^_tau(x) if the driver rides."""
+    """Canonical states `x [M, *shape]` at levels `tau [M]` up the flow to the noise, and the gains
+    of log rho^_tau(x) if the driver rides."""
 
     def one(x, tau, key):
-        noise, density, *ran = climb(
+        noise, gain, *ran = climb(
             Cargo((driver,), trace, trace and trace.draw(key, x)), x, tau, solve
         )
-        return (noise, density), *ran
+        return (noise, gain), *ran
 
     state, *ran = over_samples(one, solve, x, tau, keys)
     return *state, stats_of(state, *ran)

@@ -10,7 +10,7 @@ given to diffrax as the times to step to; with tolerances a PID controller choos
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import jax
@@ -189,6 +189,15 @@ def tableau(solve: Solve) -> Tableau:
     return Tableau((0.0, *map(float, table.c)), rows, tuple(map(float, table.b_sol)))
 
 
+def by_nodes(solve: Solve) -> bool:
+    """Whether log-densities are better followed from node to node (`flow.nodes`, order 4) than by
+    the solver itself: on fixed grids of explicit rules of an order up to 3."""
+    table = getattr(solve.solver, "tableau", None)
+    explicit = isinstance(table, diffrax.ButcherTableau) and not table.implicit
+    stages = not solve.adaptive and (explicit or isinstance(solve.solver, diffrax.Euler))
+    return stages and cast(int, solve.solver.order(cast(Any, None))) <= 3
+
+
 def walk(
     evaluate: Callable,
     state: tuple,
@@ -204,8 +213,9 @@ def walk(
         k_j = (t_{i+1} - t_i) rate(y_j) + kick_i,    y_j = y_i + sum_l a_jl k_l
 
     Args:
-        evaluate: `(t, state, before, tap) -> (rates, memory, seen)`; `before` is the memory of the
-            last node passed, `tap` this stage's own slice of `taps`.
+        evaluate: `(t, state, before, tap, c) -> (rates, memory, seen)`; `before` is the memory of
+            the last node passed, `tap` this stage's own slice of `taps`, `c` how far into the step
+            it is: 0 at the node itself.
         state: a tuple; kicks act on its first part.
         before: a memory for the first node to begin with.
         nodes: `[S + 1]`.
@@ -228,7 +238,7 @@ def walk(
         for j, (c, row) in enumerate(zip(table.c, table.a, strict=True)):
             here = _combine(state, row, gains)
             own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
-            rates, memory, sight = evaluate(start + c * size, here, before, own)
+            rates, memory, sight = evaluate(start + c * size, here, before, own, c)
             gain = jax.tree.map(lambda rate: size * rate, rates)
             gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
             seen.append(sight)
@@ -277,6 +287,12 @@ def _diffeqsolve(vector_field, args, state, start, end, solve, saves):
     final = jax.tree.map(lambda leaf: leaf[-1], final)
     solved = solution.result == diffrax.RESULTS.successful
     return final, *seen, solution.stats["num_steps"], solved
+
+
+def pace(tau: Scalar, start: Scalar, end: Scalar, solve: Solve) -> Array:
+    """d log tau / d i at a level of the grid from start to end, i the number of the node."""
+    bend = 1 / solve.rho
+    return solve.rho * (end**bend - start**bend) / (solve.steps * jnp.asarray(tau) ** bend)
 
 
 def grid(start: Scalar, end: Scalar, solve: Solve) -> Array:

@@ -2,10 +2,9 @@ r"""Where paths begin and end: checks, keys, and the log-density at the noise.
 
 All paths run in the canonical frame (1.3), where the state is in units of the data and the clock is
 the noise level tau, down from `tau_max = noise_level(t_max)` to `tau_min`. What is integrated of a
-log-density is its **gain** `log rho + d/2 log(tau^2 + c^2)`, the log-density measured against a
-broad Gaussian's: the fall by `d log tau` at high noise is taken exactly, and the solver follows the
-data's own structure alone (40 Heun steps on digits: 0.3 nats off at the data end with c = 0.25, 1.9
-with log rho itself, 12 with c = 0).
+log-density is its **gain** (`laws.bumps`), the log-density measured against a broad Gaussian's: the
+fall by `d log tau` at high noise is taken exactly, and the solver follows the data's own structure
+alone.
 """
 
 import functools
@@ -18,11 +17,10 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import TraceEstimator
+from scoresens.laws.bumps import BREADTH, yardstick
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process, Scalar, by_name
 from scoresens.laws.scores import Score, as_pytree
-
-BREADTH = 0.25  # c of the yardstick, for data of order 1
 
 
 def checked_start(
@@ -97,19 +95,16 @@ def lowest_level(process: Process, solve: Solve) -> Scalar:
     return jnp.maximum(solve.tau_min, process.noise_level(0.0))
 
 
-def prior_log_density_at(
+def prior_gain(
     process: Process, prior: Measure | None, tau: Scalar, x: Float[Array, "*shape"]
 ) -> Scalar:
-    """log rho^_tau(x) where paths begin: the prior's, noised to tau, or the process's own."""
+    """log rho^_tau(x) where paths begin, as a gain: the prior's, noised to tau, or the process's
+    own."""
     if prior is not None:
-        return prior.log_density(tau, x)
+        return prior.posterior(tau, x).gain
     t = jnp.asarray(process.t_max, x.dtype)
-    return process.prior_log_density(process.alpha(t) * x) + x.size * process.log_alpha(t)
-
-
-def yardstick(tau: Scalar, size: int) -> Scalar:
-    """d/2 log(tau^2 + c^2): a gain minus its log-density."""
-    return 0.5 * size * jnp.log(jnp.square(tau) + BREADTH**2)
+    density = process.prior_log_density(process.alpha(t) * x) + x.size * process.log_alpha(t)
+    return density + yardstick(tau, x.size)
 
 
 def gain_rate(trace: Scalar, tau: Scalar, size: int) -> Scalar:

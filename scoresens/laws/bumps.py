@@ -14,13 +14,15 @@ and the distances of R places to B points are one product of matrices: with c ne
 them would be an error of an exponent: influences wrong by a factor of 20 at d = 3,072. What is
 known of a point or of a place alone is added entry by entry.
 
-**Log-kernels are ratios.** log K is of the order of d, and float32 would keep of it no more than
-1e-7 d: at d = 196,608 posteriors were wrong by 2 %. What is exponentiated is therefore log K(x; y)
-- log K at a **reference** distance, for the Gaussian
+**Log-kernels are ratios.** log K is of the order of d, and float32 keeps of it no more than 1e-7 d:
+at d = 196,608 posteriors were wrong by 2 %. What is exponentiated is therefore log K(x; y) - log K
+at a **reference** distance, for the Gaussian
 
     -( |y - c|^2 - 2 (x - c).(y - c) ) / 2v,      reference^2 = |x - c|^2
 
-and the constants wait outside (`Places.nats`).
+and what all points have in common waits outside (`Places.gain`). For the same reason log-densities
+are carried as **gains**, log rho + d/2 log(2 pi (tau^2 + c^2)), measured against a broad Gaussian's
+constant (`yardstick`): what tells two laws apart is not lost among the constants of both.
 
 **Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
 therefore the mean of the first points, and where the loss would show, distances to the nearest few
@@ -50,9 +52,25 @@ NEAREST = 8  # exact distances in each block
 LOG_2PI = math.log(2 * math.pi)
 
 
-def level_of(bandwidth: Scalar, tau: Scalar) -> Scalar:
+def level_of(bandwidth: Scalar, tau: Scalar | Array) -> Scalar | Array:
     """The noise level at which a smoothed law is met: `sqrt(tau^2 + h^2)`."""
     return jnp.sqrt(jnp.square(tau) + jnp.square(bandwidth))
+
+
+BREADTH = 0.25  # c of the yardstick, for data of order 1
+
+
+def yardstick(tau: Scalar | Array, size: int) -> Scalar | Array:
+    """d/2 log(2 pi (tau^2 + c^2)): a gain minus its log-density."""
+    return 0.5 * size * (jnp.log(jnp.square(tau) + BREADTH**2) + LOG_2PI)
+
+
+def log_excess(spread: Scalar | Array, over: Scalar | Array) -> Array:
+    """log of a variance over the yardstick's, `spread - over`, exact at both ends of the noise."""
+    yard = spread - over
+    near = over > -0.5 * yard
+    apart = jnp.log(jnp.where(near, yard, spread) / yard)
+    return jnp.where(near, jnp.log1p(jnp.where(near, over, 0) / yard), apart)
 
 
 def shares(bandwidth: Scalar, tau: Scalar | Array) -> tuple[Array, Array]:
@@ -75,6 +93,11 @@ class Kernel(abc.ABC):
     def evaluate(self, squares: Array, spread: Array, size: int) -> Array:
         """log K, in nats, from `|x - y|^2`, v = tau^2 + h^2 (of shapes that broadcast), and d."""
 
+    def gain(self, squares: Array, spread: Array, over: Array, size: int) -> Array:
+        """log K as a gain: measured against a yardstick whose variance is `spread - over`."""
+        constant = 0.5 * size * (jnp.log(spread - over) + LOG_2PI)
+        return self.evaluate(squares, spread, size) + constant
+
     def ratio(self, excess: Array, reference: Array, spread: Array, size: int) -> Array:
         """log K at `reference + excess` minus log K at the squared distance `reference`; a kernel
         that knows it without a difference of large numbers is the better for it."""
@@ -89,6 +112,9 @@ class Gaussian(Kernel):
 
     def evaluate(self, squares, spread, size):
         return (-0.5 / spread) * squares - 0.5 * size * (jnp.log(spread) + LOG_2PI)
+
+    def gain(self, squares, spread, over, size):
+        return (-0.5 / spread) * squares - 0.5 * size * log_excess(spread, over)
 
     def ratio(self, excess, reference, spread, size):
         return (-0.5 / spread) * excess
@@ -110,10 +136,11 @@ class Places(NamedTuple):
     square: Float[Array, "*R"]  # |x - c|^2
     spread: Float[Array, "*R"]  # v
     reference: Float[Array, "*R"]  # the squared distance that log-kernels are measured from
+    over: Float[Array, "*R"]  # v less the yardstick's variance
 
-    def nats(self, kernel: Kernel) -> Float[Array, "*R"]:
-        """log K at the reference distance."""
-        return kernel.evaluate(self.reference, self.spread, self.x.shape[-1])
+    def gain(self, kernel: Kernel) -> Float[Array, "*R"]:
+        """log K at the reference distance, as a gain."""
+        return kernel.gain(self.reference, self.spread, self.over, self.x.shape[-1])
 
 
 class Origin(NamedTuple):
@@ -135,7 +162,9 @@ class Origin(NamedTuple):
         offset = x - self.centre
         square = jnp.sum(jnp.square(offset), -1)
         spread = jnp.broadcast_to(jnp.square(tau) + jnp.square(bandwidth), square.shape)
-        return Places(x, offset, square, spread, jnp.where(_far(spread, self.square), square, 0))
+        reference = jnp.where(_far(spread, self.square), square, 0)
+        over = jnp.broadcast_to(jnp.square(bandwidth) - BREADTH**2, square.shape)
+        return Places(x, offset, square, spread, reference, over)
 
 
 def _far(spread: Array, square: Array) -> Array:
@@ -162,7 +191,7 @@ class Bumps(NamedTuple):
 
     def log_kernels(self, places: Places) -> Float[Array, "*R B"]:
         """log K(x; y) of each place and point, less that at the place's reference distance."""
-        square, spread, reference = (part[..., None] for part in places[2:])
+        square, spread, reference = (part[..., None] for part in places[2:5])
         along = contracted("...d,bd->...b", places.offset, self.offsets)
 
         def ratio(excess):  # in both branches, to write the table once

@@ -46,11 +46,11 @@ class Share:
     rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
 
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
-        """Log-density, mass included, and posterior mean of one mixture's share."""
+        """Gain, mass included, and posterior mean of one mixture's share."""
         law: Any = self.measure
         here = law if self.weights is None else law.with_weights(self.weights)
         found = here.posterior(tau, x)
-        return Posterior(found.log_density + self.log_mass, found.mean)
+        return Posterior(found.gain + self.log_mass, found.mean)
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Share":
         """What one of the mixtures holds."""
@@ -98,19 +98,19 @@ class ChangedLaw:
         Args:
             tau: noise level.
             x: `[*shape]`.
-            own: log-density and denoiser of rho at the place, where it is a model's law.
+            own: gain and denoiser of rho at the place, where it is a model's law.
         """
         kept = self._own(own) if self.kept is None else self.kept.posterior(tau, x)
         plus = _merged([kept, *(share.posterior(tau, x) for share in self.more)])
         if not self.less:
             return plus.mean, jnp.zeros((), bool)
         minus = _merged([share.posterior(tau, x) for share in self.less])
-        gap, most = minus.log_density - plus.log_density, jnp.log1p(-POLE)
+        gap, most = minus.gain - plus.gain, jnp.log1p(-POLE)
         ratio = jnp.exp(jnp.minimum(gap, most))
         return plus.mean + ratio / (1 - ratio) * (plus.mean - minus.mean), gap > most
 
     def _own(self, own):
-        return Posterior(own.log_density + self.log_kept, own.mean)
+        return Posterior(own.gain + self.log_kept, own.mean)
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
@@ -172,8 +172,8 @@ def _may(flags):
 
 
 def _merged(parts):
-    """Log-density and mean of a mixture."""
-    logs = jnp.stack([part.log_density for part in parts])
+    """Gain and mean of a mixture."""
+    logs = jnp.stack([part.gain for part in parts])
     logs = jnp.maximum(logs, jnp.finfo(logs.dtype).min)  # of nothing at all: still a mean
     means = jnp.stack([part.mean for part in parts])
     mean = contracted("j,j...->...", jax.nn.softmax(logs), means)

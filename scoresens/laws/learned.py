@@ -72,7 +72,7 @@ class Learned(Law):
 class Known(Measure):
     """What is known of a law at one place and one noise level: a single component."""
 
-    nats: Float[Array, ""]
+    gain: Float[Array, ""]
     mean: Float[Array, "*shape"]
 
     @property
@@ -80,7 +80,7 @@ class Known(Measure):
         return self.mean.shape
 
     def posterior(self, tau, x):
-        return Posterior(self.nats, self.mean)
+        return Posterior(self.gain, self.mean)
 
 
 @register_dataclass

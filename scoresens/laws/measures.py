@@ -35,7 +35,7 @@ from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
     BLOCK,
-    LOG_2PI,
+    BREADTH,
     Block,
     Bumped,
     Bumps,
@@ -44,8 +44,10 @@ from scoresens.laws.bumps import (
     Origin,
     Places,
     Softmax,
+    log_excess,
     over_blocks,
     smoothed_mean,
+    yardstick,
 )
 from scoresens.laws.processes import Process, Scalar
 
@@ -53,7 +55,7 @@ from scoresens.laws.processes import Process, Scalar
 class Posterior(NamedTuple):
     """What is known of x_0 after seeing x at noise level tau."""
 
-    log_density: Float[Array, ""]  # log rho_tau(x), nats
+    gain: Float[Array, ""]  # log rho_tau(x) + d/2 log(2 pi (tau^2 + c^2)), nats (`bumps`)
     mean: Float[Array, "*shape"]  # the denoiser D(x, tau)
 
 
@@ -90,28 +92,28 @@ class Measure(Law):
 
     @abc.abstractmethod
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
-        """Log-density of the noised law at x and the posterior mean, in one pass."""
+        """Log-density of the noised law at x, as a gain, and the posterior mean, in one pass."""
 
     def weighted_sums(
         self,
         tau: Scalar,
         x: Float[Array, "*shape"],
-        log_reference: Scalar,
+        reference: Scalar,
         coefficients: Float[Array, "K n"],
     ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
         """Signed sums over components, `sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, for K rows at
         once.
 
-        `r_j = exp(log K_j - log_reference)`; the coefficients may have any sign. A measure is its
-        own and only component.
+        `r_j = exp(log K_j - reference)`, both as gains; the coefficients may have any sign. A
+        measure is its own and only component.
         """
         found = self.posterior(tau, x)
-        mass = coefficients[:, 0] * jnp.exp(found.log_density - log_reference)
+        mass = coefficients[:, 0] * jnp.exp(found.gain - reference)
         return mass, jnp.multiply.outer(mass, found.mean)
 
     def log_density(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """log rho_tau(x), in nats."""
-        return self.posterior(tau, x).log_density
+        return self.posterior(tau, x).gain - yardstick(tau, x.size)
 
     def denoise(self, tau, x):
         return self.posterior(tau, x).mean
@@ -136,7 +138,7 @@ class Mixture(Measure):
         """Weights of the components, summing to 1."""
 
     @abc.abstractmethod
-    def weighted_sums(self, tau, x, log_reference, coefficients) -> tuple[Array, Array]:
+    def weighted_sums(self, tau, x, reference, coefficients) -> tuple[Array, Array]:
         """See `Measure.weighted_sums`."""
 
     @abc.abstractmethod
@@ -231,12 +233,12 @@ class Points(Mixture):
 
         softmax = self._over_blocks(add, Softmax.empty(flat), origin)
         mean = softmax.mean(origin).reshape(x.shape)
-        nats = softmax.log_mass + places.nats(self.kernel)
-        return Posterior(nats, smoothed_mean(self.bandwidth, tau, x, mean))
+        gain = softmax.log_mass + places.gain(self.kernel)
+        return Posterior(gain, smoothed_mean(self.bandwidth, tau, x, mean))
 
-    def weighted_sums(self, tau, x, log_reference, coefficients):
+    def weighted_sums(self, tau, x, reference, coefficients):
         origin, places = self._seen_from(tau, x.reshape(-1))
-        reference = log_reference - places.nats(self.kernel)
+        reference = reference - places.gain(self.kernel)
 
         def add(sums, block, bumps):
             ratios = jnp.exp(bumps.log_kernels(places) - reference)
@@ -320,30 +322,31 @@ class GaussianMixture(Mixture):
         return self.weights / jnp.sum(self.weights)
 
     def posterior(self, tau, x):
-        log_kernels, means = self._components(tau, x)
-        logits = log_kernels + safe_log(self.normalized_weights)
+        gains, means = self._components(tau, x)
+        logits = gains + safe_log(self.normalized_weights)
         mean = contracted("j,j...->...", jax.nn.softmax(logits), means)
         return Posterior(jax.nn.logsumexp(logits), mean)
 
-    def weighted_sums(self, tau, x, log_reference, coefficients):
-        log_kernels, means = self._components(tau, x)
-        terms = coefficients * jnp.exp(log_kernels - log_reference)
+    def weighted_sums(self, tau, x, reference, coefficients):
+        gains, means = self._components(tau, x)
+        terms = coefficients * jnp.exp(gains - reference)
         return jnp.sum(terms, -1), contracted("kj,j...->k...", terms, means)
 
     def with_weights(self, weights):
         return self._with(weights, self.means, self.variances, self.axes)
 
     def _components(self, tau, x):
-        """log N(x; m_j, S_j + tau^2 I), `[n]`, and E[x_0 | x, j], `[n, *shape]`."""
+        """log N(x; m_j, S_j + tau^2 I) `[n]`, as gains, and E[x_0 | x, j] `[n, *shape]`."""
         offset = (x - self.means).reshape(len(self.means), -1)
         if self.axes is not None:
             offset = contracted("nij,ni->nj", self.axes, offset)
         total = self.variances + jnp.square(tau)
-        log_kernels = -0.5 * jnp.sum(jnp.square(offset) / total + jnp.log(total) + LOG_2PI, -1)
+        constants = log_excess(total, self.variances - BREADTH**2)
+        gains = -0.5 * jnp.sum(jnp.square(offset) / total + constants, -1)
         pull = offset * self.variances / total
         if self.axes is not None:
             pull = contracted("nij,nj->ni", self.axes, pull)
-        return log_kernels, self.means + pull.reshape(self.means.shape)
+        return gains, self.means + pull.reshape(self.means.shape)
 
     @classmethod
     def _with(cls, weights, means, variances, axes):

@@ -55,18 +55,18 @@ class Part:
         return isinstance(self.measure, Learned)
 
     def sums(
-        self, tau: Scalar, x: Float[Array, "*shape"], log_reference: Scalar
+        self, tau: Scalar, x: Float[Array, "*shape"], reference: Scalar
     ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
         """`sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, or their derivatives along the velocity."""
         if self.velocity is None:
             known = cast(Measure, self.measure)
-            return known.weighted_sums(tau, x, log_reference, self.coefficients)
+            return known.weighted_sums(tau, x, reference, self.coefficients)
 
         still = cast(Points, self.measure)
 
         def at(points):
             moved = replace_field(still, points=points)
-            return moved.weighted_sums(tau, x, log_reference, self.coefficients)
+            return moved.weighted_sums(tau, x, reference, self.coefficients)
 
         return jax.jvp(at, (still.points,), (self.velocity,))[1]
 
@@ -152,7 +152,7 @@ class Perturbation:
         self,
         tau: Scalar,
         x: Float[Array, "*shape"],
-        log_density: Scalar,
+        gain: Scalar,
         denoised: Float[Array, "*shape"],
     ) -> Float[Array, "K *shape"]:
         """dD_k = sum_j c_kj r_j (D_j - D) at one sample x, in the canonical frame (2.1).
@@ -160,12 +160,12 @@ class Perturbation:
         Args:
             tau: noise level.
             x: `[*shape]`.
-            log_density: log rho_tau(x), the logarithm that r_j is taken against.
+            gain: of log rho_tau(x), which r_j is taken against.
             denoised: D(x, tau), `[*shape]`.
         """
         mass, mean = jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), *x.shape), x.dtype)
         for part in self.parts:
-            sums = part.sums(tau, x, log_density)
+            sums = part.sums(tau, x, gain)
             mass, mean = mass + sums[0], mean + sums[1]
         return mean - jnp.multiply.outer(mass, denoised)
 

@@ -52,8 +52,8 @@ class Shard(Points):
     def posterior(self, tau, x):
         return combined(super().posterior(tau, x), self)
 
-    def weighted_sums(self, tau, x, log_reference, coefficients):
-        return summed(super().weighted_sums(tau, x, log_reference, coefficients), self)
+    def weighted_sums(self, tau, x, reference, coefficients):
+        return summed(super().weighted_sums(tau, x, reference, coefficients), self)
 
 
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
@@ -92,8 +92,8 @@ def combined(part: Posterior, data: Points) -> Posterior:
     """The posterior of the whole law from that of each device's points."""
     if not isinstance(data, Shard):
         return part
-    top = jax.lax.pmax(part.log_density, data.axis)
-    mass = jnp.exp(part.log_density - top)
+    top = jax.lax.pmax(part.gain, data.axis)
+    mass = jnp.exp(part.gain - top)
     total = jax.lax.psum(mass, data.axis)
     share = (mass / total).reshape(*mass.shape, *(1,) * (part.mean.ndim - mass.ndim))
     mean = jax.lax.psum(jnp.where(share > 0, share * part.mean, 0), data.axis)

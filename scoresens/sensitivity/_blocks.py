@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 
 def posteriors(base: Points, states: States) -> Posterior:
-    """Log-density `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
+    """Gain `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
     plan, origin = _plan(base, states.x.shape[:2], 1), Origin.of(base.points, states.x.dtype)
     given, start = _posterior_begun(plan, base.bandwidth, origin, states)
     found = _fold(_add_posterior, plan, base, origin, given, start)
@@ -106,9 +106,9 @@ def _posterior_begun(plan, bandwidth, origin, states):
 @jax.jit
 def _posterior_done(bandwidth, kernel, origin, states, found):
     found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-    nats = found.log_mass + origin.places(bandwidth, states.tau[:, None], states.x).nats(kernel)
+    gain = found.log_mass + origin.places(bandwidth, states.tau[:, None], states.x).gain(kernel)
     mean = smoothed_mean(bandwidth, states.tau[:, None, None], states.x, found.mean(origin))
-    return Posterior(nats, mean)
+    return Posterior(gain, mean)
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -118,8 +118,8 @@ def _influences_begun(plan, bumps, origin, states, omega, known):
     places = origin.places(bandwidth, states.tau[:, None], states.x)
     apart = of_x * places.offset - (known.mean - origin.centre)
     offset = contracted("smpd,smd->smp", omega, apart)
-    nats = known.log_density - places.nats(kernel)
-    return _chunked(plan, (places, nats, of_y[..., None] * omega, offset))
+    reference = known.gain - places.gain(kernel)
+    return _chunked(plan, (places, reference, of_y[..., None] * omega, offset))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "count"))
@@ -161,9 +161,9 @@ def _add_posterior(plan, given, carry, block):
 
 def _add_influences(plan, given, carry, block):
     def add(found, given):
-        places, nats, omega, offset = given
+        places, reference, omega, offset = given
         along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
-        kernels = jnp.exp(block.bumps.log_kernels(places) - nats[..., None])
+        kernels = jnp.exp(block.bumps.log_kernels(places) - reference[..., None])
         each = kernels[:, :, None] * (along + offset[..., None])
         if plan.group is None:
             return found + total(each), None

@@ -197,8 +197,8 @@ def _down_and_up(driver, functional, noise, keys, route, trace, solve):
     states = States(passed.tau[0].reshape(-1), states_first(passed.x, size))
     if known is None:
         return Trail(x, value, states, omega, None)
-    density = known.nats.reshape(len(noise), -1).T
-    return Trail(x, value, states, omega, Posterior(density, states_first(known.mean, size)))
+    gain = known.gain.reshape(len(noise), -1).T
+    return Trail(x, value, states, omega, Posterior(gain, states_first(known.mean, size)))
 
 
 def _check_functional(functional, x):

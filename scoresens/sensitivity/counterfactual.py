@@ -186,6 +186,6 @@ def _bounded(laws, drivers, stage):
 def _changed(law, known, stage):
     """The changed law's denoiser, what is known of the unchanged one where it rides, and whether
     a pole was bounded."""
-    own = known.own and Posterior(known.own.nats, known.own.mean)
+    own = known.own and Posterior(known.own.gain, known.own.mean)
     denoised, bounded = law.with_known(known.others).denoise(stage.tau, stage.x, own)
     return denoised, own, bounded

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
 from scoresens import _checks
-from scoresens.flow.riders import Driver
+from scoresens.flow.riders import Driver, nats
 from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve
 from scoresens.flow.starts import lowest_level
@@ -116,7 +116,7 @@ def _log_density(process, score, trace, prior, solve, x):
     tau = jnp.asarray(lowest_level(process, solve), x.dtype)
     here = jax.lax.stop_gradient(x)
     cargo = Cargo((Driver(process, score, prior=prior, rides=True),), trace)
-    value = cast(Array, climb(cargo, here, tau, solve)[1])
+    value = nats(cast(Array, climb(cargo, here, tau, solve)[1]), tau, here.size)
     slope = (canonical_denoiser(process, score, tau, here) - here) / jnp.square(tau)
     value, slope = jax.lax.stop_gradient((value, slope))
     return value + jnp.vdot(slope, x - here)  # the score is its gradient: nothing is differentiated

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from scoresens import _checks
-from scoresens.flow.riders import Driver
+from scoresens.flow.riders import Driver, Evaluation, known_of
 from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
-from scoresens.laws.bumps import level_of, smoothed_mean
-from scoresens.laws.learned import Base, Known
+from scoresens.laws.bumps import level_of
+from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, canonical_denoiser
@@ -152,7 +152,7 @@ def _noised(driver, x, keys, levels, weights, trace, solve):
     if known is None:
         return Trail(x, loss, states, omega, None)
     mean = states_first(known.mean, x[0].size)
-    return Trail(x, loss, states, omega, Posterior(known.nats.T, mean))
+    return Trail(x, loss, states, omega, Posterior(known.gain.T, mean))
 
 
 def _known_at(driver, tau, x, trace, key, solve):
@@ -160,9 +160,9 @@ def _known_at(driver, tau, x, trace, key, solve):
     level = level_of(driver.blur, tau)
     probes = trace.draw(jax.random.fold_in(key, 0) if trace.needs_key else None, x)
     own = Driver(driver.process, driver.score, prior=driver.prior, rides=True)
-    density = climb(Cargo((own,), trace, probes), x, level, solve)[1]
+    gain = cast(Array, climb(Cargo((own,), trace, probes), x, level, solve)[1])
     denoised = canonical_denoiser(driver.process, driver.score, level, x)
-    return Known(cast(Array, density), smoothed_mean(driver.blur, tau, x, denoised))
+    return known_of(Evaluation(denoised, None), gain, driver.blur, tau, x)
 
 
 def _copies(levels, weights, draws):

@@ -58,7 +58,7 @@ def influences(
         points: the N points. Of a `Shard`, dense scores are of the device's own, all else of all.
         states: where the samples have been.
         omega: d functional / d D at each state.
-        known: the law that kernels are divided by, or its log-density `[S, M]` and denoiser
+        known: the law that kernels are divided by, or its gain `[S, M]` and denoiser
             `[S, M, d]`; None, or `points`: the points' own.
         top: None returns all scores; else the `top` largest and smallest.
         group: also a profile, over groups of that many states.
@@ -80,13 +80,13 @@ def _posteriors_of(base, states):
         tau, x = given
         shaped = x.reshape(len(x), *base.shape)
         found = jax.vmap(functools.partial(base.posterior, tau))(shaped)
-        return Posterior(found.log_density, found.mean.reshape(x.shape))
+        return Posterior(found.gain, found.mean.reshape(x.shape))
 
     return jax.lax.map(one, (states.tau, states.x))
 
 
 def posteriors(base: Measure, states: States) -> Posterior:
-    """Log-density `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
+    """Gain `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
     return (_blocks.posteriors if isinstance(base, Points) else _posteriors_of)(base, states)
 
 
@@ -157,8 +157,8 @@ def _contributions(points, origin, weights, tau, x, omega, known):
         offset = -product(kernels[:, :, None] * along, weights) / mass
         kernels = kernels / mass
     else:
-        nats, mean = known
-        kernels = jnp.exp(logs - (nats - places.nats(points.kernel))[..., None])
+        gain, mean = known
+        kernels = jnp.exp(logs - (gain - places.gain(points.kernel))[..., None])
         apart = of_x * places.offset - (mean - origin.centre)
         offset = contracted("smpd,smd->smp", omega, apart)
     return kernels[:, :, None] * (along + offset[..., None])

@@ -38,6 +38,7 @@ from scoresens.flow.sampling import climb_all
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.laws.bumps import yardstick
 from scoresens.laws.learned import Base, check_base
 from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
@@ -117,22 +118,24 @@ def score_sensitivity(
     x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)
+    tau = process.noise_level(t)
     if base is not None:
         tangent, density = _score_tangent_of_data(process, perturbation, base, t, x, solve)
     elif log_density is not None:
         density = _checks.floating("log_density", log_density)
         if density.shape != (len(x),):
             raise ValueError(f"log_density must have shape ({len(x)},), got {density.shape}")
-        tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
+        gain = density + x[0].size * process.log_alpha(t) + yardstick(tau, x[0].size)
+        tangent = _score_tangent_of_model(process, score, perturbation, t, x, gain, solve)
     else:
         keys = sample_keys(trace, key, len(x))
-        hat, tau = process.to_canonical(t, x), process.noise_level(t)
+        hat = process.to_canonical(t, x)
         taus = jnp.full(len(x), tau, x.dtype)
         driver = Driver(process, score, prior=prior, rides=True)
-        _, density, climb = climb_all(driver, hat, taus, trace, keys, solve)
+        _, gain, climb = climb_all(driver, hat, taus, trace, keys, solve)
         raise_if_failed(solve, climb)
-        density = density - x[0].size * process.log_alpha(t)
-        tangent = _score_tangent_of_model(process, score, perturbation, t, x, density, solve)
+        density = riders.nats(gain, tau, x[0].size) - x[0].size * process.log_alpha(t)
+        tangent = _score_tangent_of_model(process, score, perturbation, t, x, gain, solve)
     stats = stats_of((tangent, density), jnp.zeros(len(x), int), jnp.ones(len(x), bool))
     raise_if_failed(solve, stats)
     return ScoreSensitivity(tangent, density, stats)
@@ -233,26 +236,26 @@ def _score_tangent_of_data(process, perturbation, base, t, x, solve):
 
     def one(x):
         hat = x / alpha
-        density, mean = base.posterior(tau, hat)
-        change = perturbation.denoiser_derivative(tau, hat, density, mean)
-        return _score_change(alpha, tau, change), density - x.size * jnp.log(alpha)
+        gain, mean = base.posterior(tau, hat)
+        change = perturbation.denoiser_derivative(tau, hat, gain, mean)
+        return _score_change(alpha, tau, change), riders.nats(gain, tau, x.size) - x.size * jnp.log(
+            alpha
+        )
 
     return over_samples(one, solve, x)
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _score_tangent_of_model(process, score, perturbation, t, x, density, solve):
+def _score_tangent_of_model(process, score, perturbation, t, x, gain, solve):
     tau, alpha = process.noise_level(t), process.alpha(t)
 
-    def one(x, density):
+    def one(x, gain):
         hat = x / alpha
         denoised = canonical_denoiser(process, score, tau, hat)
-        canonical = density + x.size * jnp.log(alpha)
-        return _score_change(
-            alpha, tau, perturbation.denoiser_derivative(tau, hat, canonical, denoised)
-        )
+        change = perturbation.denoiser_derivative(tau, hat, gain, denoised)
+        return _score_change(alpha, tau, change)
 
-    return over_samples(one, solve, x, density)
+    return over_samples(one, solve, x, gain)
 
 
 def _score_change(alpha, tau, denoiser_change):

@@ -63,6 +63,11 @@ def close(found, expected, *, relative=0.0, absolute=0.0):
     assert error <= bound, f"error {error:.3g} above {bound:.3g}, entries up to {scale:.3g}"
 
 
+def broad(tau, size):
+    """What a gain is above its log-density: d/2 log 2 pi (tau^2 + 1/16)."""
+    return 0.5 * size * np.log(2 * np.pi * (np.square(tau) + 0.0625))
+
+
 def either(double, single):
     """The bound of the precision that the suite runs in: float64, or float32 as people run."""
     return double if jax.config.read("jax_enable_x64") else single

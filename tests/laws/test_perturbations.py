@@ -44,7 +44,7 @@ def test_denoiser_derivative(kind):
     found = perturbation.denoiser_derivative(
         TAU,
         jnp.asarray(X),
-        jnp.asarray(law.noised(1.0, TAU).log_density(X[None])[0]),
+        jnp.asarray(law.noised(1.0, TAU).log_density(X[None])[0] + laws.broad(TAU, X.size)),
         jnp.asarray(law.denoised(TAU, X[None])[0]),
     )
     expected = TAU**2 * laws.slope_of_score(kind, law_at, 1.0, TAU, X[None])
