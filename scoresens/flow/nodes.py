@@ -20,7 +20,7 @@ rule of one node less says how large it is.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ class Past(NamedTuple):
 
 
 class Here(NamedTuple):
-    """A place that a path has come to, `reach` steps after the newest node."""
+    """A place that a path has come to."""
 
-    reach: float
+    rules: Float[Array, "2 weights"]  # of an integral since the newest node
     tau: Scalar
     pace: Scalar
     x: Float[Array, "*shape"]
@@ -132,11 +132,11 @@ def _advanced(past: Past, before: Followed, own: Evaluation, blur: Scalar, here:
     pace = jnp.append(here.pace, past.pace)
     rest = trace - size * spread / (spread + jnp.square(level))
     rates = (rest * jnp.square(tau / level) + across) * pace
-    weights, lower = _rules(here.reach, past.count, tau.dtype)
+    weights, lower = here.rules
     constants = log_excess(jnp.square(level[:2]) + spread, spread - BREADTH**2)
     exact = -0.5 * size * (constants[0] - constants[1])
 
-    missed, less = _missed(past, here, spread, jnp.stack([weights, lower]))
+    missed, less = _missed(past, here, spread)
     score = pull / jnp.square(level[0])
     bent = 0.5 * (1 - settled) / jnp.square(level[0]) * jnp.sum(jnp.square(missed))
     gained = exact + jnp.sum(weights * rates) + inner(score, missed) + bent
@@ -144,12 +144,12 @@ def _advanced(past: Past, before: Followed, own: Evaluation, blur: Scalar, here:
     return Followed(before.gain + gained, before.error + doubt, trace[0], across[0])
 
 
-def _missed(past, here, spread, rules):
+def _missed(past, here, spread):
     """`x - x_0 - int u dtau` since the newest node, by each of the rules."""
     breadth = jnp.sqrt(spread + jnp.square(past.tau))
     now = jnp.sqrt(spread + jnp.square(here.tau))
     shift = now / breadth[0]
-    weights = rules[:, 1:] * now * jnp.square(past.tau) * past.pace / breadth**3
+    weights = here.rules[:, 1:] * now * jnp.square(past.tau) * past.pace / breadth**3
     slope = (spread + jnp.square(past.tau)) / jnp.square(past.tau)
     mean = here.x + (here.denoised - here.x) * jnp.square(now / here.tau)
     of_x = contracted("rl,l...->r...", weights * (1 - slope), past.x)
@@ -162,11 +162,14 @@ def _newest(now, before):
     return jnp.concatenate([jnp.asarray(now, before.dtype)[None], before[:-1]])
 
 
-def _rules(reach: float, count: Int[Array, ""], dtype: Any) -> tuple[Array, Array]:
-    """Weights of the place and of the nodes before it for an integral over the last `reach` steps,
-    and those of the rule of one node less."""
-    table = jnp.asarray(_adams_moulton(reach), dtype)
-    return table[count], table[jnp.maximum(count - 1, jnp.minimum(count, 1))]
+def rules(offsets: tuple[float, ...], stage: Int[Array, ""] | int, past: Past) -> Array:
+    """Of an integral from the newest node to a stage, `[2, NODES + 1]`: the weights of the place
+    and of the nodes before it, and those of the rule of one node less. Stage 0 is a node itself, a
+    whole step after the newest."""
+    tables = np.stack([_adams_moulton(offset or 1.0) for offset in offsets])
+    count = past.count
+    lower = jnp.maximum(count - 1, jnp.minimum(count, 1))
+    return jnp.asarray(tables, past.tau.dtype)[stage, jnp.stack([count, lower])]
 
 
 @functools.cache

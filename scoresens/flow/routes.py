@@ -41,7 +41,7 @@ from scoresens.flow.riders import (
     total,
     view,
 )
-from scoresens.flow.solve import Solve, by_nodes, grid, integrate, pace, walk
+from scoresens.flow.solve import Solve, by_nodes, grid, integrate, pace, tableau, walk
 from scoresens.flow.starts import fold, lowest_level, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.bumps import level_of
@@ -166,7 +166,7 @@ class Diffusion(Route):
         run = diffusion.brownian(drivers[0].process, noise, self.key, solve)
         held = taps is not None
 
-        def evaluate(w, state, before, tap, reach):
+        def evaluate(w, state, before, tap, _):
             z, tangents = state
             place = _place(cargo, w**-0.5, z / w, tangents / w, held)
 
@@ -184,12 +184,10 @@ class Diffusion(Route):
         nodes = diffusion.nodes_at_noise(drivers, noise, run, cargo.trace)
         before = (nodes, cargo.changed and jnp.zeros_like(run.z))
         (z, tangents), before, seen = walk(
-            evaluate, start, before, run.clock, solve, kicks=run.kicks, taps=taps
-        )
-        bottom, flags = run.clock[-1], None
-        if not held and (rides(drivers) or cargo.flagged):
-            _, before, last = evaluate(bottom, (z, tangents), before, None, 0)
-            flags = cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0]) + cast(Array, last)
+            evaluate, start, before, run.clock, solve, kicks=run.kicks, taps=taps,
+            to_last=not held and bool(rides(drivers) or cargo.flagged),
+        )  # fmt: skip
+        flags, bottom = None if held else _flags(cargo, seen), run.clock[-1]
         x, tangents = z / bottom, tangents / bottom
         gains = [riders.own and riders.own.gain for riders in before[0]]
         own = _nats(drivers, gains, bottom**-0.5, x)
@@ -297,6 +295,11 @@ def _seen(cargo, stage, held):
     return cargo.flagged and cargo.flagged(cargo.drivers, stage)
 
 
+def _flags(cargo, seen):
+    """At how many steps' ends the flag was up: at all nodes but the first."""
+    return cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0])
+
+
 def _hold(place, held):
     return jax.lax.stop_gradient(place) if held else place
 
@@ -327,16 +330,16 @@ def _walk_flow(cargo, state, levels, solve, taps=None):
     """x and tangents at the end, the laws that were followed, and what was seen: of a tapped path
     all its stages, else at how many steps' ends the flag was up."""
     (x, tangents, gains), held = state, taps is not None
-    clock = grid(*levels, solve)
+    clock, offsets = grid(*levels, solve), tableau(solve).c
 
-    def evaluate(tau, state, before, tap, reach):
+    def evaluate(tau, state, before, tap, stage):
         x, tangents = state
         chain, shift, past = before
         place = _place(cargo, tau, x, tangents, held)
 
         def here(denoised):
-            at = _hold((x, denoised), held)
-            return nodes.Here(reach or 1.0, tau, pace(tau, *levels, solve), *at)
+            rules, at = nodes.rules(offsets, stage, past), _hold((x, denoised), held)
+            return nodes.Here(rules, tau, pace(tau, *levels, solve), *at)
 
         def advance(driver, riders, view, denoised):
             return nodes.advanced(driver, past, riders, view.riders, here(denoised))
@@ -345,20 +348,19 @@ def _walk_flow(cargo, state, levels, solve, taps=None):
             gains, at = nodes.gains_of(riders), _hold(x, held)
             return known_from_gains(driver, view.riders, gains, tau, at)
 
-        (denoised, moved), (found, shift), stage = _driven(
+        (denoised, moved), (found, shift), at = _driven(
             cargo, (chain, shift), place, advance, known
         )
         chain, past = tuple(map(nodes.joined, chain, found)), nodes.passed(past, here(denoised))
         rates = (x - _tapped(denoised, tap)) / tau, (tangents - moved) / tau
-        return rates, (chain, shift, past), _seen(cargo, stage, held)
+        return rates, (chain, shift, past), _seen(cargo, at, held)
 
     shift = cargo.changed and jnp.zeros_like(x)
     before = (tuple(map(nodes.begun_laws, gains)), shift, nodes.begun(x, clock[0]))
-    state, before, seen = walk(evaluate, (x, tangents), before, clock, solve, taps=taps)
-    if not held:
-        _, before, last = evaluate(clock[-1], state, before, None, 0)
-        seen = cargo.flagged and jnp.sum(cast(Array, seen)[1:, 0]) + cast(Array, last)
-    return state, before[0], seen
+    state, before, seen = walk(
+        evaluate, (x, tangents), before, clock, solve, taps=taps, to_last=not held
+    )
+    return state, before[0], seen if held else _flags(cargo, seen)
 
 
 # ------------------------------------------------------------------ the flow, gains among its state

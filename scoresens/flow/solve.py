@@ -207,21 +207,24 @@ def walk(
     *,
     kicks: Array | None = None,
     taps: PyTree = None,
+    to_last: bool = False,
 ) -> tuple[tuple, PyTree, PyTree]:
     """One sample's state carried over the nodes of a grid, with what was seen at each stage.
 
         k_j = (t_{i+1} - t_i) rate(y_j) + kick_i,    y_j = y_i + sum_l a_jl k_l
 
     Args:
-        evaluate: `(t, state, before, tap, c) -> (rates, memory, seen)`; `before` is the memory of
-            the last node passed, `tap` this stage's own slice of `taps`, `c` how far into the step
-            it is: 0 at the node itself.
+        evaluate: `(t, state, before, tap, j) -> (rates, memory, seen)`; `before` is the memory of
+            the last node passed, `tap` this stage's own slice of `taps`, `j` its number in the
+            step: 0 is the node itself.
         state: a tuple; kicks act on its first part.
         before: a memory for the first node to begin with.
         nodes: `[S + 1]`.
         kicks: `[S, *shape]`, noise increments.
         taps: leaves `[S, stages, ...]`, what is injected at each stage: the gradient with respect
             to them is the discrete adjoint. Each step is checkpointed.
+        to_last: evaluate at the last node too, by a step of no length: one more evaluation a stage,
+            where a third copy of the networks would take longer to compile than to run.
 
     Returns:
         The state at the end, the memory of the last step's first node, all that was seen, `[S,
@@ -238,13 +241,16 @@ def walk(
         for j, (c, row) in enumerate(zip(table.c, table.a, strict=True)):
             here = _combine(state, row, gains)
             own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
-            rates, memory, sight = evaluate(start + c * size, here, before, own, c)
+            rates, memory, sight = evaluate(start + c * size, here, before, own, j)
             gain = jax.tree.map(lambda rate: size * rate, rates)
             gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
             seen.append(sight)
             before = memory if j == 0 else before
         return (_combine(state, table.b, gains), before), _stack(seen)
 
+    if to_last:
+        nodes = jnp.append(nodes, nodes[-1])
+        kicks = None if kicks is None else jnp.concatenate([kicks, jnp.zeros_like(kicks[:1])])
     given = (nodes[:-1], jnp.diff(nodes), kicks, taps)
     (state, before), seen = jax.lax.scan(step, (state, before), given)
     return state, before, seen
