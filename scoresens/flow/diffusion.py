@@ -68,6 +68,10 @@ class Ito(TraceEstimator):
     def apply(self, push, probes, riders):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, push(riders) if riders.shape[0] else riders
 
+    def estimate(self, push, probes, riders):  # pyright: ignore[reportIncompatibleMethodOverride]
+        none, images = self.apply(push, probes, riders)
+        return (none, jnp.zeros((), riders.dtype)), images
+
 
 class Brownian(NamedTuple):
     """One sample's start, its clock, and the noise of its steps."""
@@ -114,7 +118,7 @@ def nodes_at_noise(
         level = level_of(blur, tau)
         w = level**-2
         nothing = jnp.zeros_like(x)
-        return Node(w, w * x, nothing, Evaluation(nothing, trace), gain)
+        return Node(w, w * x, nothing, Evaluation(nothing, trace, jnp.zeros_like(tau)), gain)
 
     return tuple(over_riders(node, driver, gains_at_noise(driver, noise)) for driver in drivers)
 

@@ -75,6 +75,7 @@ class Evaluation(NamedTuple):
 
     denoised: Float[Array, "*shape"]
     trace: Scalar | None  # tr J_D; None where none is taken
+    doubt: Scalar = 0.0  # the trace's standard error
 
 
 class Riders(NamedTuple):
@@ -165,8 +166,8 @@ def view(
     def follow(denoiser, tangents):
         denoised, push = jax.linearize(denoiser, x)
         rule = cast(TraceEstimator, trace)  # given wherever a log-density rides
-        spread, pushed = rule.apply(jax.vmap(push), probes, tangents)
-        return Evaluation(denoised, spread), pushed
+        found, pushed = rule.estimate(jax.vmap(push), probes, tangents)
+        return Evaluation(denoised, *found), pushed
 
     def denoiser(of, level):
         return lambda x: canonical_denoiser(of.process, of.score, level, x)

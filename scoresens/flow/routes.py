@@ -26,7 +26,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.flow import diffusion, nodes
+from scoresens.flow import _nodes as nodes
+from scoresens.flow import diffusion
+from scoresens.flow._nodes import Errors
 from scoresens.flow.riders import (
     Drivers,
     Evaluation,
@@ -87,6 +89,7 @@ class End(NamedTuple):
     solved: Bool[Array, ""]
     flags: Int[Array, ""] | None  # steps at whose end the flag was up
     passed: Passed | None  # [steps, stages, ...], of a tapped path
+    errors: Errors | None = None  # of the log-densities, where they were followed from node to node
 
 
 class Route(abc.ABC):
@@ -196,25 +199,26 @@ class Diffusion(Route):
 
 def climb(
     cargo: Cargo, x: Float[Array, "*shape"], tau: Scalar, solve: Solve
-) -> tuple[Array, Scalar | None, Int[Array, ""] | int, Bool[Array, ""]]:
+) -> tuple[Array, Scalar | None, Int[Array, ""] | int, Bool[Array, ""], Errors | None]:
     """One canonical state at level tau up the flow of its one driver: the noise in the process's
-    frame, the gain of log rho^_tau(x) if it rides (3.1), the steps, and whether the solver got
-    there."""
+    frame, the gain of log rho^_tau(x) if it rides (3.1), the steps, whether the solver got there,
+    and how far off the gain may be."""
     (driver,) = cargo.drivers
     t_max = jnp.asarray(driver.process.t_max, x.dtype)
     top = driver.process.noise_level(t_max)
     state = (x, _zeros(0, x), (Riders(jnp.zeros((), x.dtype) if driver.rides else None, ()),))
     if by_nodes(solve) and driver.rides:
         (hat, _), chain, _ = _walk_flow(cargo, state, (tau, top), solve)
-        gained, ran = chain[0].own.gain, (solve.steps, jnp.array(True))
+        gained, errors = chain[0].own.gain, nodes.largest_errors(chain)
+        steps, solved = solve.steps, jnp.array(True)
     else:
-        (hat, _, (riders,)), *ran = integrate(_flow_field, cargo, state, tau, top, solve)
-        gained = riders.own
+        (hat, _, (riders,)), steps, solved = integrate(_flow_field, cargo, state, tau, top, solve)
+        gained, errors = riders.own, None
     noise = driver.process.from_canonical(t_max, hat)
     if not driver.rides:
-        return noise, None, *ran
+        return noise, None, steps, solved, errors
     hat = driver.process.to_canonical(t_max, noise)
-    return noise, prior_gain(driver.process, driver.prior, top, hat) - gained, *ran
+    return noise, prior_gain(driver.process, driver.prior, top, hat) - gained, steps, solved, errors
 
 
 # ------------------------------------------------------------------ one stage
@@ -253,7 +257,7 @@ def _driven(cargo, before, place, advance, known):
         known(driver, riders, view)
         for driver, riders, view in zip(drivers, here, place.views, strict=True)
     )
-    stage = Stage(*place, found)
+    stage = Stage(place.tau, place.x, place.views, found)
     denoised, moved = _drive(cargo, stage)
     if shift is not None:
         here, shift = follow(denoised), denoised - plain
@@ -322,15 +326,17 @@ def _nats(drivers, gains, end, x):
 def _flow_by_nodes(cargo, state, levels, solve, taps):
     (x, tangents), chain, seen = _walk_flow(cargo, state, levels, solve, taps)
     own = _nats(cargo.drivers, [riders.own and riders.own.gain for riders in chain], levels[1], x)
-    flags, passed = (seen, None) if taps is None else (None, seen)
-    return End(x, tangents, own, solve.steps, jnp.array(True), flags, passed)
+    flags, passed = (seen, None) if taps is None else (None, cast(Passed, seen))
+    errors = nodes.largest_errors(chain)
+    return End(x, tangents, own, solve.steps, jnp.array(True), flags, passed, errors)
 
 
 def _walk_flow(cargo, state, levels, solve, taps=None):
     """x and tangents at the end, the laws that were followed, and what was seen: of a tapped path
     all its stages, else at how many steps' ends the flag was up."""
     (x, tangents, gains), held = state, taps is not None
-    clock, offsets = grid(*levels, solve), tableau(solve).c
+    (top, bottom), offsets = levels, tableau(solve).c
+    clock = grid(top, bottom, solve)
 
     def evaluate(tau, state, before, tap, stage):
         x, tangents = state
@@ -338,8 +344,8 @@ def _walk_flow(cargo, state, levels, solve, taps=None):
         place = _place(cargo, tau, x, tangents, held)
 
         def here(denoised):
-            rules, at = nodes.rules(offsets, stage, past), _hold((x, denoised), held)
-            return nodes.Here(rules, tau, pace(tau, *levels, solve), *at)
+            rules, (at, drive) = nodes.rules(offsets, stage, past), _hold((x, denoised), held)
+            return nodes.Here(rules, tau, pace(tau, top, bottom, solve), at, drive)
 
         def advance(driver, riders, view, denoised):
             return nodes.advanced(driver, past, riders, view.riders, here(denoised))
@@ -367,9 +373,9 @@ def _walk_flow(cargo, state, levels, solve, taps=None):
 
 
 def _flow_by_diffrax(cargo, state, levels, solve, _):
-    count = cargo.flagged and _flow_flag
+    (top, bottom), count = levels, cargo.flagged and _flow_flag
     (x, tangents, gains), steps, solved, *flags = integrate(
-        _flow_field, cargo, state, *levels, solve, count=count
+        _flow_field, cargo, state, top, bottom, solve, count=count
     )
     own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
     return End(x, tangents, own, steps, solved, flags[0] if flags else None, None)
@@ -380,9 +386,8 @@ def _tapped_flow(cargo, state, levels, solve, taps):
         rates, stage = _flow_rates(cargo, tau, state, tap, held=True)
         return rates, before, _passed(stage)
 
-    (x, tangents, gains), _, passed = walk(
-        evaluate, state, (), grid(*levels, solve), solve, taps=taps
-    )
+    clock = grid(levels[0], levels[1], solve)
+    (x, tangents, gains), _, passed = walk(evaluate, state, (), clock, solve, taps=taps)
     own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
     return End(x, tangents, own, solve.steps, jnp.array(True), None, passed)
 
@@ -411,7 +416,7 @@ def _flow_stage(cargo, place, gains):
         known_from_gains(driver, view.riders, riders, place.tau, place.x)
         for driver, view, riders in zip(cargo.drivers, place.views, gains, strict=True)
     )
-    return Stage(*place, known)
+    return Stage(place.tau, place.x, place.views, known)
 
 
 def _flow_flag(tau, state, cargo):

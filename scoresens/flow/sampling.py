@@ -198,7 +198,7 @@ def _sample(driver, changed, noise, route, trace, keys, solve):
         probes = trace and trace.draw(key, noise)
         cargo = Cargo((driver,), trace, probes, changed=changed)
         end = route.follow(cargo, noise, solve)
-        return (end.x, end.nats[0]), end.steps, end.solved
+        return (end.x, end.nats[0]), end.steps, end.solved, end.errors
 
     state, *ran = over_samples(one, solve, noise, keys, route.of_samples(len(noise)))
     return *state, stats_of(state, *ran)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scoresens import _checks
 from scoresens.laws.processes import Scalar
@@ -80,6 +80,8 @@ class Stats(NamedTuple):
     steps: Int[Array, " M"]  # steps taken, rejected ones included
     solved: Bool[Array, " M"]  # the solver reached the end
     finite: Bool[Array, " M"]  # every number of the result is finite
+    grid_error: Float[Array, " M"] | None = None  # of the log-densities followed, nats: more steps
+    trace_error: Float[Array, " M"] | None = None  # the same, of the trace: more probes
 
 
 def integrate(
@@ -155,12 +157,18 @@ def raise_if_failed(solve: Solve, stats: Stats) -> None:
         )
 
 
-def stats_of(result: PyTree, steps: Int[Array, " M"], solved: Bool[Array, " M"]) -> Stats:
+def stats_of(
+    result: PyTree,
+    steps: Int[Array, " M"],
+    solved: Bool[Array, " M"],
+    errors: tuple[Array, Array] | None = None,
+) -> Stats:
     """Stats of M samples whose results are the leaves of `result`."""
     flags = [
         jnp.all(jnp.isfinite(leaf.reshape(len(steps), -1)), -1) for leaf in jax.tree.leaves(result)
     ]
-    return Stats(steps, solved, functools.reduce(jnp.logical_and, flags))
+    finite = functools.reduce(jnp.logical_and, flags)
+    return Stats(steps, solved, finite, *(errors or (None, None)))
 
 
 class Tableau(NamedTuple):
@@ -190,7 +198,7 @@ def tableau(solve: Solve) -> Tableau:
 
 
 def by_nodes(solve: Solve) -> bool:
-    """Whether log-densities are better followed from node to node (`flow.nodes`, order 4) than by
+    """Whether log-densities are better followed from node to node (`flow._nodes`, order 4) than by
     the solver itself: on fixed grids of explicit rules of an order up to 3."""
     table = getattr(solve.solver, "tableau", None)
     explicit = isinstance(table, diffrax.ButcherTableau) and not table.implicit

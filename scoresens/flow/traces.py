@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,13 @@ from scoresens._products import inner, product
 from scoresens._pytrees import register_dataclass
 
 Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
+
+
+class Estimated(NamedTuple):
+    """A trace with its standard error."""
+
+    value: Float[Array, ""]
+    error: Float[Array, ""]
 
 
 class TraceEstimator(abc.ABC):
@@ -43,6 +50,13 @@ class TraceEstimator(abc.ABC):
         self, push: Push, probes: Any, riders: Float[Array, "K *shape"]
     ) -> tuple[Float[Array, ""], Float[Array, "K *shape"]]:
         """The trace, and the images of the riders `[K, *shape]` (K may be 0)."""
+
+    def estimate(
+        self, push: Push, probes: Any, riders: Float[Array, "K *shape"]
+    ) -> tuple[Estimated, Float[Array, "K *shape"]]:
+        """The same with the trace's standard error, 0 of an estimator that does not know it."""
+        trace, images = self.apply(push, probes, riders)
+        return Estimated(trace, jnp.zeros_like(trace)), images
 
 
 @register_dataclass
@@ -82,7 +96,8 @@ class Hutchinson(TraceEstimator):
 
     With S = (J + J^T)/2 the variance is 2 (|S|_F^2 - |diag S|^2) / probes for Rademacher probes
     (the default) and 2 |S|_F^2 / probes for normal ones (`gaussian=True`). Probes and riders share
-    one batched linear pass.
+    one batched linear pass. The standard error takes |Jv|^2 for |S|_F^2 and an even diagonal, which
+    is too much where J is diagonal in these very coordinates.
     """
 
     probes: int = field(default=1, metadata={"static": True})
@@ -96,9 +111,17 @@ class Hutchinson(TraceEstimator):
         return sample(key, (self.probes, *x.shape), x.dtype)
 
     def apply(self, push, probes, riders):
+        found, images = self.estimate(push, probes, riders)
+        return found.value, images
+
+    def estimate(self, push, probes, riders):
         images = push(jnp.concatenate([probes, riders]))
-        trace = inner(probes, images[: self.probes]) / self.probes
-        return trace, images[self.probes :]
+        own, size = images[: self.probes], probes[0].size
+        trace = inner(probes, own) / self.probes
+        diagonal = 0.0 if self.gaussian else jnp.square(trace) / size
+        variance = 2 * jnp.maximum(inner(own, own) / self.probes - diagonal, 0) / self.probes
+        error = jnp.sqrt(jnp.maximum(variance, jnp.finfo(variance.dtype).tiny))
+        return Estimated(trace, error), images[self.probes :]
 
 
 @register_dataclass

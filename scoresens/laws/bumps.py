@@ -52,7 +52,7 @@ NEAREST = 8  # exact distances in each block
 LOG_2PI = math.log(2 * math.pi)
 
 
-def level_of(bandwidth: Scalar, tau: Scalar | Array) -> Scalar | Array:
+def level_of(bandwidth: Scalar, tau: Scalar | Array) -> Array:
     """The noise level at which a smoothed law is met: `sqrt(tau^2 + h^2)`."""
     return jnp.sqrt(jnp.square(tau) + jnp.square(bandwidth))
 

@@ -32,9 +32,8 @@ class Trail(NamedTuple):
     value: Float[Array, "M P"]
     states: States
     omega: Float[Array, "S M P d"]
-    known: (
-        Posterior | None
-    )  # the model's log-density [S, M] and denoiser [S, M, d]: the black box's
+    known: Posterior | None  # the model's gain [S, M] and denoiser [S, M, d]: the black box's
+    errors: tuple[Array, Array] | None = None  # of the gains, [M]; see `Stats`
 
 
 def influences_along(

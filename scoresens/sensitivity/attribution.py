@@ -163,15 +163,15 @@ def _attribute_batch(driver, data, base, functional, batch, trace, wanted, solve
     if found.profile is not None:
         found = found._replace(profile=jnp.moveaxis(found.profile, 0, -1))
     steps, solved = jnp.full(len(trail.x), solve.steps), jnp.ones(len(trail.x), bool)
-    stats = stats_of((trail.x, trail.value, found), steps, solved)
+    stats = stats_of((trail.x, trail.value, found), steps, solved, trail.errors)
     return trail.states.tau[::stages], (trail.x, trail.value, found, stats)
 
 
 def _of_all_devices(trail, axis):
     """The trails of all the devices that divide the data among them."""
-    x, value = all_rows((trail.x, trail.value), axis, 0)
-    places, *along = all_rows((trail.states.x, *trail[3:]), axis, 1)
-    return Trail(x, value, trail.states._replace(x=places), *along)
+    x, value, errors = all_rows((trail.x, trail.value, trail.errors), axis, 0)
+    places, omega, known = all_rows((trail.states.x, trail.omega, trail.known), axis, 1)
+    return Trail(x, value, trail.states._replace(x=places), omega, known, errors)
 
 
 # One kernel; points on the host come block by block instead, between compiled pieces.
@@ -185,20 +185,22 @@ def _down_and_up(driver, functional, noise, keys, route, trace, solve):
 
         def run(taps):
             end = route.follow(cargo, noise, solve, taps=taps)
-            return jnp.atleast_1d(functional(end.x)), (end.x, end.passed)
+            return jnp.atleast_1d(functional(end.x)), (end.x, end.passed, end.errors)
 
         taps = jnp.zeros((solve.steps, len(tableau(solve).b), *noise.shape), noise.dtype)
-        value, pull, (x, passed) = jax.vjp(run, taps, has_aux=True)
-        return x, value, jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))[0], passed
+        value, pull, (x, passed, errors) = jax.vjp(run, taps, has_aux=True)
+        pulled = jax.vmap(pull)(jnp.eye(len(value), dtype=value.dtype))[0]
+        return x, value, pulled, passed, errors
 
-    x, value, omega, passed = over_samples(one, solve, noise, keys, route)
+    x, value, omega, passed, errors = over_samples(one, solve, noise, keys, route)
     size, known = noise[0].size, passed.known
     omega = jnp.moveaxis(omega.reshape(*value.shape, -1, size), 2, 0)
     states = States(passed.tau[0].reshape(-1), states_first(passed.x, size))
     if known is None:
         return Trail(x, value, states, omega, None)
     gain = known.gain.reshape(len(noise), -1).T
-    return Trail(x, value, states, omega, Posterior(gain, states_first(known.mean, size)))
+    known = Posterior(gain, states_first(known.mean, size))
+    return Trail(x, value, states, omega, known, errors)
 
 
 def _check_functional(functional, x):

@@ -122,8 +122,9 @@ def counterfactual(
 def _side_by_side(runs):
     """Runs of one mass each as one result, with an axis E after M."""
     x, bounded = (jnp.stack(parts, 1) for parts in zip(*(run[:2] for run in runs), strict=True))
-    steps, solved, finite = map(jnp.stack, zip(*(run.stats for run in runs), strict=True))
-    stats = Stats(jnp.max(steps, 0), jnp.all(solved, 0), jnp.all(finite, 0))
+    each = jax.tree.map(lambda *parts: jnp.stack(parts), *(run.stats for run in runs))
+    errors = jax.tree.map(lambda part: jnp.max(part, 0), each[3:])
+    stats = Stats(jnp.max(each.steps, 0), jnp.all(each.solved, 0), jnp.all(each.finite, 0), *errors)
     return Counterfactual(x, bounded, stats)
 
 
@@ -147,14 +148,15 @@ def _walk(drivers, laws, noise, route, trace, keys, solve):
             cargo = Cargo(drivers, trace, probes, None, Partial(_denoised, here), flagged)
             end = route.follow(cargo, noise, solve)
             flags = jnp.zeros((), int) if end.flags is None else end.flags
-            return (end.x, end.nats), flags, end.steps, end.solved
+            return (end.x, end.nats), flags, end.steps, end.solved, end.errors
 
         return jax.vmap(toward)(jnp.arange(riders.directions(drivers)))
 
-    found, bounded, steps, solved = over_samples(
+    found, bounded, steps, solved, errors = over_samples(
         one, solve, noise, keys, route.of_samples(len(noise))
     )
-    stats = stats_of(found, jnp.max(steps, -1), jnp.all(solved, -1))
+    errors = jax.tree.map(lambda part: jnp.max(part, -1), errors)
+    stats = stats_of(found, jnp.max(steps, -1), jnp.all(solved, -1), errors)
     return Counterfactual(found[0], bounded, stats)
 
 

@@ -87,7 +87,9 @@ def _posteriors_of(base, states):
 
 def posteriors(base: Measure, states: States) -> Posterior:
     """Gain `[S, M]` and posterior mean `[S, M, d]` of a law at each state."""
-    return (_blocks.posteriors if isinstance(base, Points) else _posteriors_of)(base, states)
+    if isinstance(base, Points):
+        return _blocks.posteriors(base, states)
+    return _posteriors_of(base, states)
 
 
 # ------------------------------------------------------------------ tables of all points

@@ -118,7 +118,7 @@ def score_sensitivity(
     x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)
-    tau = process.noise_level(t)
+    tau, errors = process.noise_level(t), None
     if base is not None:
         tangent, density = _score_tangent_of_data(process, perturbation, base, t, x, solve)
     elif log_density is not None:
@@ -134,9 +134,11 @@ def score_sensitivity(
         driver = Driver(process, score, prior=prior, rides=True)
         _, gain, climb = climb_all(driver, hat, taus, trace, keys, solve)
         raise_if_failed(solve, climb)
+        errors = climb.grid_error, climb.trace_error
         density = riders.nats(gain, tau, x[0].size) - x[0].size * process.log_alpha(t)
         tangent = _score_tangent_of_model(process, score, perturbation, t, x, gain, solve)
-    stats = stats_of((tangent, density), jnp.zeros(len(x), int), jnp.ones(len(x), bool))
+    steps, solved = jnp.zeros(len(x), int), jnp.ones(len(x), bool)
+    stats = stats_of((tangent, density), steps, solved, errors)
     raise_if_failed(solve, stats)
     return ScoreSensitivity(tangent, density, stats)
 
@@ -221,7 +223,7 @@ def _push(drivers, noise, route, trace, keys, solve):
         probes = trace and trace.draw(key, noise)
         cargo = Cargo(drivers, trace, probes, moved=Partial(moved))
         end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
-        return (end.x, end.tangents, end.nats), end.steps, end.solved
+        return (end.x, end.tangents, end.nats), end.steps, end.solved, end.errors
 
     found, *ran = over_samples(one, solve, noise, keys, route.of_samples(len(noise)))
     x, tangent, nats = found

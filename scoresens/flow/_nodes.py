@@ -20,7 +20,7 @@ rule of one node less says how large it is.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +36,18 @@ NODES = 3  # passed nodes that are kept
 SETTLED = 0.9999  # of tr J / d: beyond, all of the law is resolved and l would be infinite
 
 
+class Errors(NamedTuple):
+    """How far off a log-density may be, nats."""
+
+    grid: Scalar  # the sum of the differences to the rule of one node less, each without its sign
+    trace: Scalar  # the sum of the trace's standard errors, as if all had one sign
+
+
 class Followed(NamedTuple):
     """One law whose log-density is followed; traces newest first."""
 
     gain: Scalar  # at the newest node
-    error: Scalar  # the sum of all differences to the rule of one node less, nats
+    errors: Errors
     trace: Float[Array, "*nodes"]
     across: Float[Array, "*nodes"]  # (u - v).s tau
 
@@ -48,7 +55,7 @@ class Followed(NamedTuple):
 class Past(NamedTuple):
     """The last nodes that a path has passed, newest first."""
 
-    count: Int[Array, ""]  # of them that are there
+    length: Int[Array, ""]  # how many of them are there
     tau: Float[Array, "nodes"]
     pace: Float[Array, "nodes"]  # d log tau / d node
     x: Float[Array, "nodes *shape"]
@@ -77,7 +84,8 @@ def begun_laws(gains: Riders) -> Riders:
 
     def one(gain):
         nothing = jnp.zeros(NODES, gain.dtype)
-        return Followed(gain, jnp.zeros_like(gain), nothing, nothing)
+        zero = jnp.zeros_like(gain)
+        return Followed(gain, Errors(zero, zero), nothing, nothing)
 
     return jax.tree.map(one, gains)
 
@@ -88,11 +96,23 @@ def gains_of(chain: Riders) -> Riders:
     return Riders(own, tuple(law.gain for law in chain.others))
 
 
+def largest_errors(chains: tuple[Riders, ...]) -> Errors:
+    """Of all laws that are followed."""
+    laws = [law for chain in chains for law in (chain.own, *chain.others) if law is not None]
+    return Errors(
+        *(
+            jnp.max(jnp.abs(jnp.stack(parts)))
+            for parts in zip(*(law.errors for law in laws), strict=True)
+        )
+    )
+
+
 def passed(past: Past, here: Here) -> Past:
     """One node more."""
-    count = jnp.minimum(past.count + 1, NODES)
+    count = jnp.minimum(past.length + 1, NODES)
     kept = (past.tau, past.pace, past.x, past.denoised)
-    return Past(count, *(_newest(*pair) for pair in zip(here[1:], kept, strict=True)))
+    tau, pace, x, denoised = (_newest(*pair) for pair in zip(here[1:], kept, strict=True))
+    return Past(count, tau, pace, x, denoised)
 
 
 def joined(chain: Riders, here: Riders) -> Riders:
@@ -102,7 +122,7 @@ def joined(chain: Riders, here: Riders) -> Riders:
         if before is None:
             return None
         trace, across = _newest(now.trace, before.trace), _newest(now.across, before.across)
-        return Followed(now.gain, now.error, trace, across)
+        return Followed(now.gain, now.errors, trace, across)
 
     others = map(one, chain.others, here.others)
     return Riders(one(chain.own, here.own), tuple(others))
@@ -120,14 +140,15 @@ def advanced(driver: Driver, past: Past, chain: Riders, evaluated: Riders, here:
 def _advanced(past: Past, before: Followed, own: Evaluation, blur: Scalar, here: Here) -> Followed:
     size, tau = here.x.size, jnp.append(here.tau, past.tau)
     level = level_of(blur, tau)
-    settled = jnp.clip(own.trace / size, 0, SETTLED)
+    spread_here = cast(Array, own.trace)  # taken wherever a log-density is followed
+    settled = jnp.clip(spread_here / size, 0, SETTLED)
     spread = jnp.square(level[0]) * settled / (1 - settled)
     pull = own.denoised - here.x
     across = 0.0
     if own.denoised is not here.denoised:
         apart = jnp.square(here.tau / level[0]) * pull + (here.x - here.denoised)
         across = inner(pull, apart) / jnp.square(level[0])
-    trace, across = jnp.append(own.trace, before.trace), jnp.append(across, before.across)
+    trace, across = jnp.append(spread_here, before.trace), jnp.append(across, before.across)
 
     pace = jnp.append(here.pace, past.pace)
     rest = trace - size * spread / (spread + jnp.square(level))
@@ -140,8 +161,11 @@ def _advanced(past: Past, before: Followed, own: Evaluation, blur: Scalar, here:
     score = pull / jnp.square(level[0])
     bent = 0.5 * (1 - settled) / jnp.square(level[0]) * jnp.sum(jnp.square(missed))
     gained = exact + jnp.sum(weights * rates) + inner(score, missed) + bent
-    doubt = jnp.sum((weights - lower) * rates) + inner(score, missed - less)
-    return Followed(before.gain + gained, before.error + doubt, trace[0], across[0])
+    less = gained - jnp.sum((weights - lower) * rates) - inner(score, missed - less)
+    elapsed = jnp.abs(jnp.log(level[0] / level[1]))
+    grid, probes = before.errors
+    errors = Errors(grid + jnp.abs(gained - less), probes + own.doubt * elapsed)
+    return Followed(before.gain + gained, errors, trace[0], across[0])
 
 
 def _missed(past, here, spread):
@@ -167,7 +191,7 @@ def rules(offsets: tuple[float, ...], stage: Int[Array, ""] | int, past: Past) -
     and of the nodes before it, and those of the rule of one node less. Stage 0 is a node itself, a
     whole step after the newest."""
     tables = np.stack([_adams_moulton(offset or 1.0) for offset in offsets])
-    count = past.count
+    count = past.length
     lower = jnp.maximum(count - 1, jnp.minimum(count, 1))
     return jnp.asarray(tables, past.tau.dtype)[stage, jnp.stack([count, lower])]
 
