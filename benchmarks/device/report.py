@@ -1,0 +1,166 @@
+"""Prints the markdown of docs/performance.md, "On an accelerator", from results/device.json.
+
+A floor is operations alone: the network's at the rate that a large matrix product has by default
+(TF32 on a card that has it), those with data at the rate of their precision, no more of them than
+the answer needs. The projection is that of `projection.py`, for one such chip.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import projection
+from plan import CASES, PRECISIONS, TABLES, VERBS, items
+from projection import short
+from rows import RESULTS, kept, read, table
+from run import LEFT_OUT
+
+ABSENT = "not yet measured"
+STEPS = 40  # of a sample, by default
+BANDWIDTHS = {"H200": 4.8e12}  # bytes a second, where they are not an H100's
+COUNTED = {"small U-Net": "network, 28 x 28 U-Net", "CIFAR U-Net": "network, CIFAR U-Net"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS / "device.json", help="the file")
+    done = kept(parser.parse_args().out)
+    left = done.pop(LEFT_OUT, {}).get("rows")
+    parts = [
+        (["large products and a copy", ""], machine_lines(done)),
+        (["attribution's tables", "products", "seconds", "of the floor's rate", "projected, s",
+          "over it", "error of scores"], table_lines(done)),
+        (["network", "verb", "samples a second", "of the floor's rate", "projected", "over it",
+          "trace + compile, s", "temporary, GB", "peak, GB"], verb_lines(done)),
+        (["law, in float32", "error nearest to its bound", "bound"], law_lines(done)),
+        (["black box, d", "image-like spectrum", "isotropic"], black_box_lines(done)),
+        (["beside torch", "program", "samples a second", "ours over it", "first call, s"],
+         torch_lines(done)),
+    ]  # fmt: skip
+    print("\n\n".join(table(head, list(lines)) for head, lines in parts))
+    if left:
+        print(f"\nLeft out for time: {'; '.join(left)}.")
+
+
+Lines = Iterator[list[str]]
+
+
+def trouble(done, name: str) -> str:
+    """Why there is nothing to show of a row; empty where there is."""
+    row = done.get(name, {"error": ABSENT})
+    return row.get("error") or row.get("skipped") or ""
+
+
+def machine_lines(done) -> Lines:
+    if why := trouble(done, "machine"):
+        yield ["device", why]
+        return
+    row = done["machine"]
+    yield ["device; jax, torch", f"{row['device']}; {row['jax']}, {row['torch'] or 'none'}"]
+    yield from ([f"{name}, Tflop/s", short(rate / 1e12)] for name, rate in row["rates"].items())
+    yield ["copy, GB/s", short(row["bandwidth"] / 1e9)]
+
+
+def table_lines(done) -> Lines:
+    for points, size in TABLES:
+        name, errors = f"tables, {points:,} x {size}", f"errors of tables, d = {size:,}"
+        for precision in PRECISIONS:
+            start = [f"{points:,} x {size}", precision]
+            if why := trouble(done, name) or trouble(done, "machine"):
+                yield [*start, why, *[""] * 4]
+                continue
+            row, rate = done[name], done["machine"]["rates"][precision]
+            seconds, expected = row[precision]["seconds"][0], projected_tables(done, row, precision)
+            error = trouble(done, errors) or f"{done[errors][precision][0]:.1e}"
+            yield [*start, short(seconds), f"{row['operations'] / rate / seconds:.3f}",
+                   short(expected), f"{seconds / expected:.2f}", error]  # fmt: skip
+
+
+def projected_tables(done, row, precision: str) -> float:
+    """Seconds, of the products that were counted for the projection."""
+    counts, machine = read("projection"), chip(done)
+    samples, stages, points, size = row["sizes"]
+    nearest = "tables, d = 784" if size < 2000 else "tables, d = 3072"
+    accessed = samples * stages * points * counts[nearest]["bytes_an_entry"]
+    rate = machine.rates.get(precision, machine.rates["bfloat16"] / 3)
+    flops = projection.table_flops(*row["sizes"])
+    return projection.roofline(flops, accessed, rate, machine.bandwidth)[0] / projection.EFFICIENCY
+
+
+def chip(done) -> projection.Machine:
+    """One chip of the projection's, with this one's bandwidth."""
+    kind = done["machine"]["device"]
+    bandwidth = next((b for name, b in BANDWIDTHS.items() if name in kind), 3.35e12)
+    return projection.Machine(kind, 1, projection.H100, bandwidth, 80e9)
+
+
+def verb_lines(done) -> Lines:
+    for case in CASES:
+        for name, verb in VERBS.items():
+            if why := trouble(done, f"{case}: {name}") or trouble(done, "machine"):
+                yield [case, name, why, *[""] * 6]
+                continue
+            row, rates = done[f"{case}: {name}"], done["machine"]["rates"]
+            floor = row["network_operations"] / rates["default"]
+            floor += row["data_operations"] / rates["float32"]
+            seconds = row["seconds"][0]
+            rate = row["samples"] * row["steps"] / STEPS / seconds
+            expected = ["", ""]
+            if name.startswith("sample_sensitivity, K") and case in COUNTED:
+                network = read("projection")[COUNTED[case]]
+                found = projection.projected_sweep(network, chip(done), "TF32", verb.directions)
+                expected = [short(found["samples"]), f"{rate / found['samples']:.2f}"]
+            yield [case, name, short(rate), f"{floor / seconds:.3f}", *expected,
+                   f"{row['trace']} + {row['compile']}", gigabytes(row["temporary"]),
+                   gigabytes(row["peak"])]  # fmt: skip
+
+
+def gigabytes(count: int | None) -> str:
+    return "" if count is None else short(count / 1e9)
+
+
+def law_lines(done) -> Lines:
+    for name in items():
+        if not name.startswith("laws of"):
+            continue
+        if why := trouble(done, name):
+            yield [name.removeprefix("laws of "), why, ""]
+            continue
+        for check, found in done[name].items():
+            if isinstance(found, list):
+                error, bound = found
+                yield [check.replace("_", " "), f"{error:.1e}" + " FAILS" * (not error <= bound),
+                       f"{bound:.1e}"]  # fmt: skip
+
+
+def black_box_lines(done) -> Lines:
+    for name in items():
+        if name.startswith("black box"):
+            why, size = trouble(done, name), name.split("= ")[1]
+            spans = [] if why else [done[name][kind] for kind in ("image-like", "isotropic")]
+            yield (
+                [size, *(f"{low:g} to {high:g}" for low, high in spans)]
+                if spans
+                else [size, why, ""]
+            )
+
+
+def torch_lines(done) -> Lines:
+    for name in items():
+        if not name.startswith("torch"):
+            continue
+        if why := trouble(done, name):
+            yield [name.removeprefix("torch "), "", why, "", ""]
+            continue
+        row = done[name]
+        for program, rate in row["samples_per_second"].items():
+            over = row["over"].get(program)
+            yield [name.removeprefix("torch "), program, f"{rate:g}", f"{over[1]:.2f}" if over else "",
+                   f"{row['first_call_seconds'][program]:g}"]  # fmt: skip
+        yield from (
+            [name.removeprefix("torch "), p, why, "", ""] for p, why in row["failed"].items()
+        )
+
+
+if __name__ == "__main__":
+    main()
