@@ -70,5 +70,5 @@ def items() -> dict[str, Item]:
         for form in ("eager", "compiled"):
             rank = int((network, form) != ("mlp", "eager"))
             name = f"torch {form}, {network}, M = {samples}"
-            found[name] = Item("beside_torch", (network, samples, form), 120, rank)
+            found[name] = Item("beside_torch", (network, samples, form), 150, rank)
     return dict(sorted(found.items(), key=lambda one: one[1].rank))

@@ -135,31 +135,30 @@ def law_lines(done) -> Lines:
 
 def black_box_lines(done) -> Lines:
     for name in items():
-        if name.startswith("black box"):
-            why, size = trouble(done, name), name.split("= ")[1]
-            spans = [] if why else [done[name][kind] for kind in ("image-like", "isotropic")]
-            yield (
-                [size, *(f"{low:g} to {high:g}" for low, high in spans)]
-                if spans
-                else [size, why, ""]
-            )
+        if not name.startswith("black box"):
+            continue
+        size = name.split("= ")[1]
+        if why := trouble(done, name):
+            yield [size, why, ""]
+            continue
+        spans = (done[name][kind] for kind in ("image-like", "isotropic"))
+        yield [size, *(f"{low:g} to {high:g}" for low, high in spans)]
 
 
 def torch_lines(done) -> Lines:
     for name in items():
         if not name.startswith("torch"):
             continue
+        start = name.removeprefix("torch ")
         if why := trouble(done, name):
-            yield [name.removeprefix("torch "), "", why, "", ""]
+            yield [start, "", why, "", ""]
             continue
         row = done[name]
         for program, rate in row["samples_per_second"].items():
-            over = row["over"].get(program)
-            yield [name.removeprefix("torch "), program, f"{rate:g}", f"{over[1]:.2f}" if over else "",
-                   f"{row['first_call_seconds'][program]:g}"]  # fmt: skip
-        yield from (
-            [name.removeprefix("torch "), p, why, "", ""] for p, why in row["failed"].items()
-        )
+            over = f"{row['over'][program][1]:.2f}" if program in row["over"] else ""
+            first = f"{row['first_call_seconds'][program]:g}"
+            yield [start, program, f"{rate:g}", over, first]
+        yield from ([start, program, why, "", ""] for program, why in row["failed"].items())
 
 
 if __name__ == "__main__":
