@@ -29,8 +29,8 @@ def main() -> None:
     parts = [
         (["large products and a copy", ""], machine_lines(done)),
         (["attribution's tables", "products", "seconds", "of the floor's rate", "projected, s",
-          "over it", "error of scores"], table_lines(done)),
-        (["network", "verb", "samples a second", "of the floor's rate", "projected", "over it",
+          "measured over it", "error of scores"], table_lines(done)),
+        (["network", "verb", "samples a second", "of the floor's rate", "projected", "measured over it",
           "trace + compile, s", "temporary, GB", "peak, GB"], verb_lines(done)),
         (["law, in float32", "error nearest to its bound", "bound"], law_lines(done)),
         (["black box, d", "image-like spectrum", "isotropic"], black_box_lines(done)),
