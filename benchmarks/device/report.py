@@ -30,8 +30,8 @@ def main() -> None:
         (["large products and a copy", ""], machine_lines(done)),
         (["attribution's tables", "products", "seconds", "of the floor's rate", "projected, s",
           "measured over it", "error of scores"], table_lines(done)),
-        (["network", "verb", "samples a second", "of the floor's rate", "projected", "measured over it",
-          "trace + compile, s", "temporary, GB", "peak, GB"], verb_lines(done)),
+        (["network", "verb", "samples a second", "of the floor's rate", "projected",
+          "measured over it", "trace + compile, s", "temporary, GB", "peak, GB"], verb_lines(done)),
         (["law, in float32", "error nearest to its bound", "bound"], law_lines(done)),
         (["black box, d", "image-like spectrum", "isotropic"], black_box_lines(done)),
         (["beside torch", "program", "samples a second", "ours over it", "first call, s"],
@@ -66,19 +66,28 @@ def table_lines(done) -> Lines:
         name, errors = f"tables, {points:,} x {size}", f"errors of tables, d = {size:,}"
         for precision in PRECISIONS:
             start = [f"{points:,} x {size}", precision]
-            if why := trouble(done, name) or trouble(done, "machine"):
+            if why := trouble(done, name):
                 yield [*start, why, *[""] * 4]
                 continue
-            row, rate = done[name], done["machine"]["rates"][precision]
-            seconds, expected = row[precision]["seconds"][0], projected_tables(done, row, precision)
+            row = done[name]
+            seconds, expected = row[precision]["seconds"][0], projected_tables(row, precision)
             error = trouble(done, errors) or f"{done[errors][precision][0]:.1e}"
-            yield [*start, short(seconds), f"{row['operations'] / rate / seconds:.3f}",
-                   short(expected), f"{seconds / expected:.2f}", error]  # fmt: skip
+            share = share_of(done, seconds, {precision: row["operations"]})
+            yield [*start, short(seconds), share, short(expected), f"{seconds / expected:.2f}",
+                   error]  # fmt: skip
 
 
-def projected_tables(done, row, precision: str) -> float:
+def share_of(done, seconds: float, operations: dict[str, float]) -> str:
+    """The floor over what was measured, of operations by the rate that they go at."""
+    if trouble(done, "machine"):
+        return ""
+    rates = done["machine"]["rates"]
+    return f"{sum(count / rates[at] for at, count in operations.items()) / seconds:.3f}"
+
+
+def projected_tables(row, precision: str) -> float:
     """Seconds, of the products that were counted for the projection."""
-    counts, machine = read("projection"), chip(done)
+    counts, machine = read("projection"), chip(row["device"])
     samples, stages, points, size = row["sizes"]
     nearest = "tables, d = 784" if size < 2000 else "tables, d = 3072"
     accessed = samples * stages * points * counts[nearest]["bytes_an_entry"]
@@ -87,9 +96,8 @@ def projected_tables(done, row, precision: str) -> float:
     return projection.roofline(flops, accessed, rate, machine.bandwidth)[0] / projection.EFFICIENCY
 
 
-def chip(done) -> projection.Machine:
-    """One chip of the projection's, with this one's bandwidth."""
-    kind = done["machine"]["device"]
+def chip(kind: str) -> projection.Machine:
+    """One chip of the projection's, with this kind's bandwidth."""
     bandwidth = next((b for name, b in BANDWIDTHS.items() if name in kind), 3.35e12)
     return projection.Machine(kind, 1, projection.H100, bandwidth, 80e9)
 
@@ -97,20 +105,20 @@ def chip(done) -> projection.Machine:
 def verb_lines(done) -> Lines:
     for case in CASES:
         for name, verb in VERBS.items():
-            if why := trouble(done, f"{case}: {name}") or trouble(done, "machine"):
+            if why := trouble(done, f"{case}: {name}"):
                 yield [case, name, why, *[""] * 6]
                 continue
-            row, rates = done[f"{case}: {name}"], done["machine"]["rates"]
-            floor = row["network_operations"] / rates["default"]
-            floor += row["data_operations"] / rates["float32"]
+            row = done[f"{case}: {name}"]
+            work = {"default": row["network_operations"], "float32": row["data_operations"]}
             seconds = row["seconds"][0]
             rate = row["samples"] * row["steps"] / STEPS / seconds
             expected = ["", ""]
             if name.startswith("sample_sensitivity, K") and case in COUNTED:
                 network = read("projection")[COUNTED[case]]
-                found = projection.projected_sweep(network, chip(done), "TF32", verb.directions)
+                one = chip(row["device"])
+                found = projection.projected_sweep(network, one, "TF32", verb.directions)
                 expected = [short(found["samples"]), f"{rate / found['samples']:.2f}"]
-            yield [case, name, short(rate), f"{floor / seconds:.3f}", *expected,
+            yield [case, name, short(rate), share_of(done, seconds, work), *expected,
                    f"{row['trace']} + {row['compile']}", gigabytes(row["temporary"]),
                    gigabytes(row["peak"])]  # fmt: skip
 

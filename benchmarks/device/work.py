@@ -130,7 +130,8 @@ ASKS = {
 
 def machine(quick: bool) -> Row:
     """What it is, operations a second of a large product by precision, and bytes a second."""
-    size, array = 256 if quick else 8192, jnp.ones(2**16 if quick else 2**28)
+    size = 256 if quick else 2048 if jax.default_backend() == "cpu" else 8192
+    array = jnp.ones(2**16 if quick else 2**28)
     copy = jax.jit(lambda x: x + 1)
     rates = {"default": matrix_rate(size, size, size, turns=TURNS)}
     for name, asked in PRECISIONS.items():
