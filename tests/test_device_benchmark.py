@@ -23,7 +23,7 @@ def run(*options):
 @pytest.mark.slow
 def test_quick_rows_and_their_tables(tmp_path):
     file = tmp_path / "device.json"
-    wanted = ("machine", "tables, 60,000 x 784", "MLP: sample_ode", "laws of scores")
+    wanted = ("machine", "tables, 60,000 x 784, TF32", "MLP: sample_ode", "laws of scores")
     run("--quick", "--out", file, "--only", *wanted)
     rows = json.loads(file.read_text())
     assert list(rows) == [*wanted, "left out"]

@@ -51,11 +51,15 @@ class Item(NamedTuple):
 def items() -> dict[str, Item]:
     """All rows, the most valuable first."""
     found = {"machine": Item("machine", limit=120, rank=0)}
-    for points, size in TABLES:
-        rank = int(points == 1_000_000)
-        found[f"tables, {points:,} x {size}"] = Item("tables", (points, size), rank=rank)
-    for size in (784, 3072):
-        found[f"errors of tables, d = {size:,}"] = Item("errors", (size,), rank=0)
+    for precision in PRECISIONS:
+        late = int(precision == "bfloat16x3")
+        found[f"matrix product, {precision}"] = Item("rate", (precision,), rank=0)
+        for points, size in TABLES:
+            name, rank = f"tables, {points:,} x {size}, {precision}", late or points // 1_000_000
+            found[name] = Item("tables", (points, size, precision), rank=rank)
+        for size in (784, 3072):
+            name = f"errors of tables, d = {size}, {precision}"
+            found[name] = Item("errors", (size, precision), rank=late)
     for case in ("CIFAR U-Net", "MLP", "small U-Net"):
         for verb in VERBS:
             rank = 0 if verb in FIRST[case] else 2 if verb in LAST else 1

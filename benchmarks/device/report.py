@@ -57,32 +57,39 @@ def machine_lines(done) -> Lines:
         return
     row = done["machine"]
     yield ["device; jax, torch", f"{row['device']}; {row['jax']}, {row['torch'] or 'none'}"]
-    yield from ([f"{name}, Tflop/s", short(rate / 1e12)] for name, rate in row["rates"].items())
     yield ["copy, GB/s", short(row["bandwidth"] / 1e9)]
+    yield ["default, Tflop/s", short(row["rate"] / 1e12)]
+    for precision in PRECISIONS:
+        name = f"matrix product, {precision}"
+        yield [f"{precision}, Tflop/s", trouble(done, name) or short(done[name]["rate"] / 1e12)]
 
 
 def table_lines(done) -> Lines:
     for points, size in TABLES:
-        name, errors = f"tables, {points:,} x {size}", f"errors of tables, d = {size:,}"
         for precision in PRECISIONS:
-            start = [f"{points:,} x {size}", precision]
+            name = f"tables, {points:,} x {size}, {precision}"
+            start = [f"{points:,} x {size:,}", precision]
             if why := trouble(done, name):
                 yield [*start, why, *[""] * 4]
                 continue
-            row = done[name]
-            seconds, expected = row[precision]["seconds"][0], projected_tables(row, precision)
-            error = trouble(done, errors) or f"{done[errors][precision][0]:.1e}"
-            share = share_of(done, seconds, {precision: row["operations"]})
+            seconds, expected = done[name]["seconds"][0], projected_tables(done[name], precision)
+            share = share_of(done, seconds, {precision: done[name]["operations"]})
+            errors = f"errors of tables, d = {size}, {precision}"
+            error = trouble(done, errors) or f"{done[errors]['errors'][0]:.1e}"
             yield [*start, short(seconds), share, short(expected), f"{seconds / expected:.2f}",
                    error]  # fmt: skip
 
 
 def share_of(done, seconds: float, operations: dict[str, float]) -> str:
-    """The floor over what was measured, of operations by the rate that they go at."""
-    if trouble(done, "machine"):
+    """The floor over what was measured, of operations by the product whose rate they have."""
+    if any(trouble(done, name_of(product)) for product in operations):
         return ""
-    rates = done["machine"]["rates"]
-    return f"{sum(count / rates[at] for at, count in operations.items()) / seconds:.3f}"
+    floor = sum(count / done[name_of(product)]["rate"] for product, count in operations.items())
+    return f"{floor / seconds:.3f}"
+
+
+def name_of(product: str) -> str:
+    return "machine" if product == "default" else f"matrix product, {product}"
 
 
 def projected_tables(row, precision: str) -> float:

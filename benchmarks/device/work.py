@@ -8,6 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from unittest import mock
 
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 import laws
 import networks
 import numpy as np
-import precision
 from plan import PRECISIONS, VERBS
 from points import KEY, states_and_points, tables_alone
+from precision import errors as relative
 from rows import Row
 from timing import in_turns, matrix_rate
 
@@ -129,18 +130,25 @@ ASKS = {
 
 
 def machine(quick: bool) -> Row:
-    """What it is, operations a second of a large product by precision, and bytes a second."""
-    size = 256 if quick else 2048 if jax.default_backend() == "cpu" else 8192
+    """What it is, the rate of a large product by default, and bytes a second of a copy."""
     array = jnp.ones(2**16 if quick else 2**28)
     copy = jax.jit(lambda x: x + 1)
-    rates = {"default": matrix_rate(size, size, size, turns=TURNS)}
-    for name, asked in PRECISIONS.items():
-        with jax.default_matmul_precision(asked):
-            rates[name] = matrix_rate(size, size, size, turns=TURNS)
     seconds = float(np.median(in_turns({"copy": lambda: copy(array)}, TURNS)["copy"]))
     torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
     versions = {"python": platform.python_version(), "jax": jax.__version__, "torch": torch}
-    return {"rates": rates, "bandwidth": 2 * array.nbytes / seconds, **versions}
+    return rate(None, quick) | {"bandwidth": 2 * array.nbytes / seconds} | versions
+
+
+def rate(precision: str | None, quick: bool) -> Row:
+    """Operations a second of a large product."""
+    size = 256 if quick else 2048 if jax.default_backend() == "cpu" else 8192
+    with at(precision):
+        return {"rate": matrix_rate(size, size, size, turns=TURNS)}
+
+
+def at(precision: str | None) -> AbstractContextManager:
+    """Products in that precision, and the networks' too."""
+    return jax.default_matmul_precision(PRECISIONS[precision]) if precision else nullcontext()
 
 
 def verb(case_name: str, verb_name: str, quick: bool) -> Row:
@@ -164,19 +172,15 @@ def verb(case_name: str, verb_name: str, quick: bool) -> Row:
     }
 
 
-def tables(points: int, size: int, quick: bool) -> Row:
-    """Attribution's tables alone, by the precision of their products."""
-    if quick:
-        points, size = points // 200, size // 40
-    given, row = states_and_points(SAMPLES, STAGES, points, size), {}
-    for name, asked in PRECISIONS.items():
-        with jax.default_matmul_precision(asked):
-            row[name] = timed(tables_alone(10), *given)
-    sizes = SAMPLES, STAGES, points, size
+def tables(points: int, size: int, precision: str, quick: bool) -> Row:
+    """Attribution's tables alone."""
+    sizes = (SAMPLES, STAGES, 200, 16) if quick else (SAMPLES, STAGES, points, size)
+    with at(precision):
+        row = timed(tables_alone(10), *states_and_points(*sizes))
     return {"sizes": sizes, "operations": 2 * math.prod(sizes) * LEAST, **row}
 
 
-def errors(size: int, quick: bool) -> Row:
+def errors(size: int, precision: str, quick: bool) -> Row:
     """Of attribution's scores, relative to float64's on the same device: median and worst."""
     given = states_and_points(SAMPLES, STAGES, *((64, 16) if quick else (4096, size)))
 
@@ -186,11 +190,8 @@ def errors(size: int, quick: bool) -> Row:
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), given)
         true = scores(wide)
-    row = {}
-    for name, asked in PRECISIONS.items():
-        with jax.default_matmul_precision(asked):
-            row[name] = precision.errors(scores(given), true)[:2]
-    return row
+    with at(precision):
+        return {"errors": relative(scores(given), true)[:2]}
 
 
 def law(*checks: str, quick: bool) -> Row:
