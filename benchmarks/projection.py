@@ -27,9 +27,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.extend.core import jaxprs_in_params
-from networks import CIFAR
+from counting import product_flops
+from networks import cifar, small
+from points import states_and_points, tables_alone
 from rows import measure, options, read, table
 from scaling import (
     COLUMNS,
@@ -38,15 +38,11 @@ from scaling import (
     STAGES,
     block,
     sensitivities,
-    states_and_points,
-    tables_alone,
 )
 from timing import in_turns, matrix_rate
 
 import scoresens as ss
 from scoresens import sweeps
-from scoresens.importers.unet2d import UNet2D
-from scoresens.models import Denoiser, UNet
 
 # ------------------------------------------------------------------ counted numbers
 
@@ -118,23 +114,6 @@ def costs_of(program) -> np.ndarray:
     cost = program.cost_analysis()
     held = program.memory_analysis().temp_size_in_bytes
     return np.array([cost["flops"], cost["bytes accessed"], held])
-
-
-def product_flops(jaxpr) -> int:
-    """Operations of all matrix products and convolutions, padding counted as data."""
-    total = 0
-    for equation in jaxpr.eqns:
-        out, name = equation.outvars[0].aval, equation.primitive.name
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * out.size * math.prod(left[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            channels = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * out.size * kernel.size // channels
-        total += sum(map(product_flops, jaxprs_in_params(equation.params)))
-    return total
 
 
 def table_counts(size: int) -> dict:
@@ -254,20 +233,6 @@ def projected_attribution(
         "network": STAGES * walks / EFFICIENCY,
         "bound": bound,
     }
-
-
-# ------------------------------------------------------------------ inputs
-
-
-def cifar():
-    """The U-Net of ddpm-cifar10-32, random, and the shape of its samples."""
-    return ss.from_noise(PROCESS, UNet2D(CIFAR, rngs=nnx.Rngs(0))), (32, 32, 3)
-
-
-def small():
-    """The package's U-Net on images of 28 x 28, random."""
-    network = Denoiser(UNet((28, 28, 1), rngs=nnx.Rngs(0)), 0.5)
-    return ss.from_canonical(PROCESS, network), (28, 28, 1)
 
 
 # ------------------------------------------------------------------ rows and tables

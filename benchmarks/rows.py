@@ -30,12 +30,16 @@ def measure(name: str, rows: dict[str, Callable[[], Row]], only: str, fresh: boo
         seconds = time.perf_counter() - start
         made |= {"seconds": round(seconds, 1), "load_before": round(before, 1)}
         print(f"{row}: {json.dumps(made)}", flush=True)
-        _write(name, {**read(name), row: made}, list(rows))
+        keep(RESULTS / f"{name}.json", {**read(name), row: made}, list(rows))
 
 
 def read(name: str) -> dict[str, Row]:
     """The rows made so far."""
-    path = RESULTS / f"{name}.json"
+    return kept(RESULTS / f"{name}.json")
+
+
+def kept(path: Path) -> dict[str, Row]:
+    """The rows of a file, none where there is no file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -49,11 +53,11 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
-def _write(name: str, done: dict[str, Row], order: list[str]) -> None:
+def keep(path: Path, done: dict[str, Row], order: list[str]) -> None:
     """The whole file or nothing of it, one row a line, in the benchmark's order."""
-    RESULTS.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     ranked = sorted(done, key=lambda row: order.index(row) if row in order else len(order))
     lines = ",\n".join(f"{json.dumps(row)}: {json.dumps(done[row])}" for row in ranked)
-    beside = RESULTS / f"{name}.json.{os.getpid()}"
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.write_text("{\n" + lines + "\n}\n")
-    os.replace(beside, RESULTS / f"{name}.json")
+    os.replace(beside, path)

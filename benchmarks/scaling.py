@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from points import states_and_points, tables_alone
 from rows import measure, options, read, table
 from timing import by_both_clocks
 
@@ -42,7 +43,6 @@ import scoresens as ss
 from scoresens import datasets, sweeps
 from scoresens.models import pretrained
 from scoresens.sensitivity import functionals
-from scoresens.sensitivity.tables import States, influences
 
 PROCESS = ss.VP()
 KEY = jax.random.key(0)
@@ -266,27 +266,6 @@ def of_points(count: int) -> Callable:
 def of_dimensions(size: int) -> Callable:
     """The tables alone, 16 samples by 8,192 points of d numbers."""
     return functools.partial(tables_alone(10), *states_and_points(16, STAGES, 8192, size))
-
-
-def tables_alone(top: int | None) -> Callable:
-    """Influences of points at states, against their own posteriors."""
-
-    def run(data, states, omega):
-        return influences(data, states, omega, top=top)
-
-    return run
-
-
-def states_and_points(samples, stages, count, size):
-    """Random points, states around them at falling noise levels, a functional's gradient there.
-    The points are bumps wide enough for distances to be taken by their expansion."""
-    keys = jax.random.split(KEY, 3)
-    points = jax.random.normal(keys[0], (count, size))
-    tau = 150.0 ** jnp.linspace(1, -1, stages)
-    noise = jax.random.normal(keys[1], (stages, samples, size))
-    states = States(tau, points[:samples] + tau[:, None, None] * noise)
-    omega = jax.random.normal(keys[2], (stages, samples, 1, size))
-    return ss.Points(points, bandwidth=0.3 * size**0.5), states, omega
 
 
 # ------------------------------------------------------------------ memory

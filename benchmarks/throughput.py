@@ -51,6 +51,7 @@ TRACE = ss.Hutchinson(1)
 LOOPED = 4  # samples of a loop over samples
 APART = 2e-3  # what float32 may differ by: log rho by 1e-3 nats, a tangent by as much of itself
 CORES = len(os.sched_getaffinity(0))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 State = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # x, the gain of log rho, the tangent
 Pushed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # D, J_D probe, J_D tangent
@@ -64,19 +65,30 @@ class Program(NamedTuple):
 
 
 def compared(setting: Setting, samples: int) -> Row:
-    """All programs, side by side."""
+    """All programs, side by side, which must compute the same."""
+    row = measured(setting, samples, ours(setting, samples) | in_torch(setting, samples))
+    if row["failed"]:
+        raise SystemExit(f"these failed: {row['failed']}")
+    _check(row["apart"])
+    return row
+
+
+def measured(setting: Setting, samples: int, programs: dict[str, Program]) -> Row:
+    """Programs in turn: their first calls, their rates, and how far they are from ours."""
     torch.compiler.reset()
-    programs = _ours(setting, samples) | _torch(setting, samples)
-    answers, first = {}, {}
+    answers, first, failed = {}, {}, {}
     for name, program in programs.items():
         began = time.perf_counter()
-        answers[name] = jax.block_until_ready(program.run())
+        try:
+            answers[name] = jax.block_until_ready(program.run())
+        except Exception as error:  # another version of torch's compiler may refuse
+            failed[name] = f"{type(error).__name__}: {error}"[:300]
         first[name] = round(time.perf_counter() - began, 2)
+    if len(answers) < 2:
+        raise RuntimeError(f"nothing to compare, these failed: {failed}")
     apart = {name: _apart(answer, answers["ours"]) for name, answer in answers.items()}
-    _check(apart)
-
-    seconds = in_turns({name: program.run for name, program in programs.items()}, setting.turns)
-    each = {name: seconds[name] / program.samples for name, program in programs.items()}
+    seconds = in_turns({name: programs[name].run for name in answers}, setting.turns)
+    each = {name: seconds[name] / programs[name].samples for name in answers}
     batched = [name for name in each if name.startswith("torch ")]
     fastest = min(batched, key=lambda name: np.median(each[name]))
     floor = 3 * 2 * setting.solve.steps * _operations(setting) / matrix_rate(1024, 1024, 1024)
@@ -89,6 +101,7 @@ def compared(setting: Setting, samples: int) -> Row:
         "over_floor": {name: _three(np.median(times) / floor) for name, times in each.items()},
         "first_call_seconds": first,
         "apart": apart,
+        "failed": failed,
         "cores": CORES,
         "torch": torch.__version__,
         "jax": jax.__version__,
@@ -98,7 +111,7 @@ def compared(setting: Setting, samples: int) -> Row:
 # ------------------------------------------------------------------ ours
 
 
-def _ours(setting, samples) -> dict[str, Program]:
+def ours(setting, samples) -> dict[str, Program]:
     noise, keys = _noise(setting, samples), _keys(samples)
     add = ss.add(_image(setting)[None])
 
@@ -135,7 +148,7 @@ class Setup(NamedTuple):
     log_alpha: float  # of the process, where the paths begin
 
 
-def _torch(setting, samples) -> dict[str, Program]:
+def in_torch(setting, samples) -> dict[str, Program]:
     first = PROCESS.to_canonical(PROCESS.t_max, _noise(setting, samples))
     probes = jax.vmap(lambda key, x: TRACE.draw(key, x)[0])(_keys(samples), first)
     x, probe = _tensor(first), _tensor(probes)
@@ -143,7 +156,7 @@ def _torch(setting, samples) -> dict[str, Program]:
     def program(step, setup, count=samples):
         def run():
             with torch.no_grad():
-                return walk(step, setup, x[:count], probe[:count])
+                return _ended(walk(step, setup, x[:count], probe[:count]))
 
         return Program(run, count)
 
@@ -151,7 +164,7 @@ def _torch(setting, samples) -> dict[str, Program]:
         def run():
             with torch.no_grad():
                 each = [walk(heun, setup, x[i : i + 1], probe[i : i + 1]) for i in range(count)]
-            return tuple(map(torch.cat, zip(*each, strict=True)))
+            return _ended(tuple(map(torch.cat, zip(*each, strict=True))))
 
         return Program(run, count)
 
@@ -169,7 +182,7 @@ def _torch(setting, samples) -> dict[str, Program]:
 
 def _setup(setting, push, written_out: bool) -> Setup:
     denoiser = setting.score.args[1]
-    network = to_torch(denoiser).requires_grad_(False).network
+    network = to_torch(denoiser).requires_grad_(False).network.to(DEVICE)
     network = _with_written_norms(network) if written_out else network
     spread = denoiser.sigma_data
 
@@ -295,7 +308,7 @@ def _apart(found: State, expected: State) -> dict[str, float]:
     nat, in nats."""
     made = {}
     for name, a, b in zip(("x", "log_density", "tangent"), found, expected, strict=True):
-        a = np.asarray(a).reshape(len(a), -1)
+        a = np.asarray(a.cpu() if torch.is_tensor(a) else a).reshape(len(a), -1)
         b = np.asarray(b[: len(a)]).reshape(a.shape)
         least = 1.0 if name == "log_density" else 0.0
         difference, whole = np.linalg.norm(a - b, axis=1), np.linalg.norm(b, axis=1)
@@ -331,7 +344,14 @@ def _image(setting):
 
 
 def _tensor(values) -> torch.Tensor:
-    return torch.from_numpy(np.array(values))
+    return torch.from_numpy(np.array(values)).to(DEVICE)
+
+
+def _ended(state: State) -> State:
+    """The state once it is there: a card's programs return before they are done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return state
 
 
 def _operations(setting) -> float:

@@ -97,7 +97,7 @@ def _layers(network: PotentialMLP | ScoreMLP) -> Callable[..., Tensor]:
 
     def rule(m, t: Tensor, x: Tensor) -> Tensor:
         _check_shape("t", shape, t, x)
-        h = _joined(t[..., None], x, axis=-1)
+        h = m.cat([t[..., None], x], -1)
         for layer in (m.input, m.hidden1, m.hidden2):
             h = softplus(layer(h), beta=SHARPNESS, threshold=STEEPEST)
         return m.output(h)[..., 0] if scalar else m.output(h)
@@ -135,7 +135,7 @@ def _unet(m, c_noise: Tensor, x: Tensor) -> Tensor:
         seen.append(h)
     h = m.middle(h, e)
     for level in reversed(range(len(seen))):
-        h = m.up[level](_joined(h, seen[level], axis=1), e)
+        h = m.up[level](m.cat([h, seen[level]], 1), e)
         h = _double(h) if level else h
     return m.write(_silu(m.norm(h.contiguous()))).movedim(1, -1).reshape(x.shape)
 
@@ -160,15 +160,11 @@ def _double(h: Tensor) -> Tensor:
 
 def _embedding(m, c_noise: Tensor) -> Tensor:
     angles = c_noise[..., None] * m.frequencies
-    return _silu(m.linear(_joined(angles.cos(), angles.sin(), axis=-1)))
+    return _silu(m.linear(m.cat([angles.cos(), angles.sin()], -1)))
 
 
 def _silu(h: Tensor) -> Tensor:
     return h * h.sigmoid()
-
-
-def _joined(first: Tensor, second: Tensor, *, axis: int) -> Tensor:
-    return needed_torch("to_torch").cat([first, second], axis)
 
 
 RULES: dict[type, Callable[..., Callable[..., Tensor]]] = {
@@ -185,7 +181,8 @@ RULES: dict[type, Callable[..., Callable[..., Tensor]]] = {
 def _translated(module: Any) -> "torch.nn.Module | None":
     """A module of this library, a list of them or a layer as torch's: of the same parts, under the
     same names."""
-    nn = needed_torch("to_torch").nn
+    torch = needed_torch("to_torch")
+    nn = torch.nn
     if isinstance(module, nnx.List):
         return nn.ModuleList([_translated(part) for part in module])
     if layer := _of_kind(LAYERS, module):
@@ -193,6 +190,8 @@ def _translated(module: Any) -> "torch.nn.Module | None":
     rule = _of_kind(RULES, module)(module)
 
     class Module(nn.Module):
+        cat = staticmethod(torch.cat)  # torch's compiler refuses a module that imports as it runs
+
         def forward(self, *inputs):
             return rule(self, *inputs)
 

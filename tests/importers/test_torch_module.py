@@ -91,6 +91,15 @@ def test_torch_pushes_tangents_as_jax_does(torch, case):
 
 
 @KINDS
+@pytest.mark.filterwarnings("default")  # torch's compiler uses what Python no longer wants
+def test_torch_compiles_a_module_as_a_whole(torch, case, unchecked_annotations):
+    model, (tau, x) = awake(case), asked(case)
+    module = torch.compile(to_torch(model), backend="eager", fullgraph=True)
+    found = module(*map(torch.from_numpy, (tau, x))).detach().numpy()
+    close(found, np.asarray(call(model, tau, x)), 1e-10)
+
+
+@KINDS
 def test_gradients_are_equal(torch, case):
     model, (tau, x) = awake(case), asked(case)
     along = np.random.default_rng(2).normal(size=x.shape)
