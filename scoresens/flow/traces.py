@@ -1,9 +1,9 @@
 r"""The trace of a Jacobian from its products with vectors.
 
 `div v = tr J_v` is all that the log-density along a path asks of the network (3.1). An estimator is
-a noun with two verbs:
+a noun with two verbs, `draw` and `apply`:
 
-    probes = estimator.draw(key, x)                        once a path
+    probes = drawn(estimator, key, x)                      once a path
     trace, images = estimator.apply(push, probes, riders)  at every step
 
 `push` maps a stack of tangents `[k, *shape]` to their images under the Jacobian, in one linear
@@ -25,6 +25,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scoresens._products import inner, product
 from scoresens._pytrees import register_dataclass
 
+PROBES = 0x70726F62  # the stream of a key that probes are drawn from
+
 Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
 
 
@@ -43,6 +45,19 @@ class TraceEstimator(abc.ABC):
         self, push: Push, probes: Any, riders: Float[Array, "K *shape"]
     ) -> tuple[Float[Array, ""], Float[Array, "K *shape"]]:
         """The trace, and the images of the riders `[K, *shape]` (K may be 0)."""
+
+
+def drawn(
+    estimator: TraceEstimator | None, key: PRNGKeyArray | None, x: Float[Array, "*shape"]
+) -> Any:
+    """The probes of one path, None without an estimator.
+
+    They come from a stream of the key's that nothing else is drawn from: of one key, a Rademacher
+    draw is the sign of a normal one, and probes would be minus the sign of the noise.
+    """
+    if estimator is None:
+        return None
+    return estimator.draw(None if key is None else jax.random.fold_in(key, PROBES), x)
 
 
 @register_dataclass

@@ -30,7 +30,7 @@ from scoresens.flow import riders
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
-from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.changed import change
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Posterior
@@ -139,7 +139,7 @@ def _masses(mass):
 @functools.partial(jax.jit, static_argnames="solve")
 def _walk(drivers, laws, noise, route, trace, keys, solve):
     def one(noise, key, route):
-        probes = trace and trace.draw(key, noise)
+        probes = drawn(trace, key, noise)
 
         def toward(which):
             here = [law and law[which] for law in laws]
