@@ -119,6 +119,58 @@ def test_gradients_in_both_modes(verb):
     laws.close(jax.jvp(forward, (NOISE, WEIGHTS), toward)[1], found, absolute=1e-10 * scale)
 
 
+ZEROED = jnp.array([0.0, 0.3, 0.2, 0.0, 0.5, 0.4])  # of DATA's points
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def of_weighted_data(weights, mass, solve=COARSE):
+    """Every verb's answer, the data's law being score and base."""
+    data = laws.data_set().with_weights(weights)
+    given, score = {"base": data, "solve": solve}, ss.exact_score(PROCESS, data)
+    mask = np.array([False, True, False, True, False, False])
+    x = PROCESS.from_canonical(0.5, NOISE / 20)
+    change = ss.remove(data, mask) + ss.add(jnp.asarray(laws.DATA.new[None]))
+    pixel = ss.functionals.pixel(0)
+    return {
+        "sample": ss.sample_ode(PROCESS, score, NOISE, trace=ss.Exact(), solve=solve)[:2],
+        "score": ss.score_sensitivity(PROCESS, score, change, 0.5, x, base=data)[:2],
+        "tangent": ss.sample_sensitivity(PROCESS, score, change, NOISE, **given).tangent,
+        "attribution": ss.attribute(PROCESS, score, data, pixel, NOISE, **given).scores,
+        "removed": ss.counterfactual(
+            PROCESS, score, ss.remove(data, mask), NOISE, mass=mass, **given
+        ).x,
+    }
+
+
+@pytest.mark.slow
+def test_gradients_in_weights_that_are_zero_through_every_verb():
+    """And in the mass of a removal of all that there is, whose weights end at zero, against
+    one-sided differences of second order, good to 1e-6 of the largest."""
+    toward = (jnp.array([0.7, -0.2, 0.1, 0.4, 0.3, 0.1]), -0.5)
+    end = (ZEROED, 1.0)
+
+    def at(step):
+        return of_weighted_data(*(a + step * v for a, v in zip(end, toward, strict=True)))
+
+    of_end = functools.partial(of_weighted_data, solve=FORWARD)
+    _, forward = jax.jvp(of_end, end, toward)
+    _, pull = jax.vjp(of_weighted_data, *end)
+    step = 1e-5
+    expected = jax.tree.map(
+        lambda f0, f1, f2: (4 * f1 - 3 * f0 - f2) / (2 * step), *map(at, (0, step, 2 * step))
+    )
+    rng = np.random.default_rng(1)
+    for name, slope in expected.items():
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope))
+        for found, leaf in zip(jax.tree.leaves(forward[name]), jax.tree.leaves(slope), strict=True):
+            laws.close(found, leaf, absolute=1e-6 * scale)
+        seed = jax.tree.map(jnp.zeros_like, expected)
+        seed[name] = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), slope)
+        back = sum(jnp.vdot(g, v) for g, v in zip(pull(seed), toward, strict=True))
+        dotted = sum(map(jnp.vdot, *map(jax.tree.leaves, (seed[name], forward[name]))))
+        laws.close(back, dotted, absolute=1e-9 * scale * 100)
+
+
 def network(scale, t, x):
     return -scale * x / (1 + t**2)
 
