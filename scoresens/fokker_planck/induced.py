@@ -35,7 +35,7 @@ from scoresens.flow.solve import Solve, grid, in_batches, over_samples, walk
 from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator, drawn
 from scoresens.fokker_planck.residuals import potential_residual_at
-from scoresens.laws.processes import Process
+from scoresens.laws.processes import Process, root
 from scoresens.laws.scores import Potential, Score, as_pytree, canonical_denoiser, from_potential
 
 RISE = 0x72697365  # the stream of a key that forward paths are drawn from, apart from the noise's
@@ -278,7 +278,7 @@ def _brownian_rise(levels, hat, normals, start):
     """The canonical forward process from x^ at node `start`: variance tau^2 is gained; it stands
     still before."""
     gains = jnp.diff(levels) * (levels[1:] + levels[:-1])  # of tau^2, without cancellation
-    deviations = jnp.sqrt(jnp.where(jnp.arange(len(gains)) >= start, gains, 0))
+    deviations = root(jnp.where(jnp.arange(len(gains)) >= start, gains, 0))
     rises = jnp.cumsum(jax.vmap(jnp.multiply)(deviations, normals), 0)
     return hat + jnp.concatenate([jnp.zeros_like(rises[:1]), rises])
 

@@ -35,7 +35,7 @@ from scoresens import _checks
 from scoresens.flow.solve import Solve, in_batches
 from scoresens.flow.starts import check_process, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator, drawn
-from scoresens.laws.processes import Process, Scalar
+from scoresens.laws.processes import Process, Scalar, root
 from scoresens.laws.scores import Potential, Score, as_pytree
 
 SOLVE = Solve(batch_size=1024)  # points side by side
@@ -213,7 +213,7 @@ def _non_conservative_at(_, score, trace, probes, t, x):
 
     twisted = _trace(trace, lambda v: -twist(twist(v)), probes, x)  # A^T = -A
     whole = _trace(trace, lambda v: pull(push(v))[0], probes, x)
-    return NonConservative(*(jnp.sqrt(jnp.maximum(square, 0)) for square in (twisted, whole)))
+    return NonConservative(*(root(jnp.maximum(square, 0)) for square in (twisted, whole)))
 
 
 # ------------------------------------------------------------------ at many points
