@@ -329,6 +329,30 @@ def test_float32_agrees_with_float64():
             laws.close(single[name], double[name], relative=BUDGET)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_widened_at_the_door(half):
+    """Numbers of half precision have the answers of the same numbers in float32: process times in
+    half precision would move tau_max, 80, to 62."""
+
+    def widened(leaf):
+        return leaf.astype(jnp.float32) if jnp.result_type(leaf) == half else leaf
+
+    short = given(half)
+    single = jax.tree.map(widened, short)
+    assert short[-1].dtype == half
+    found, expected = answers(*short), answers(*single)
+    for name, leaf in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], leaf)
+    np.testing.assert_array_equal(after(*short), after(*single))
+    noise, times = short[-1], jnp.array([80.0, 1.0])
+    euler = ss.sample_euler(ss.EDM(), plain_counted, noise, times).x
+    np.testing.assert_array_equal(
+        euler, ss.sample_euler(ss.EDM(), plain_counted, noise.astype(jnp.float32), times).x
+    )
+
+
 @pytest.mark.as_people_run
 def test_numbers_are_as_wide_as_asked(request):
     narrow = request.config.getoption("--as-people-run")

@@ -201,6 +201,7 @@ class Points(Mixture):
         checked = cls(points[:1], None, bandwidth, kernel)
         if weights is not None:
             weights = np.asarray(weights)
+            weights = weights.astype(np.promote_types(weights.dtype, np.float32), copy=False)
             _checks.weights("weights", weights, (len(points),))
         object.__setattr__(checked, "points", points)
         object.__setattr__(checked, "weights", weights)
@@ -221,8 +222,7 @@ class Points(Mixture):
     @property
     def normalized_weights(self):
         if self.weights is None:
-            dtype = jax.dtypes.canonicalize_dtype(self.points.dtype)
-            return jnp.full(len(self), 1 / len(self), dtype)
+            return jnp.full(len(self), 1 / len(self), _checks.wide(self.points.dtype))
         return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):

@@ -77,7 +77,9 @@ class Process(abc.ABC):
 
     def diffusion(self, t: Scalar) -> Scalar:
         """Diffusion coefficient g(t) of the forward process."""
-        t = jnp.asarray(t, jnp.result_type(float))
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.floating):
+            t = t.astype(float)
         growth = jax.grad(self.variance)(t) - 2 * jax.grad(self.log_alpha)(t) * self.variance(t)
         return root(growth)
 
