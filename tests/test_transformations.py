@@ -79,8 +79,24 @@ def test_jit_and_vmap(verb):
     laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
 
 
+@pytest.mark.parametrize("law", ["flow", "SDE"])
+def test_times_of_euler_inside_jit(law):
+    """Known there, and so checked there."""
+    route = ss.Flow() if law == "flow" else ss.Diffusion(KEY)
+    times, score = jnp.array([PROCESS.t_max, 0.3, 0.2]), ss.exact_score(PROCESS, laws.mixture())
+
+    def ask(noise, times):
+        return ss.sample_euler(PROCESS, score, noise, times, route=route).x
+
+    plain = ask(NOISE, times)
+    laws.close(jax.jit(lambda noise: ask(noise, times))(NOISE), plain, absolute=1e-10)
+    laws.close(jax.jit(ask)(NOISE, times), plain, absolute=1e-10)
+    with pytest.raises(ValueError, match="times must fall"):
+        jax.jit(lambda noise: ask(noise, times[::-1]))(NOISE)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["toward", "replace"])
+@pytest.mark.parametrize("kind", ["toward", "remove", "reweight", "replace", "move"])
 def test_checks_inside_jit(kind):
     """A finite change and a score's derivative, with numbers that are known there and with numbers
     that are not."""
@@ -96,6 +112,8 @@ def test_checks_inside_jit(kind):
     plain = answers(NOISE, 0.3, 0.5, change)
     laws.close(jax.jit(answers)(NOISE, 0.3, 0.5, change), plain, absolute=1e-10)
     laws.close(jax.jit(lambda x: answers(x, 0.3, 0.5, change))(NOISE), plain, absolute=1e-10)
+    made = jax.jit(lambda x: answers(x, 0.3, 0.5, laws.changes()[kind][0]))
+    laws.close(made(NOISE), plain, absolute=1e-10)
 
 
 @pytest.mark.slow
