@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import laws
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import scoresens as ss
 from scoresens import datasets, models
 from scoresens.laws.bumps import BLOCK
 from scoresens.sensitivity import _blocks, tables
+from scoresens.sensitivity.attribution import _attribute_on_device
 
 WALK = jax.random.key(3)
 BROAD = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([4.0]))
@@ -263,6 +265,25 @@ def test_functionals_are_their_formulas():
         (F.logit(classifier, 3), matrix[3] @ x.ravel()),
     ):
         laws.close(functional(jnp.asarray(x)), np.asarray(expected), relative=1e-13)
+
+
+def _along(direction, x):
+    return jnp.vdot(direction, x)
+
+
+def test_a_partial_of_other_arrays_is_the_same_program():
+    """Of a functional of one's own, as docs/models.md says."""
+    noise, solve = PROCESS.sample_prior((2, 2), key=jax.random.key(0)), ss.Solve(steps=2)
+
+    def ask(direction):
+        functional = Partial(_along, jnp.asarray(direction))
+        return ss.attribute(PROCESS, SCORE, DATA, functional, noise, solve=solve).scores
+
+    one = ask([1.0, 0.0])
+    programs = _attribute_on_device._cache_size()
+    other = ask([0.0, 1.0])
+    assert _attribute_on_device._cache_size() == programs
+    laws.close(ask([2.0, -3.0]), 2 * one - 3 * other, relative=1e-12)
 
 
 @pytest.mark.slow
