@@ -249,7 +249,7 @@ def _reverse(process, score, noise, keys, solve):
     def one(noise, key):
         run = brownian(process, noise, key, solve)
 
-        def evaluate(w, state, before, tap):
+        def evaluate(w, state, before, tap, _):
             x = state[0] / w
             return (canonical_denoiser(process, score, w**-0.5, x),), before, x
 
