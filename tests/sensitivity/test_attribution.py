@@ -267,6 +267,23 @@ def test_functionals_are_their_formulas():
         laws.close(functional(jnp.asarray(x)), np.asarray(expected), relative=1e-13)
 
 
+@pytest.mark.parametrize("kept", [tables.KEPT, 0], ids=["whole", "blocks"])
+def test_a_point_of_no_weight_where_paths_end_leaves_the_others_alone(kept, monkeypatch):
+    """Its ratio is beyond numbers; theirs are what they are without it."""
+    monkeypatch.setattr(tables, "KEPT", kept)
+    few = ss.Points(jnp.asarray(laws.DATA.points))
+    far = jnp.full((1, 2), 50.0)
+    data = ss.Points(jnp.concatenate([few.points, far]), jnp.append(jnp.ones(6), 0.0))
+    score, noise = ss.exact_score(PROCESS, ss.Points(far)), laws.between_levels(PROCESS)[1][:3]
+    given = {"solve": ss.Solve(steps=10 if kept else 11, throw=False)}  # compiled apart
+    found, expected = (
+        ss.attribute(PROCESS, score, of, ss.functionals.pixel(0), noise, **given).scores
+        for of in (data, few)
+    )
+    laws.close(found[:, :6], expected, relative=1e-9)
+    assert not np.any(np.isfinite(found[:, 6]))
+
+
 def _along(direction, x):
     return jnp.vdot(direction, x)
 
