@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,8 @@ def drawn(
     """
     if estimator is None:
         return None
-    return estimator.draw(None if key is None else jax.random.fold_in(key, PROBES), x)
+    own = None if key is None else jax.random.fold_in(key, PROBES)
+    return estimator.draw(cast(Array, own), x)
 
 
 @register_dataclass
