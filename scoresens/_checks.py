@@ -21,7 +21,8 @@ def is_concrete(value: Any) -> bool:
 
 
 def floating(name: str, value: Any) -> jax.Array:
-    """`value` as a floating-point array of JAX's current precision."""
+    """`value` as a floating-point array of JAX's current precision, of float32 at least: in half
+    precision times, noise levels and densities would be others."""
     if not hasattr(value, "dtype"):
         value = np.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -29,7 +30,13 @@ def floating(name: str, value: Any) -> jax.Array:
             f"{name} holds {value.dtype} where floating-point numbers belong; "
             f"convert it first, for example jnp.asarray({name}, jnp.float32)"
         )
-    return jnp.asarray(value)
+    value = jnp.asarray(value)
+    return value.astype(wide(value.dtype))
+
+
+def wide(dtype: Any) -> np.dtype:
+    """The precision that numbers of this one are computed in: float32 or float64."""
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
 
 
 def floats(name: str, x: Any) -> np.ndarray:
@@ -86,7 +93,8 @@ def weights(name: str, value: Any, shape: tuple[int, ...]) -> None:
 
 
 def samples(name: str, value: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
-    """`value` as a floating batch `[M, *shape]` with at least one entry, all of them finite."""
+    """`value` as a floating batch `[M, *shape]` with at least one entry, all of them finite, of
+    float32 at least."""
     value = floating(name, value)
     if value.ndim < 2 or value.shape[0] == 0:
         raise ValueError(

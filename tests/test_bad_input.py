@@ -299,6 +299,22 @@ def test_score_of_nan(name):
     refuses(message, VERBS[name], PROCESS, _nan, NOISE, error=FloatingPointError)
 
 
+def test_zero_weight_where_paths_end():
+    """Its influence is beyond numbers even against the data, and the advice is not to take them."""
+    data = ss.Points(jnp.array([[0.0, 0.0], [50.0, 50.0]]), jnp.array([1.0, 0.0]))
+    score = ss.exact_score(PROCESS, ss.Points(data.points[1:]))
+    refuses(
+        "with base=data give the points a bandwidth, or leave those of weight 0 out",
+        ss.attribute,
+        PROCESS,
+        score,
+        data,
+        ss.functionals.pixel(0),
+        NOISE,
+        error=FloatingPointError,
+    )
+
+
 def _nan(t, x):
     return jnp.nan * x
 

@@ -45,8 +45,8 @@ def test_black_box_tangents_are_those_of_the_law(size, spectrum):
     laws.close(found.tangent, known.tangent, relative=0.02)
     expected = jax.vmap(lambda x: law.log_density(jnp.float32(0.002), x))(found.x)
     missed = np.abs(found.log_density - expected)
-    assert np.all(missed < 0.05 + 4 * found.stats.grid_error), (missed, found.stats.grid_error)
-    assert np.all(found.stats.grid_error < 5e-4 * size)
+    claimed = np.asarray(found.stats.grid_error)  # neither too small nor much too large
+    assert np.all(missed <= claimed) and np.all(claimed <= 6 * missed + 0.1), (missed, claimed)
 
 
 def exact_kernels(points, weights, x, tau):
@@ -71,10 +71,10 @@ def test_posteriors_and_influences_keep_their_figures(size):
     mean = share @ wide
 
     data = ss.Points(jnp.asarray(points))
-    found = jax.vmap(lambda x: data.posterior(tau, x))(jnp.asarray(x))
+    found = jax.vmap(lambda x: data.posterior(jnp.float32(tau), x))(jnp.asarray(x))
     spread = np.abs(wide - wide.mean(0)).max()
     laws.close(found.mean - np.mean(points, 0), mean - wide.mean(0), absolute=2e-6 * spread + 2e-7)
-    states = tables.States(jnp.full(1, tau), jnp.asarray(x)[None])
+    states = tables.States(jnp.full(1, tau, jnp.float32), jnp.asarray(x)[None])
     influences = tables.influences(data, states, jnp.asarray(omega)[None, :, None])
     ratios = kernels / (kernels @ weights)[:, None]
     expected = ratios * ((omega.astype(float) @ wide.T) - np.sum(omega * mean, 1)[:, None])

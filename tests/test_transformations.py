@@ -79,8 +79,25 @@ def test_jit_and_vmap(verb):
     laws.close(mapped[1], verb(NOISE, WEIGHTS[::-1]), absolute=1e-10)
 
 
+@pytest.mark.parametrize("law", ["flow", "SDE"])
+def test_times_of_euler_inside_jit(law):
+    """Known there, and so checked there."""
+    route = ss.Flow() if law == "flow" else ss.Diffusion(KEY)
+    times, score = jnp.array([PROCESS.t_max, 0.3, 0.2]), ss.exact_score(PROCESS, laws.mixture())
+
+    def ask(noise, times):
+        return ss.sample_euler(PROCESS, score, noise, times, route=route).x
+
+    plain = ask(NOISE, times)
+    laws.close(jax.jit(lambda noise: ask(noise, times))(NOISE), plain, absolute=1e-10)
+    laws.close(jax.jit(ask)(NOISE, times), plain, absolute=1e-10)
+    rising = times[::-1]
+    with pytest.raises(ValueError, match="times must fall"):
+        jax.jit(lambda noise: ask(noise, rising))(NOISE)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["toward", "replace"])
+@pytest.mark.parametrize("kind", ["toward", "remove", "reweight", "replace", "move"])
 def test_checks_inside_jit(kind):
     """A finite change and a score's derivative, with numbers that are known there and with numbers
     that are not."""
@@ -96,6 +113,8 @@ def test_checks_inside_jit(kind):
     plain = answers(NOISE, 0.3, 0.5, change)
     laws.close(jax.jit(answers)(NOISE, 0.3, 0.5, change), plain, absolute=1e-10)
     laws.close(jax.jit(lambda x: answers(x, 0.3, 0.5, change))(NOISE), plain, absolute=1e-10)
+    made = jax.jit(lambda x: answers(x, 0.3, 0.5, laws.changes()[kind][0]))
+    laws.close(made(NOISE), plain, absolute=1e-10)
 
 
 @pytest.mark.slow
@@ -117,6 +136,58 @@ def test_gradients_in_both_modes(verb):
     laws.close(found, (ends[0] - ends[1]) / (2 * step), absolute=1e-6 * scale)
     forward = functools.partial(value, solve=FORWARD)
     laws.close(jax.jvp(forward, (NOISE, WEIGHTS), toward)[1], found, absolute=1e-10 * scale)
+
+
+ZEROED = jnp.array([0.0, 0.3, 0.2, 0.0, 0.5, 0.4])  # of DATA's points
+
+
+@functools.partial(jax.jit, static_argnames="solve")
+def of_weighted_data(weights, mass, solve=COARSE):
+    """Every verb's answer, the data's law being score and base."""
+    data = laws.data_set().with_weights(weights)
+    given, score = {"base": data, "solve": solve}, ss.exact_score(PROCESS, data)
+    mask = np.array([False, True, False, True, False, False])
+    x = PROCESS.from_canonical(0.5, NOISE / 20)
+    change = ss.remove(data, mask) + ss.add(jnp.asarray(laws.DATA.new[None]))
+    pixel = ss.functionals.pixel(0)
+    return {
+        "sample": ss.sample_ode(PROCESS, score, NOISE, trace=ss.Exact(), solve=solve)[:2],
+        "score": ss.score_sensitivity(PROCESS, score, change, 0.5, x, base=data)[:2],
+        "tangent": ss.sample_sensitivity(PROCESS, score, change, NOISE, **given).tangent,
+        "attribution": ss.attribute(PROCESS, score, data, pixel, NOISE, **given).scores,
+        "removed": ss.counterfactual(
+            PROCESS, score, ss.remove(data, mask), NOISE, mass=mass, **given
+        ).x,
+    }
+
+
+@pytest.mark.slow
+def test_gradients_in_weights_that_are_zero_through_every_verb():
+    """And in the mass of a removal of all that there is, whose weights end at zero, against
+    one-sided differences of second order, good to 1e-6 of the largest."""
+    toward = (jnp.array([0.7, -0.2, 0.1, 0.4, 0.3, 0.1]), -0.5)
+    end = (ZEROED, 1.0)
+
+    def at(step):
+        return of_weighted_data(*(a + step * v for a, v in zip(end, toward, strict=True)))
+
+    of_end = functools.partial(of_weighted_data, solve=FORWARD)
+    _, forward = jax.jvp(of_end, end, toward)
+    _, pull = jax.vjp(of_weighted_data, *end)
+    step = 1e-5
+    expected = jax.tree.map(
+        lambda f0, f1, f2: (4 * f1 - 3 * f0 - f2) / (2 * step), *map(at, (0, step, 2 * step))
+    )
+    rng = np.random.default_rng(1)
+    for name, slope in expected.items():
+        scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope))
+        for found, leaf in zip(jax.tree.leaves(forward[name]), jax.tree.leaves(slope), strict=True):
+            laws.close(found, leaf, absolute=1e-6 * scale)
+        seed = jax.tree.map(jnp.zeros_like, expected)
+        seed[name] = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), slope)
+        back = sum(jnp.vdot(g, v) for g, v in zip(pull(seed), toward, strict=True))
+        dotted = sum(map(jnp.vdot, *map(jax.tree.leaves, (seed[name], forward[name]))))
+        laws.close(back, dotted, absolute=1e-9 * scale * 100)
 
 
 def network(scale, t, x):
@@ -275,6 +346,30 @@ def test_float32_agrees_with_float64():
         for name in double.keys() - {"SDE"}:
             assert single[name].dtype == np.float32
             laws.close(single[name], double[name], relative=BUDGET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_widened_at_the_door(half):
+    """Numbers of half precision have the answers of the same numbers in float32: process times in
+    half precision would move tau_max, 80, to 62."""
+
+    def widened(leaf):
+        return leaf.astype(jnp.float32) if jnp.result_type(leaf) == half else leaf
+
+    short = given(half)
+    single = jax.tree.map(widened, short)
+    assert short[-1].dtype == half
+    found, expected = answers(*short), answers(*single)
+    for name, leaf in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], leaf)
+    np.testing.assert_array_equal(after(*short), after(*single))
+    noise, times = short[-1], jnp.array([80.0, 1.0])
+    euler = ss.sample_euler(ss.EDM(), plain_counted, noise, times).x
+    np.testing.assert_array_equal(
+        euler, ss.sample_euler(ss.EDM(), plain_counted, noise.astype(jnp.float32), times).x
+    )
 
 
 @pytest.mark.as_people_run

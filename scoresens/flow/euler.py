@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
@@ -74,11 +75,12 @@ def falling(process: Process, times: Float[Array, " nodes"]) -> Float[Array, " n
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times must be a list of two times or more, got shape {times.shape}")
     if _checks.is_concrete(times) and _checks.is_concrete(process.t_max):
-        inside = bool(jnp.all(jnp.diff(times) < 0) & (times[-1] >= 0))
-        if not inside or float(times[0]) > float(process.t_max) * (1 + 1e-6):
+        known = np.asarray(times)
+        inside = np.all(np.diff(known) < 0) and known[-1] >= 0
+        if not inside or known[0] > float(process.t_max) * (1 + 1e-6):
             raise ValueError(
                 f"times must fall from at most t_max = {process.t_max} to 0 or more, got "
-                f"{times[0]} to {times[-1]}"
+                f"{known[0]} to {known[-1]}"
             )
     return times
 

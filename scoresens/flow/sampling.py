@@ -18,8 +18,8 @@ from scoresens import _checks
 from scoresens.flow.riders import Driver, nats
 from scoresens.flow.routes import Cargo, Diffusion, Flow, Route, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
-from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
-from scoresens.flow.traces import TraceEstimator
+from scoresens.flow.starts import checked_start, lowest_level, sample_keys
+from scoresens.flow.traces import TraceEstimator, drawn
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score, as_pytree
@@ -114,12 +114,9 @@ def sample_sde(
 ) -> Path:
     """`sample` along the reverse SDE, `route=Diffusion(key)`, with probes of the same key."""
     _checks.key_given("sample_sde", key, "the Brownian path is drawn from it")
-    probes = None
-    if trace is not None and trace.needs_key:
-        probes = _folded(fold(key, len(_checks.samples("noise", noise))), solve.steps)
     return sample(
         process, score, noise,
-        route=Diffusion(key), trace=trace, prior=prior, key=probes, solve=solve,
+        route=Diffusion(key), trace=trace, prior=prior, key=key, solve=solve,
     )  # fmt: skip
 
 
@@ -195,8 +192,7 @@ def log_density_along(
 @functools.partial(jax.jit, static_argnames="solve")
 def _sample(driver, changed, noise, route, trace, keys, solve):
     def one(noise, key, route):
-        probes = trace and trace.draw(key, noise)
-        cargo = Cargo((driver,), trace, probes, changed=changed)
+        cargo = Cargo((driver,), trace, drawn(trace, key, noise), changed=changed)
         end = route.follow(cargo, noise, solve)
         return (end.x, end.nats[0]), end.steps, end.solved, end.errors
 
@@ -217,18 +213,11 @@ def climb_all(
     of log rho^_tau(x) if the driver rides."""
 
     def one(x, tau, key):
-        noise, gain, *ran = climb(
-            Cargo((driver,), trace, trace and trace.draw(key, x)), x, tau, solve
-        )
+        noise, gain, *ran = climb(Cargo((driver,), trace, drawn(trace, key, x)), x, tau, solve)
         return (noise, gain), *ran
 
     state, *ran = over_samples(one, solve, x, tau, keys)
     return *state, stats_of(state, *ran)
-
-
-@jax.jit
-def _folded(keys, number):
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _finished(solve, x, log_density, stats):

@@ -152,8 +152,10 @@ def raise_if_failed(solve: Solve, stats: Stats) -> None:
     if bad:
         raise FloatingPointError(
             f"{bad} of {len(stats.finite)} results hold NaN or infinity: check that the score is "
-            "finite on the whole path; with base=None a density ratio may have overflowed, which "
-            "base=data avoids (Solve(throw=False) returns what there is, with .stats)"
+            "finite on the whole path; or a density ratio overflowed, of what the base's law has "
+            "next to nothing of where paths go: with base=None take base=data, with base=data give "
+            "the points a bandwidth, or leave those of weight 0 out "
+            "(Solve(throw=False) returns what there is, with .stats)"
         )
 
 

@@ -1,9 +1,9 @@
 r"""The trace of a Jacobian from its products with vectors.
 
 `div v = tr J_v` is all that the log-density along a path asks of the network (3.1). An estimator is
-a noun with two verbs:
+a noun with two verbs, `draw` and `apply`:
 
-    probes = estimator.draw(key, x)                        once a path
+    probes = drawn(estimator, key, x)                      once a path
     trace, images = estimator.apply(push, probes, riders)  at every step
 
 `push` maps a stack of tangents `[k, *shape]` to their images under the Jacobian, in one linear
@@ -16,7 +16,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens._products import inner, product
 from scoresens._pytrees import register_dataclass
+
+PROBES = 0x70726F62  # the stream of a key that probes are drawn from
 
 Push = Callable[[Float[Array, "k *shape"]], Float[Array, "k *shape"]]
 
@@ -57,6 +59,20 @@ class TraceEstimator(abc.ABC):
         """The same with the trace's standard error, 0 of an estimator that does not know it."""
         trace, images = self.apply(push, probes, riders)
         return Estimated(trace, jnp.zeros_like(trace)), images
+
+
+def drawn(
+    estimator: TraceEstimator | None, key: PRNGKeyArray | None, x: Float[Array, "*shape"]
+) -> Any:
+    """The probes of one path, None without an estimator.
+
+    They come from a stream of the key's that nothing else is drawn from: of one key, a Rademacher
+    draw is the sign of a normal one, and probes would be minus the sign of the noise.
+    """
+    if estimator is None:
+        return None
+    own = None if key is None else jax.random.fold_in(key, PROBES)
+    return estimator.draw(cast(Array, own), x)
 
 
 @register_dataclass

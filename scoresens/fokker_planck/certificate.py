@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.solve import Solve, in_batches
 from scoresens.flow.starts import sample_keys
-from scoresens.flow.traces import Exact, TraceEstimator
+from scoresens.flow.traces import Exact, TraceEstimator, drawn
 from scoresens.fokker_planck.induced import (
     Paths,
     forward_paths,
@@ -186,7 +186,7 @@ def _integrals(process, potential, trace, paths, key, solve):
 
     def one(x, index):
         sample_key = jax.random.fold_in(key, index) if trace.needs_key else None
-        probes = None if sample_key is None else trace.draw(sample_key, x[0])
+        probes = drawn(trace, sample_key, x[0])
         here = functools.partial(potential_residual_at, process, potential, trace, probes)
         return jnp.vdot(widths, jax.lax.map(lambda node: here(*node), (paths.times, x)))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow.solve import Solve
-from scoresens.fokker_planck.induced import reverse_paths
+from scoresens.fokker_planck.induced import RISE, reverse_paths
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score
 
@@ -51,12 +51,12 @@ def along_forward(
     process: Process, t: Float[Array, " M"], x: Float[Array, "M *shape"], *, key: PRNGKeyArray
 ) -> Collocation:
     """Data `x [M, *shape]` noised to times `t [M]`: draws of the law that the forward process
-    carries them to; sample i uses `fold_in(key, i)`."""
+    carries them to; sample i uses a stream of `fold_in(key, i)`."""
     x = _checks.samples("x", x)
     t = _checks.times("t", t, len(x), process.t_max).astype(x.dtype)
 
     def one(i, t, x):
-        return process.noised(t, x, key=jax.random.fold_in(key, i))
+        return process.noised(t, x, key=jax.random.fold_in(jax.random.fold_in(key, i), RISE))
 
     return Collocation(t, jax.vmap(one)(jnp.arange(len(x)), t, x))
 

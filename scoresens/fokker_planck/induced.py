@@ -33,10 +33,12 @@ from scoresens.flow.euler import falling
 from scoresens.flow.sampling import encode
 from scoresens.flow.solve import Solve, grid, in_batches, over_samples, walk
 from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
-from scoresens.flow.traces import Exact, TraceEstimator
+from scoresens.flow.traces import Exact, TraceEstimator, drawn
 from scoresens.fokker_planck.residuals import potential_residual_at
-from scoresens.laws.processes import Process
+from scoresens.laws.processes import Process, root
 from scoresens.laws.scores import Potential, Score, as_pytree, canonical_denoiser, from_potential
+
+RISE = 0x72697365  # the stream of a key that forward paths are drawn from, apart from the noise's
 
 
 class Paths(NamedTuple):
@@ -194,7 +196,7 @@ def log_weight(
     key: PRNGKeyArray | None,
 ) -> Float[Array, ""]:
     """The exponent of (7.2) along one forward path from x at times[start], differentiable in x."""
-    probes = None if key is None else trace.draw(key, x)
+    probes = drawn(trace, key, x)
     levels, alphas = frame(process, times)
     hats = _brownian_rise(levels, x / alphas[start], normals, start)
     widths = trapezoid(times, start)
@@ -235,7 +237,7 @@ def mirrored(
     key: PRNGKeyArray, paths: int, steps: int, x: Float[Array, "*shape"]
 ) -> Float[Array, "K S *shape"]:
     """Normal increments of `paths` forward paths, the second half minus the first."""
-    half = jax.random.normal(key, (paths // 2, steps, *x.shape), x.dtype)
+    half = jax.random.normal(jax.random.fold_in(key, RISE), (paths // 2, steps, *x.shape), x.dtype)
     return jnp.concatenate([half, -half])
 
 
@@ -264,7 +266,8 @@ def _forward(process, x, times, keys):
     levels, alphas = frame(process, times)
 
     def one(x, key):
-        normals = jax.random.normal(key, (len(times) - 1, *x.shape), x.dtype)
+        own = jax.random.fold_in(key, RISE)
+        normals = jax.random.normal(own, (len(times) - 1, *x.shape), x.dtype)
         return _brownian_rise(levels, x / alphas[0], normals, 0)
 
     hats = jnp.moveaxis(jax.vmap(one)(x, keys), 1, 0)
@@ -275,7 +278,7 @@ def _brownian_rise(levels, hat, normals, start):
     """The canonical forward process from x^ at node `start`: variance tau^2 is gained; it stands
     still before."""
     gains = jnp.diff(levels) * (levels[1:] + levels[:-1])  # of tau^2, without cancellation
-    deviations = jnp.sqrt(jnp.where(jnp.arange(len(gains)) >= start, gains, 0))
+    deviations = root(jnp.where(jnp.arange(len(gains)) >= start, gains, 0))
     rises = jnp.cumsum(jax.vmap(jnp.multiply)(deviations, normals), 0)
     return hat + jnp.concatenate([jnp.zeros_like(rises[:1]), rises])
 
@@ -285,7 +288,7 @@ def _feynman_kac(process, potential, x, trace, keys, paths, solve):
     times = rising_times(process, solve).astype(x.dtype)
 
     def one(x, key):
-        probe_key = jax.random.fold_in(key, 1) if trace.needs_key else None
+        probe_key = key if trace.needs_key else None
         normals = mirrored(key, paths, len(times) - 1, x)
         at = process.from_canonical(times[0], x)
         weigh = functools.partial(log_weight, process, potential, trace, times, 0, at)

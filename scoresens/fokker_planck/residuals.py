@@ -34,8 +34,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.solve import Solve, in_batches
 from scoresens.flow.starts import check_process, sample_keys
-from scoresens.flow.traces import Exact, TraceEstimator
-from scoresens.laws.processes import Process, Scalar
+from scoresens.flow.traces import Exact, TraceEstimator, drawn
+from scoresens.laws.processes import Process, Scalar, root
 from scoresens.laws.scores import Potential, Score, as_pytree
 
 SOLVE = Solve(batch_size=1024)  # points side by side
@@ -213,7 +213,7 @@ def _non_conservative_at(_, score, trace, probes, t, x):
 
     twisted = _trace(trace, lambda v: -twist(twist(v)), probes, x)  # A^T = -A
     whole = _trace(trace, lambda v: pull(push(v))[0], probes, x)
-    return NonConservative(*(jnp.sqrt(jnp.maximum(square, 0)) for square in (twisted, whole)))
+    return NonConservative(*(root(jnp.maximum(square, 0)) for square in (twisted, whole)))
 
 
 # ------------------------------------------------------------------ at many points
@@ -234,7 +234,7 @@ def _asked(rule, check, process, function, t, x, trace, key, solve):
 @functools.partial(jax.jit, static_argnames=("rule", "batch_size"))
 def _at_each(rule, process, function, t, x, trace, keys, batch_size):
     def one(t, x, key):
-        probes = None if key is None else trace.draw(key, x)
+        probes = drawn(trace, key, x)
         return rule(process, function, trace, probes, t, x)
 
     return in_batches(one, batch_size, t, x, keys)

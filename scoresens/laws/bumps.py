@@ -211,12 +211,36 @@ class Bumps(NamedTuple):
         return jax.lax.cond(harmless, expanded, exact_where_near, along)
 
 
-class Softmax(NamedTuple):
-    """Means of rows `[*R]` over points that are seen a block at a time, weighted by the softmax of
-    their logits. Nothing is exponentiated before it is measured from the largest."""
+def safe_log(weights: Array) -> Array:
+    """log w with -inf at 0 and a gradient that is 0 there."""
+    return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -jnp.inf)
 
-    top: Float[Array, "*R"]  # the largest logit so far
-    mass: Float[Array, "*R"]  # the sum of exp(logit - top)
+
+def weighed(weights: Float[Array, " n"], logs: Float[Array, "*R n"]) -> Float[Array, "*R n"]:
+    """`w exp(log)`, by the sum of the logarithms where w > 0, so that neither a tiny weight nor a
+    large log is lost; where w = 0 it is 0 with the derivatives of the product (of the weight: up to
+    e^-30 of the largest number)."""
+    some = weights > 0
+    logs = logs + jnp.log(jnp.where(some, weights, 1))
+    return jnp.where(some, 1, weights) * finite_exp(logs)
+
+
+def most_of(logs: Array) -> float:
+    """The logarithm of e^-30 of the largest number."""
+    return math.log(jnp.finfo(logs.dtype).max) - 30
+
+
+def finite_exp(logs: Array) -> Array:
+    """exp, at most that of `most_of`, so that 0 times it and its derivatives is 0."""
+    return jnp.exp(logs - jax.lax.stop_gradient(jnp.maximum(logs - most_of(logs), 0)))
+
+
+class Softmax(NamedTuple):
+    """Means of rows `[*R]` over points that are seen a block at a time, weighted by `w K`. Nothing
+    is exponentiated before it is measured from the largest."""
+
+    top: Float[Array, "*R"]  # the largest log(w K) so far; of points without weight, while all are
+    mass: Float[Array, "*R"]  # the sum of w K / exp(top)
     total: Float[Array, "*R d"]  # the same sum of the points, from the centre
 
     @classmethod
@@ -225,12 +249,18 @@ class Softmax(NamedTuple):
         top = jnp.full(x.shape[:-1], jnp.finfo(x.dtype).min, x.dtype)
         return cls(top, jnp.zeros_like(top), jnp.zeros_like(x))
 
-    def add(self, logits: Float[Array, "*R B"], bumps: Bumps) -> "Softmax":
+    def add(
+        self, log_kernels: Float[Array, "*R B"], weights: Float[Array, " B"], bumps: Bumps
+    ) -> "Softmax":
         """With one more block."""
+        some, before = jnp.any(weights > 0), self.mass > 0
+        least = jnp.finfo(log_kernels.dtype).min
+        best = jnp.max(log_kernels + safe_log(jnp.where(some, weights, 1)), -1, initial=least)
         # Only what sums are measured from. The maximum's own derivative would be nan wherever a
         # compiler rounds the logits twice, and neither copy equals the other's largest.
-        top = jax.lax.stop_gradient(jnp.maximum(self.top, jnp.max(logits, -1)))
-        kept, terms = jnp.exp(self.top - top), jnp.exp(logits - top[..., None])
+        higher, other = jnp.maximum(self.top, best), jnp.where(some, best, self.top)
+        top = jax.lax.stop_gradient(jnp.where(some == before, higher, other))
+        kept, terms = finite_exp(self.top - top), weighed(weights, log_kernels - top[..., None])
         gained = contracted("...b,bd->...d", terms, bumps.offsets)
         total = kept[..., None] * self.total + gained
         return Softmax(top, kept * self.mass + jnp.sum(terms, -1), total)

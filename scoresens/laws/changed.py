@@ -192,13 +192,16 @@ def _kept(data, edits, left, mass):
     # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
     ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
     _log_share(kept, mass)  # refuses a negative weight
-    return _share(_Term(data, jnp.where(jnp.abs(kept) <= ghost, 0, kept), None, None), 1, mass)
+    nothing = kept - jax.lax.stop_gradient(kept)  # with the derivative that it has
+    kept = jnp.where(jnp.abs(kept) <= ghost, nothing, kept)
+    return _share(_Term(data, kept, None, None), 1, mass)
 
 
 def _share(term, sign, mass):
     """The part of a term that has this sign; a row without mass keeps the law's own weights, out of
     sight."""
-    weights, rows = jnp.maximum(sign * term.weights, 0), None
+    have = term.weights >= 0 if sign > 0 else term.weights < 0
+    weights, rows = jnp.where(have, sign * term.weights, 0), None
     total = jnp.sum(weights, -1, keepdims=True)
     if isinstance(term.measure, Mixture):
         shares = weights / jnp.where(total > 0, total, 1)

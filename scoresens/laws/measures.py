@@ -46,7 +46,9 @@ from scoresens.laws.bumps import (
     Softmax,
     log_excess,
     over_blocks,
+    safe_log,
     smoothed_mean,
+    weighed,
     yardstick,
 )
 from scoresens.laws.processes import Process, Scalar
@@ -199,6 +201,7 @@ class Points(Mixture):
         checked = cls(points[:1], None, bandwidth, kernel)
         if weights is not None:
             weights = np.asarray(weights)
+            weights = weights.astype(np.promote_types(weights.dtype, np.float32), copy=False)
             _checks.weights("weights", weights, (len(points),))
         object.__setattr__(checked, "points", points)
         object.__setattr__(checked, "weights", weights)
@@ -219,17 +222,16 @@ class Points(Mixture):
     @property
     def normalized_weights(self):
         if self.weights is None:
-            dtype = jax.dtypes.canonicalize_dtype(self.points.dtype)
-            return jnp.full(len(self), 1 / len(self), dtype)
+            return jnp.full(len(self), 1 / len(self), _checks.wide(self.points.dtype))
         return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):
-        log_weights, flat = safe_log(self.normalized_weights), x.reshape(-1)
+        weights, flat = self.normalized_weights, x.reshape(-1)
         origin, places = self._seen_from(tau, flat)
 
         def add(softmax, block, bumps):
-            logits = bumps.log_kernels(places) + block.columns(log_weights, seen=-jnp.inf)
-            return softmax.add(logits, bumps)
+            log_kernels = bumps.log_kernels(places)
+            return softmax.add(log_kernels, block.columns(weights, seen=0.0), bumps)
 
         softmax = self._over_blocks(add, Softmax.empty(flat), origin)
         mean = softmax.mean(origin).reshape(x.shape)
@@ -323,9 +325,11 @@ class GaussianMixture(Mixture):
 
     def posterior(self, tau, x):
         gains, means = self._components(tau, x)
-        logits = gains + safe_log(self.normalized_weights)
-        mean = contracted("j,j...->...", jax.nn.softmax(logits), means)
-        return Posterior(jax.nn.logsumexp(logits), mean)
+        weights = self.normalized_weights
+        top = jax.lax.stop_gradient(jnp.max(gains + safe_log(weights)))
+        terms = weighed(weights, gains - top)
+        mass = jnp.sum(terms)
+        return Posterior(top + jnp.log(mass), contracted("j,j...->...", terms / mass, means))
 
     def weighted_sums(self, tau, x, reference, coefficients):
         gains, means = self._components(tau, x)
@@ -400,8 +404,3 @@ def default_bandwidth(
 def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:
     """A law's own bandwidth where it has one, else the default."""
     return jnp.where(jnp.asarray(own) > 0, own, default)
-
-
-def safe_log(weights: Array) -> Array:
-    """log w with -inf at 0 and a gradient that is 0 there."""
-    return jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -jnp.inf)

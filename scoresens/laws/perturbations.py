@@ -204,6 +204,8 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
         derivative.
     """
     index, taken = _chosen(data, which)
+    if np.asarray(which).dtype == bool:
+        index, taken = _filled(index, taken)
     if (taken.sum(-1) == len(data)).any():
         raise ValueError("remove was asked to take every point: nothing would be left of the data")
     taken = jnp.where(jnp.asarray(taken), data.normalized_weights[index], 0)
@@ -317,6 +319,13 @@ def _distinct(data, index):
         twice = np.flatnonzero(np.bincount(index) > 1)[:3]
         raise ValueError(f"indices {list(map(int, twice))} are given twice or more; give each once")
     return index
+
+
+def _filled(index, taken):
+    """The points named and copies of the last, which no direction takes, up to a power of two:
+    programs compiled for one set of points are those of another of about its size."""
+    spare = (1 << (len(index) - 1).bit_length()) - len(index)
+    return np.pad(index, (0, spare), mode="edge"), np.pad(taken, ((0, 0), (0, spare)))
 
 
 def _chosen(data, which):

@@ -63,8 +63,9 @@ class Process(abc.ABC):
         return jnp.exp(self.log_alpha(t))
 
     def sigma(self, t: Scalar) -> Scalar:
-        """Standard deviation of the noise at time t."""
-        return jnp.sqrt(self.variance(t))
+        """Standard deviation of the noise at time t. Where it is 0 its derivatives are taken to be
+        0; a process whose sigma is smooth there has it in its own words."""
+        return root(self.variance(t))
 
     def noise_level(self, t: Scalar) -> Scalar:
         """Noise-to-signal ratio tau = sigma / alpha: the clock of the canonical frame."""
@@ -76,9 +77,11 @@ class Process(abc.ABC):
 
     def diffusion(self, t: Scalar) -> Scalar:
         """Diffusion coefficient g(t) of the forward process."""
-        t = jnp.asarray(t, jnp.result_type(float))
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.floating):
+            t = t.astype(float)
         growth = jax.grad(self.variance)(t) - 2 * jax.grad(self.log_alpha)(t) * self.variance(t)
-        return jnp.sqrt(growth)
+        return root(growth)
 
     def noised(
         self, t: Scalar, y: Float[Array, "*shape"], *, key: PRNGKeyArray
@@ -107,6 +110,12 @@ class Process(abc.ABC):
     def from_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """x = alpha(t) x^: the inverse of `to_canonical`."""
         return self.alpha(t) * x
+
+
+def root(square: Scalar | Array) -> Array:
+    """The square root with the derivative 0 at 0, where a parameter's is 0 times infinity."""
+    nothing = jnp.asarray(square) == 0
+    return jnp.where(nothing, 0, jnp.sqrt(jnp.where(nothing, 1, square)))
 
 
 def by_name() -> dict[str, type[Process]]:
@@ -173,8 +182,11 @@ class VP(Process):
 class SubVP(VP):
     """Sub-VP: VP's alpha with sigma = 1 - alpha^2 (Song et al. 2021, arXiv 2011.13456, eq. 14)."""
 
+    def sigma(self, t):
+        return -jnp.expm1(2 * self.log_alpha(t))
+
     def variance(self, t):
-        return jnp.square(jnp.expm1(2 * self.log_alpha(t)))
+        return jnp.square(self.sigma(t))
 
     def time(self, tau):
         return self._time_of_integral(2 * jnp.arcsinh(jnp.asarray(tau) / 2))
@@ -205,8 +217,11 @@ class VE(Process):
     def log_alpha(self, t):
         return jnp.zeros_like(t)
 
+    def sigma(self, t):
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
     def variance(self, t):
-        return jnp.square(self.sigma_min * (self.sigma_max / self.sigma_min) ** t)
+        return jnp.square(self.sigma(t))
 
     def time(self, tau):
         return jnp.log(tau / self.sigma_min) / jnp.log(self.sigma_max / self.sigma_min)
@@ -224,6 +239,9 @@ class EDM(Process):
 
     def log_alpha(self, t):
         return jnp.zeros_like(t)
+
+    def sigma(self, t):
+        return jnp.asarray(t)
 
     def variance(self, t):
         return jnp.square(t)
@@ -275,8 +293,11 @@ class Cosine(Process):
     def log_alpha(self, t):
         return jnp.log(jnp.cos(0.5 * jnp.pi * t))
 
+    def sigma(self, t):
+        return jnp.sin(0.5 * jnp.pi * t)
+
     def variance(self, t):
-        return jnp.square(jnp.sin(0.5 * jnp.pi * t))
+        return jnp.square(self.sigma(t))
 
     def time(self, tau):
         return 2 / jnp.pi * jnp.arctan(tau)
@@ -299,6 +320,9 @@ class FlowMatching(Process):
 
     def log_alpha(self, t):
         return jnp.log1p(-t)
+
+    def sigma(self, t):
+        return jnp.asarray(t)
 
     def variance(self, t):
         return jnp.square(t)
@@ -343,6 +367,9 @@ class DiscreteVP(Process):
 
     def log_alpha(self, t):
         return -0.5 * jnp.log1p(jnp.square(self.noise_level(t)))
+
+    def sigma(self, t):
+        return self.noise_level(t) * self.alpha(t)
 
     def variance(self, t):
         squared = jnp.square(self.noise_level(t))

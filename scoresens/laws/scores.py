@@ -169,8 +169,10 @@ def canonical_denoiser(
 def as_pytree(function: Callable) -> Callable:
     """A function that may cross `jit`, with the leaves of a callable pytree that are numbers.
 
-    A plain function is wrapped. A callable pytree passes unchanged, unless some of its leaves are
-    no numbers, as the activation of an equinox network is or a flag: those become structure.
+    A plain function is wrapped, and known by its identity: a lambda written anew is another, which
+    is compiled anew, for its globals and what it closes over may have changed. A callable pytree
+    passes unchanged, unless some of its leaves are no numbers, as the activation of an equinox
+    network is or a flag: those become structure.
     """
     if not callable(function):
         raise ValueError(

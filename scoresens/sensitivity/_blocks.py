@@ -25,7 +25,7 @@ from scoresens.laws.bumps import (
     shares,
     smoothed_mean,
 )
-from scoresens.laws.measures import Points, Posterior, safe_log
+from scoresens.laws.measures import Points, Posterior
 from scoresens.laws.shards import combined, ranked, summed
 
 ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
@@ -149,12 +149,11 @@ class _Block(NamedTuple):
 
 
 def _add_posterior(plan, given, carry, block):
-    log_weights = safe_log(jnp.where(block.fresh, block.weights, 0))
+    weights = jnp.where(block.fresh, block.weights, 0)
 
     def add(given):
         places, softmax = given
-        logits = block.bumps.log_kernels(places) + log_weights
-        return softmax.add(logits, block.bumps)
+        return softmax.add(block.bumps.log_kernels(places), weights, block.bumps)
 
     return jax.lax.map(add, (given, carry))
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of, tableau
 from scoresens.flow.starts import checked_start, sample_keys
-from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
@@ -181,7 +181,7 @@ _attribute_on_device = jax.jit(_attribute_batch, static_argnames=("wanted", "sol
 @functools.partial(jax.jit, static_argnames="solve")
 def _down_and_up(driver, functional, noise, keys, route, trace, solve):
     def one(noise, key, route):
-        cargo = Cargo((driver,), trace, trace and trace.draw(key, noise))
+        cargo = Cargo((driver,), trace, drawn(trace, key, noise))
 
         def run(taps):
             end = route.follow(cargo, noise, solve, taps=taps)

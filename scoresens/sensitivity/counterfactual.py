@@ -18,6 +18,7 @@ laws change (6.2), and the sum of their new denoisers drives the path.
 """
 
 import functools
+from dataclasses import replace as replace_field
 from typing import NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from scoresens.flow import riders
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
-from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.changed import change
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Posterior
@@ -100,8 +101,9 @@ def counterfactual(
     """
     drivers = riders.drivers_of(process, score, perturbation, base, prior)
     noise, _ = checked_start(process, score, noise, shape=riders.shape_of(drivers))
-    rides = riders.rides(drivers)
+    rides, which = riders.rides(drivers), jnp.arange(riders.directions(drivers))
     keys = sample_keys(trace, key, len(noise), noisy=route.noisy) if rides else None
+    riding = tuple(map(_riding, drivers))
 
     def samples(mass):
         laws = [
@@ -110,13 +112,22 @@ def counterfactual(
             else change(driver.measure, driver.perturbation, mass)
             for driver in drivers
         ]
-        result = _walk(drivers, laws, noise, route, trace if rides else None, keys, solve)
+        result = _walk(riding, laws, which, noise, route, trace if rides else None, keys, solve)
         raise_if_failed(solve, result.stats)
         return result
 
     if np.ndim(mass) == 0:
         return samples(mass)
     return _side_by_side([samples(one) for one in _masses(mass)])
+
+
+def _riding(driver):
+    """The driver with what of its perturbation rides along; the rest is in the laws. A program that
+    took the points of a change would be compiled anew for another number of them."""
+    if driver.perturbation is None:
+        return driver
+    parts = tuple(part for part in driver.perturbation.parts if part.rides)
+    return replace_field(driver, perturbation=Perturbation(parts))
 
 
 def _side_by_side(runs):
@@ -138,9 +149,9 @@ def _masses(mass):
 
 
 @functools.partial(jax.jit, static_argnames="solve")
-def _walk(drivers, laws, noise, route, trace, keys, solve):
+def _walk(drivers, laws, directions, noise, route, trace, keys, solve):
     def one(noise, key, route):
-        probes = trace and trace.draw(key, noise)
+        probes = drawn(trace, key, noise)
 
         def toward(which):
             here = [law and law[which] for law in laws]
@@ -150,7 +161,7 @@ def _walk(drivers, laws, noise, route, trace, keys, solve):
             flags = jnp.zeros((), int) if end.flags is None else end.flags
             return (end.x, end.nats), flags, end.steps, end.solved, end.errors
 
-        return jax.vmap(toward)(jnp.arange(riders.directions(drivers)))
+        return jax.vmap(toward)(directions)
 
     found, bounded, steps, solved, errors = over_samples(
         one, solve, noise, keys, route.of_samples(len(noise))

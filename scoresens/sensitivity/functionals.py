@@ -1,7 +1,9 @@
 r"""Functionals of a sample, ready to be attributed.
 
 Any JAX function of one sample `x_0 [*shape]` to a scalar or to a vector `[P]` is a functional.
-Those here are `jax.tree_util.Partial`s, which cross `jit` as arguments and trace once.
+Those here are `jax.tree_util.Partial`s, which cross `jit` as arguments and trace once. Of your own,
+`Partial(function, *arrays)` over a function of a module's top level does; a lambda written anew in
+each call is traced and compiled in each.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from scoresens.flow.riders import Driver, Evaluation, known_of
 from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, sample_keys
-from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.bumps import level_of
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points, Posterior
@@ -158,7 +158,7 @@ def _noised(driver, x, keys, levels, weights, trace, solve):
 def _known_at(driver, tau, x, trace, key, solve):
     """What the model knows of its own law at one place, by the path up to the noise (3.1)."""
     level = level_of(driver.blur, tau)
-    probes = trace.draw(jax.random.fold_in(key, 0) if trace.needs_key else None, x)
+    probes = drawn(trace, key if trace.needs_key else None, x)
     own = Driver(driver.process, driver.score, prior=driver.prior, rides=True)
     gain = cast(Array, climb(Cargo((own,), trace, probes), x, level, solve)[1])
     denoised = canonical_denoiser(driver.process, driver.score, level, x)

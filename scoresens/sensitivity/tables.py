@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 
 from scoresens._products import contracted, product
 from scoresens.datasets.streams import Stream
-from scoresens.laws.bumps import Bumps, Origin, over_blocks, shares
+from scoresens.laws.bumps import Bumps, Origin, finite_exp, most_of, over_blocks, shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
 from scoresens.sensitivity import _blocks
@@ -153,11 +153,11 @@ def _contributions(points, origin, weights, tau, x, omega, known):
     of_x, of_y = shares(points.bandwidth, tau[:, None, None])
     logs, along = _products(points, origin, places, of_y[..., None] * omega)
     if known is None:
-        top = jnp.max(jnp.where(weights > 0, logs, -jnp.inf), -1, keepdims=True)
-        kernels = jnp.exp(logs - top)
+        logs = logs - jnp.max(jnp.where(weights > 0, logs, -jnp.inf), -1, keepdims=True)
+        kernels = finite_exp(logs)  # of points of weight 0 alone may be beyond
         mass = product(kernels, weights)[..., None]
         offset = -product(kernels[:, :, None] * along, weights) / mass
-        kernels = kernels / mass
+        kernels = jnp.where(logs > most_of(logs), jnp.inf, kernels) / mass
     else:
         gain, mean = known
         kernels = jnp.exp(logs - (gain - places.gain(points.kernel))[..., None])

@@ -37,7 +37,7 @@ from scoresens.flow.routes import Cargo, Flow, Route, Stage
 from scoresens.flow.sampling import climb_all
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
-from scoresens.flow.traces import Hutchinson, TraceEstimator
+from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.bumps import yardstick
 from scoresens.laws.learned import Base, check_base
 from scoresens.laws.measures import Measure
@@ -220,7 +220,7 @@ def check_time(process: Process, t: Scalar) -> None:
 @functools.partial(jax.jit, static_argnames="solve")
 def _push(drivers, noise, route, trace, keys, solve):
     def one(noise, key, route):
-        probes = trace and trace.draw(key, noise)
+        probes = drawn(trace, key, noise)
         cargo = Cargo(drivers, trace, probes, moved=Partial(moved))
         end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
         return (end.x, end.tangents, end.nats), end.steps, end.solved, end.errors

@@ -66,19 +66,23 @@ def test_rounded_operands_leave_norms_and_constants_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [13, 5, 4])
-def test_softmax_over_blocks_is_that_of_all(size):
-    """Whole blocks, and a last one that begins early."""
-    logits = 30 * np.random.default_rng(3).normal(size=(2, 13))
-    points, table = jnp.asarray(POINTS), jnp.asarray(logits)
+@pytest.mark.parametrize("empty", [[], range(6), range(4, 9)], ids=["none", "first", "middle"])
+def test_softmax_over_blocks_is_that_of_all(size, empty):
+    """Whole blocks, a last one that begins early, and blocks without weight."""
+    draw = np.random.default_rng(3)
+    kernels, given = 30 * draw.normal(size=(2, 13)), draw.uniform(size=13)
+    given[list(empty)] = 0
+    points, table = jnp.asarray(POINTS), jnp.asarray(kernels)
     origin = Origin.of(points)
 
     def add(softmax, block):
         seen = Bumps.of(block.rows(points), origin)
-        return softmax.add(block.columns(table, seen=-jnp.inf), seen)
+        weights = block.columns(jnp.asarray(given), seen=0.0)
+        return softmax.add(block.columns(table, seen=-jnp.inf), weights, seen)
 
     found = over_blocks(add, Softmax.empty(jnp.zeros((2, 3))), 13, size)
-    weights = np.exp(logits - logits.max(1, keepdims=True))
-    total = logits.max(1) + np.log(weights.sum(1))
+    weights = given * np.exp(kernels)
+    total = np.log(weights.sum(1))
     laws.close(found.log_mass, total, relative=1e-13)
     laws.close(found.mean(origin), weights @ POINTS / weights.sum(1)[:, None], relative=1e-13)
 

@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.stats import multivariate_normal
 
 import scoresens as ss
 from scoresens.laws import Law, bumps
@@ -120,16 +121,76 @@ def test_with_weights_and_bandwidth():
 
 
 def test_points_of_zero_weight_have_no_say():
-    """Even where one of them is the nearest; and their weights have finite derivatives."""
+    """Even where one of them is the nearest."""
     measure, _ = LAWS["weighted points"]
     at_zero = jnp.asarray(POINTS[0])
     spread, kept = 0.05, WEIGHTS > 0
     shares = WEIGHTS[kept] / WEIGHTS.sum()
     expected = oracles.points_log_density(POINTS[kept], shares, spread, at_zero)
     laws.close(measure.log_density(spread, at_zero), expected, relative=1e-12)
-    rate = jax.grad(lambda w: measure.with_weights(w).log_density(0.5, at_zero))(measure.weights)
-    through_the_sum = np.full(3, -1 / WEIGHTS.sum())
-    laws.close(np.asarray(rate)[~kept], through_the_sum, relative=1e-12)
+
+
+EMPTY = np.array([0, 1, 1])  # weights of mixtures
+WITH_ZEROS = {
+    "points": (points(WEIGHTS, 0.0), WEIGHTS),
+    "bumps": (points(WEIGHTS, 0.3), WEIGHTS),
+    "one point of many": (points(WEIGHTS, 0.0), np.eye(30)[17]),
+    "full mixture": (LAWS["full mixture"], EMPTY),
+    "isotropic mixture": (LAWS["isotropic mixture"], EMPTY),
+}
+
+
+@pytest.mark.parametrize("tau", [0.1, 2.0])
+@pytest.mark.parametrize("name", WITH_ZEROS)
+def test_derivatives_in_weights_that_are_zero(name, tau, block):
+    """Of log-density and denoiser, in both modes, by complex steps of densities formed plainly; and
+    of the score, which is a derivative in x besides. Blocks that have no weight at all included."""
+    (measure, oracle), weights = WITH_ZEROS[name]
+    x, rng = np.array([0.3, -0.2, 0.5]), np.random.default_rng(8)
+    toward = rng.uniform(0.5, 1.5, size=len(weights))
+
+    def oracle_at(weights):
+        return oracle._replace(weights=weights / weights.sum()).noised(1.0, tau)
+
+    shifted = oracle_at(weights + 1e-200j * toward)
+    normals = zip(shifted.weights, *shifted[1:], strict=True)
+    density = sum(w * multivariate_normal(m, c).pdf(x) for w, m, c in normals)
+    slopes = density.imag / density.real / 1e-200, shifted.score(x[None])[0].imag / 1e-200
+
+    def log_density(weights):
+        return measure.with_weights(weights).log_density(tau, jnp.asarray(x))
+
+    def denoised(weights):
+        return measure.with_weights(weights).denoise(tau, jnp.asarray(x))
+
+    def score(weights):
+        law = measure.with_weights(weights)
+        return jax.grad(lambda x: law.log_density(tau, x))(jnp.asarray(x))
+
+    given = jnp.asarray(weights, float)
+    expected = [slopes[0], tau**2 * slopes[1], slopes[1]]
+    for function, slope in zip((log_density, denoised, score), expected, strict=True):
+        forward = jax.jvp(function, (given,), (jnp.asarray(toward),))[1]
+        laws.close(forward, slope, relative=1e-9)
+        back = jax.jacrev(function)(given)
+        laws.close(back @ toward, slope, relative=1e-9)
+
+
+def test_derivatives_in_tiny_weights_and_of_all_else():
+    """A weight of 1e-30 in float32; and 0 times what overflows is 0: x has its derivative beside a
+    point of no weight that is a million times nearer."""
+    points = jnp.array([[0.0], [40.0]], jnp.float32)
+    x, tau = jnp.array([40.0], jnp.float32), jnp.float32(1.0)
+
+    def log_density(weights, x):
+        return ss.Points(points, weights).log_density(tau, x)
+
+    tiny = jnp.array([1.0, 1e-30], jnp.float32)
+    laws.close(log_density(tiny, x), np.log(1e-30) - 0.5 * np.log(2 * np.pi), relative=1e-6)
+    laws.close(jax.grad(log_density)(tiny, x)[1], 1e30, relative=1e-5)
+    none = jnp.array([1.0, 0.0], jnp.float32)
+    laws.close(jax.grad(log_density, 1)(none, x), [-40.0], relative=1e-6)
+    assert np.all(np.isfinite(jax.grad(log_density)(none, x)))
 
 
 def test_images_are_flattened():

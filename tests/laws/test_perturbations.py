@@ -1,5 +1,6 @@
 """Directions in the space of data laws, and the laws at finite mass."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import laws
@@ -8,7 +9,10 @@ import pytest
 
 import scoresens as ss
 from scoresens.laws.changed import change
+from scoresens.sensitivity.counterfactual import _walk
+from scoresens.sensitivity.tangents import _push
 
+KEY = jax.random.key(0)
 X, TAU = np.array([0.3, -0.2]), 0.7
 
 
@@ -20,7 +24,7 @@ def chi(perturbation):
         if part.index is None:
             added = part.coefficients
         else:
-            edits[:, np.asarray(part.index)] += part.coefficients
+            np.add.at(edits, (slice(None), np.asarray(part.index)), part.coefficients)
     return edits, added
 
 
@@ -70,6 +74,30 @@ def test_a_point_of_many_is_named_without_a_table_of_all():
     laws.close(part.coefficients, -np.eye(2) / 299_999, relative=1e-9)
     moved = ss.move(data, [7], jnp.ones((1, 1))).parts[0]
     laws.close(moved.coefficients, [[1 / 300_000]], relative=1e-9)
+
+
+@pytest.mark.parametrize("verb", ["counterfactual", "black box", "sample_sensitivity"])
+def test_sets_of_about_one_size_share_a_program(verb):
+    """Masks of 5 to 8 points; and all changes of the data's weights, finite, against the data."""
+    data = ss.Points(jnp.asarray(np.random.default_rng(0).normal(size=(20, 2))))
+    score, noise = ss.exact_score(ss.EDM(), data), ss.EDM().sample_prior((2, 2), key=KEY)
+    given = {"solve": ss.Solve(solver=diffrax.Euler(), steps=2, tau_min=0.5), "key": KEY}
+    given |= {} if verb == "black box" else {"base": data}
+
+    def ask(perturbation):
+        if verb == "sample_sensitivity":
+            return ss.sample_sensitivity(ss.EDM(), score, perturbation, noise, **given)
+        return ss.counterfactual(ss.EDM(), score, perturbation, noise, mass=0.5, **given)
+
+    program = _push if verb == "sample_sensitivity" else _walk
+    ask(ss.remove(data, np.arange(20) < 8))
+    programs = program._cache_size()
+    for count in (5, 6, 7):
+        ask(ss.remove(data, np.arange(20) > 19 - count))
+    if verb == "counterfactual":
+        ask(ss.remove(data, [3]))
+        ask(ss.reweight(data, jnp.arange(1.0, 21.0)))
+    assert program._cache_size() == programs
 
 
 def test_remove_points_of_no_weight_moves_nothing():

@@ -1,5 +1,6 @@
 """Forward processes against the moment equations of their textbook coefficients."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import laws
@@ -167,6 +168,88 @@ def test_parameters_have_derivatives():
     """d alpha / d beta_max of VP at t: -t^2/4 alpha."""
     rate = jax.grad(lambda p: p.alpha(0.5))(ss.VP()).beta_max
     laws.close(rate, -(0.5**2) / 4 * float(ss.VP().alpha(0.5)), relative=1e-12)
+
+
+def _parameters(process):
+    """Each parameter's place among the leaves, and a direction in it."""
+    for i, leaf in enumerate(jax.tree.leaves(process)):
+        yield i, np.random.default_rng(i).uniform(0.5, 1, size=np.shape(leaf)) * np.mean(leaf)
+
+
+def _slopes(function, process, step=1e-5):
+    """Derivatives of a function of the process along each direction, by reverse mode and by central
+    differences."""
+    leaves, structure = jax.tree.flatten(process)
+    leaves = [jnp.asarray(leaf, float) for leaf in leaves]
+    found = jax.jacrev(lambda leaves: function(structure.unflatten(leaves)))(leaves)
+    for i, toward in _parameters(process):
+
+        def at(scale, i=i, toward=toward):
+            moved = [*leaves[:i], leaves[i] + scale * toward, *leaves[i + 1 :]]
+            return np.asarray(function(structure.unflatten(moved)))
+
+        back = np.tensordot(found[i], toward, np.ndim(toward))
+        yield back, (at(step) - at(-step)) / (2 * step)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.97])
+def test_scales_have_derivatives_in_every_parameter(process, part):
+    """At the data end too, where sigma is 0; 1e-7: central differences."""
+    t = part * float(process.t_max)
+
+    def scales(process):
+        rates = [process.diffusion(t), *process.drift(t, jnp.ones(1))]
+        at = (process.log_alpha, process.variance, process.sigma, process.noise_level)
+        return jnp.stack([*(jnp.asarray(f(t), float) for f in at), process.time(0.7), *rates])
+
+    for found, expected in _slopes(scales, process, step=1e-6):
+        laws.close(found, expected, absolute=1e-7 * (1 + np.abs(expected).max()))
+
+
+def test_sigma_is_smooth_in_time_where_it_starts_as_a_line(process, name):
+    """Beside those of VP and OU, which start as the root of t does."""
+    if name not in {"VP", "OU"}:
+        step = 1e-7 * process.t_max
+        slope = jax.grad(process.sigma)(0.0)
+        laws.close(slope, (process.sigma(step) - process.sigma(0.0)) / step, relative=1e-4)
+
+
+def _network(t, x):
+    return -jnp.tanh(x) / (1 + t)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [ss.VP(), ss.VE(sigma_min=0.2)], ids=["VP", "VE"])
+def test_every_verb_has_derivatives_in_every_parameter(process):
+    """By reverse mode through paths, adjoints and climbs, where the noise at t = 0 is 0, and where
+    paths end at it; 1e-6 of the largest: central differences."""
+    process, noise = laws.between_levels(process)
+    data, change = laws.data_set(), laws.changes()["toward"][0]
+    solve = ss.Solve(solver=diffrax.Euler(), steps=6, tau_min=0.1)
+    t, key = process.time(0.5), jax.random.key(0)
+    given = {"base": data, "solve": solve}
+    pixel = ss.functionals.pixel(0)
+
+    @jax.jit
+    def answers(process):
+        score = ss.from_denoiser(process, _network)
+        sampled = ss.sample_ode(process, score, noise, trace=ss.Exact(), solve=solve)
+        up = ss.encode(process, score, noise / 20, trace=ss.Exact(), solve=solve)
+        noisy = ss.sample_sde(process, score, noise, key=key, solve=solve)
+        slope = ss.score_sensitivity(process, score, change, t, noise / 20, **given)
+        moved = ss.sample_sensitivity(process, score, change, noise, **given)
+        pulled = ss.attribute(process, score, data, pixel, noise, **given)
+        after = ss.counterfactual(process, score, change, noise, mass=0.5, **given)
+        parts = (
+            sampled[:2], up[:2], noisy.x, slope[:2], moved[:2], pulled.scores, after.x,
+            process.sample_prior((2, 2), key=key), process.noised(t, noise[0], key=key),
+        )  # fmt: skip
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(parts)])
+
+    seed = np.random.default_rng(0).normal(size=answers(process).shape)
+    seed = seed / (1 + np.abs(answers(process)))
+    for found, expected in _slopes(lambda process: answers(process) @ seed, process):
+        laws.close(found, expected, relative=1e-5, absolute=1e-6)
 
 
 def test_noise_levels_in_float32():

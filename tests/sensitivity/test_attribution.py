@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import laws
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import scoresens as ss
 from scoresens import datasets, models
 from scoresens.laws.bumps import BLOCK
 from scoresens.sensitivity import _blocks, tables
+from scoresens.sensitivity.attribution import _attribute_on_device
 
 WALK = jax.random.key(3)
 BROAD = ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.array([4.0]))
@@ -263,6 +265,42 @@ def test_functionals_are_their_formulas():
         (F.logit(classifier, 3), matrix[3] @ x.ravel()),
     ):
         laws.close(functional(jnp.asarray(x)), np.asarray(expected), relative=1e-13)
+
+
+@pytest.mark.parametrize("kept", [tables.KEPT, 0], ids=["whole", "blocks"])
+def test_a_point_of_no_weight_where_paths_end_leaves_the_others_alone(kept, monkeypatch):
+    """Its ratio is beyond numbers; theirs are what they are without it."""
+    monkeypatch.setattr(tables, "KEPT", kept)
+    few = ss.Points(jnp.asarray(laws.DATA.points))
+    far = jnp.full((1, 2), 50.0)
+    data = ss.Points(jnp.concatenate([few.points, far]), jnp.append(jnp.ones(6), 0.0))
+    score, noise = ss.exact_score(PROCESS, ss.Points(far)), laws.between_levels(PROCESS)[1][:3]
+    given = {"solve": ss.Solve(steps=10 if kept else 11, throw=False)}  # compiled apart
+    found, expected = (
+        ss.attribute(PROCESS, score, of, ss.functionals.pixel(0), noise, **given).scores
+        for of in (data, few)
+    )
+    laws.close(found[:, :6], expected, relative=1e-9)
+    assert not np.any(np.isfinite(found[:, 6]))
+
+
+def _along(direction, x):
+    return jnp.vdot(direction, x)
+
+
+def test_a_partial_of_other_arrays_is_the_same_program():
+    """Of a functional of one's own, as docs/models.md says."""
+    noise, solve = PROCESS.sample_prior((2, 2), key=jax.random.key(0)), ss.Solve(steps=2)
+
+    def ask(direction):
+        functional = Partial(_along, jnp.asarray(direction))
+        return ss.attribute(PROCESS, SCORE, DATA, functional, noise, solve=solve).scores
+
+    one = ask([1.0, 0.0])
+    programs = _attribute_on_device._cache_size()
+    other = ask([0.0, 1.0])
+    assert _attribute_on_device._cache_size() == programs
+    laws.close(ask([2.0, -3.0]), 2 * one - 3 * other, relative=1e-12)
 
 
 @pytest.mark.slow
