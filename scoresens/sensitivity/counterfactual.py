@@ -180,25 +180,24 @@ def _denoised(laws, drivers, stage):
     for driver, law, view, known in zip(drivers, laws, stage.views, stage.known, strict=True):
         part = view.denoised
         if law is not None:
-            part, own, _ = _changed(law, known, stage)
-            if driver.base is not None:
-                before = driver.base.denoise(stage.tau, stage.x) if own is None else own.mean
-                part = view.denoised + part - before
+            part = part + _shift(driver, law, known, stage)[0]
         parts.append(part)
     return riders.total(drivers, parts)
 
 
 def _bounded(laws, drivers, stage):
     """Where a pole is bounded."""
-    removing = [
-        (law, known) for law, known in zip(laws, stage.known, strict=True) if law and law.less
+    each = zip(drivers, laws, stage.known, strict=True)
+    flags = [
+        _shift(driver, law, known, stage)[1] for driver, law, known in each if law and law.less
     ]
-    return jnp.any(jnp.stack([_changed(law, known, stage)[-1] for law, known in removing]))
+    return jnp.any(jnp.stack(flags))
 
 
-def _changed(law, known, stage):
-    """The changed law's denoiser, what is known of the unchanged one where it rides, and whether
-    a pole was bounded."""
-    own = known.own and Posterior(known.own.gain, known.own.mean)
-    denoised, bounded = law.with_known(known.others).denoise(stage.tau, stage.x, own)
-    return denoised, own, bounded
+def _shift(driver, law, known, stage):
+    """What the change does to the denoiser, and whether a pole was bounded."""
+    if driver.measure is None:
+        own = Posterior(known.own.gain, known.own.mean)
+    else:
+        own = driver.measure.posterior(stage.tau, stage.x)
+    return law.with_known(known.others).shift(stage.tau, stage.x, own)

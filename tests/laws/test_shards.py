@@ -84,7 +84,8 @@ def test_a_shard_takes_weights_and_a_bandwidth(mesh):
 
 def test_divided_points_are_not_edited(mesh, data):
     def run(shard, x):
-        return change(shard, ss.remove(data, [0]), 0.5)[0].denoise(0.5, x)
+        own = shard.posterior(0.5, x)
+        return change(shard, ss.remove(data, [0]), 0.5)[0].shift(0.5, x, own)[0]
 
     with pytest.raises(ValueError, match="cannot be divided over devices"):
         on_devices(mesh, run, data, jnp.ones(SHAPE))
