@@ -14,13 +14,12 @@ own weights are edited (then nothing is subtracted, and there is no pole), or a 
 the place by its log-density and its denoiser.
 
 What is computed is D_eps - D, for the difference of two denoisers that hardly differ is rounding:
-of one point among 20,000 it was off by a hundredth, of data far from 0 by its whole. Where weights
-w_j of rho become w_j + delta_j,
+of one point among 20,000 it was off by a hundredth, of data far from 0 by its whole. Let C be what
+both laws have in common, P what the changed law has beyond it, M what rho has beyond it; then
 
-    (6.9)  D_eps - D = sum_j delta_j r_j (D_j - D) / (1 + sum_j delta_j r_j),   r_j = K_j / rho
+    (6.9)  D_eps - D = P / (C + P) (D_P - D_C) - M / (C + M) (D_M - D_C)
 
-unless that leaves less than half of the density or more than twice of it: there the two denoisers
-differ enough.
+and of the data's points only those that are edited are looked at more than once.
 """
 
 import itertools
@@ -69,36 +68,21 @@ class Share:
 
 @register_dataclass
 @dataclass(frozen=True)
-class Edit:
-    """Data points whose weights are edited in K mixtures."""
-
-    points: Points
-    weights: Float[Array, "*K n"]  # delta_j, against the weights that are left
-
-    def __getitem__(self, which: Int[Array, ""] | int) -> "Edit":
-        """In one of the mixtures."""
-        return replace_field(self, weights=self.weights[which])
-
-
-@register_dataclass
-@dataclass(frozen=True)
 class ChangedLaw:
     """K laws `rho + mass chi_k`: what is kept of rho, what more there is, and what less. Made by
     `change`; one of them is `law[k]`."""
 
-    log_kept: Float[Array, "*K"]  # the share of rho that is kept
-    edited: Share | None  # what is kept of data whose weights are edited; None where none are
-    edits: tuple[Edit, ...]
+    log_kept: Float[Array, "*K"]  # the share of what is in common that is kept
+    common: Share | None  # None: all of rho
+    gone: Share | None  # what rho has beyond it, against the same whole
     more: tuple[Share, ...]
-    less: tuple[Share, ...]
+    less: tuple[Share, ...]  # taken from the sum
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "ChangedLaw":
         """One of the laws."""
-        edited = None if self.edited is None else self.edited[which]
-        edits, more, less = (
-            tuple(part[which] for part in parts) for parts in (self.edits, self.more, self.less)
-        )
-        return ChangedLaw(self.log_kept[which], edited, edits, more, less)
+        common, gone = (part and part[which] for part in (self.common, self.gone))
+        more, less = (tuple(share[which] for share in shares) for shares in (self.more, self.less))
+        return ChangedLaw(self.log_kept[which], common, gone, more, less)
 
     def with_known(self, known: Sequence[Measure]) -> "ChangedLaw":
         """The same with each model among the components replaced by what is known of it at one
@@ -123,31 +107,25 @@ class ChangedLaw:
         Args:
             tau: noise level.
             x: `[*shape]`.
-            own: gain and denoiser of rho at the place.
+            own: gain and denoiser of rho at the place; not looked at where its points are edited.
         """
-        more = [_apart(share.posterior(tau, x), own) for share in self.more]
-        plus = _merged([self._kept(tau, x, own), *more])
+        common = own if self.common is None else self.common.posterior(tau, x)
+
+        def apart(share):
+            found = share.posterior(tau, x)
+            return Posterior(found.gain, found.mean - common.mean)
+
+        still = Posterior(common.gain, jnp.zeros_like(common.mean))
+        before = still if self.gone is None else _merged([still, apart(self.gone)])
+        kept = Posterior(still.gain + self.log_kept, still.mean)
+        plus = _merged([kept, *map(apart, self.more)])
         if not self.less:
-            return plus.mean, jnp.zeros((), bool)
-        minus = _merged([_apart(share.posterior(tau, x), own) for share in self.less])
+            return plus.mean - before.mean, jnp.zeros((), bool)
+        minus = _merged(list(map(apart, self.less)))
         gap, most = minus.gain - plus.gain, jnp.log1p(-POLE)
         ratio = jnp.exp(jnp.minimum(gap, most))
-        return plus.mean + ratio / (1 - ratio) * (plus.mean - minus.mean), gap > most
-
-    def _kept(self, tau, x, own):
-        """What is kept of rho, apart from it (6.9)."""
-        still = Posterior(own.gain + self.log_kept, jnp.zeros_like(own.mean))
-        if self.edited is None:
-            return still
-        left, moved = jnp.ones_like(own.gain), still.mean
-        for edit in self.edits:
-            (gained,), (mean,) = edit.points.weighted_sums(tau, x, own.gain, edit.weights[None])
-            left, moved = left + gained, moved + (mean - gained * own.mean)
-        little = (left > 0.5) & (left < 2) & jnp.isfinite(self.log_kept)
-        left = jnp.where(little, left, 1)
-        whole = _apart(self.edited.posterior(tau, x), own)
-        gain = jnp.where(little, still.gain + jnp.log(left), whole.gain)
-        return Posterior(gain, jnp.where(little, moved / left, whole.mean))
+        bent = ratio / (1 - ratio) * (plus.mean - minus.mean)
+        return plus.mean + bent - before.mean, gap > most
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
@@ -171,15 +149,18 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
         )
     terms = list(_terms(perturbation, mass))
     left = jnp.asarray(1 - sum(jnp.sum(term.weights, -1) for term in terms))
-    edited, edits = None, []
+    edits, log_left = [], _log_share(left, mass)
     if data is not None:
         edits = [term for term in terms if term.index is not None]
-        edited = _edited(data, edits, left, mass) if edits else None
         terms = [term for term in terms if term.index is None]
-    more = tuple(_share(term, 1, mass) for term in terms if _may(term.weights > 0))
+    more = [_share(term, 1, mass) for term in terms if _may(term.weights > 0)]
     less = tuple(_share(term, -1, mass) for term in terms if _may(term.weights < 0))
-    changes = tuple(_edit(data, term, left) for term in edits)
-    return ChangedLaw(_log_share(left, mass), edited, changes, more, less)
+    if not edits:
+        return ChangedLaw(log_left, None, None, tuple(more), less)
+    common, gone, gained = _edited(data, edits, left, mass)
+    if gained is not None:
+        more.append(replace_field(gained, log_mass=gained.log_mass + log_left))
+    return ChangedLaw(log_left, common, gone, tuple(more), less)
 
 
 class _Term(NamedTuple):
@@ -210,11 +191,6 @@ def _may(flags):
     return not _checks.is_concrete(flags) or bool(jnp.any(flags))
 
 
-def _apart(found, own):
-    """A posterior whose mean is counted from that of rho."""
-    return Posterior(found.gain, found.mean - own.mean)
-
-
 def _merged(parts):
     """Gain and mean of a mixture."""
     logs = jnp.stack([part.gain for part in parts])
@@ -224,16 +200,11 @@ def _merged(parts):
     return Posterior(jax.nn.logsumexp(logs), mean)
 
 
-def _edit(data, term, left):
-    points = cast(Points, term.measure).bumped_like(data)
-    points = replace_field(points, bandwidth=data.bandwidth)
-    return Edit(points, term.weights / jnp.where(left > 0, left, 1)[:, None])
-
-
 def _edited(data, edits, left, mass):
-    """What K mixtures hold of the data: `left` of the whole, with the weights of some points
-    edited."""
-    kept = scaled = jnp.multiply.outer(left, data.normalized_weights)
+    """Of data whose weights are edited: what K mixtures, divided by `left`, have in common with
+    them, what only the data have, and what only the mixtures have (None where none has)."""
+    weights = data.normalized_weights
+    kept = scaled = jnp.multiply.outer(left, weights)
     for edit in edits:
         _same_data(data, edit)
         kept = kept.at[:, edit.index].add(edit.weights)
@@ -241,8 +212,19 @@ def _edited(data, edits, left, mass):
     ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
     _log_share(kept, mass)  # refuses a negative weight
     nothing = kept - jax.lax.stop_gradient(kept)  # with the derivative that it has
-    kept = jnp.where(jnp.abs(kept) <= ghost, nothing, kept)
-    return _share(_Term(data, kept, None, None), 1, mass)
+    kept = jnp.where(jnp.abs(kept) <= ghost, nothing, kept) / jnp.where(left > 0, left, 1)[:, None]
+
+    index = jnp.concatenate([edit.index for edit in edits])
+    order = jnp.arange(len(index))
+    first = jnp.full(len(data), len(index)).at[index].min(order)[index] == order
+    new, old = kept[:, index], weights[index]
+    common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(jnp.minimum(new, old))
+    gained = jnp.where(first, jnp.maximum(new - old, 0), 0)
+    lost = jnp.where(first, jnp.maximum(old - new, 0), 0)
+    named = Points(data.points[index], None, data.bandwidth, data.kernel)
+    parts = ((data, common), (named, lost), (named, gained))
+    shares = [_share(_Term(*part, None, None), 1, mass) for part in parts]
+    return shares[0], shares[1], shares[2] if _may(gained > 0) else None
 
 
 def _share(term, sign, mass):
