@@ -252,10 +252,11 @@ def walk(
             here = _combine(state, row, gains)
             own = jax.tree.map(lambda leaf, j=j: leaf[j], tap)
             rates, memory, sight = evaluate(start + c * size, here, before, own, j)
-            gain = jax.tree.map(lambda rate: size * rate, rates)
+            gain = jax.tree.map(lambda rate, y: jnp.asarray(size * rate, y.dtype), rates, state)
             gains.append(gain if kick is None else (gain[0] + kick, *gain[1:]))
             seen.append(sight)
-            before = memory if j == 0 else before
+            if j == 0:
+                before = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), memory, before)
         return (_combine(state, table.b, gains), before), _stack(seen)
 
     if to_last:

@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoresens import _checks
 from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
+from scoresens.laws.bumps import safe_log
 from scoresens.laws.measures import Law, Measure, Mixture, Points, Posterior
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.processes import Scalar
@@ -68,21 +69,51 @@ class Share:
 
 @register_dataclass
 @dataclass(frozen=True)
+class Edits:
+    """Data and K mixtures of the same points: what they have in common, and what each has beyond
+    it, at the points that are named."""
+
+    common: Share
+    points: Points  # n of the data's
+    lost: Float[Array, "*K n"]  # weights that the data alone have
+    gained: Float[Array, "*K n"]  # that the mixtures alone have
+
+    def __getitem__(self, which: Int[Array, ""] | int) -> "Edits":
+        """Of one of the mixtures."""
+        return Edits(self.common[which], self.points, self.lost[which], self.gained[which])
+
+    def around(self, tau: Scalar, x: Float[Array, "*shape"]) -> tuple[Posterior, ...]:
+        """What is in common, and the data and the mixture, their means counted from its own."""
+        common = self.common.posterior(tau, x)
+
+        def with_more(weights):
+            total = jnp.sum(weights)
+            rows = jnp.where(total > 0, weights, jnp.ones_like(weights))
+            gain = self.points.with_weights(rows).posterior(tau, x).gain + safe_log(total)
+            top = jax.lax.stop_gradient(jnp.maximum(common.gain, gain))
+            (mass,), (mean,) = self.points.weighted_sums(tau, x, top, weights[None])
+            whole = jnp.exp(common.gain - top) + mass
+            return Posterior(top + jnp.log(whole), (mean - mass * common.mean) / whole)
+
+        return common, with_more(self.lost), with_more(self.gained)
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class ChangedLaw:
     """K laws `rho + mass chi_k`: what is kept of rho, what more there is, and what less. Made by
     `change`; one of them is `law[k]`."""
 
     log_kept: Float[Array, "*K"]  # the share of what is in common that is kept
-    common: Share | None  # None: all of rho
-    gone: Share | None  # what rho has beyond it, against the same whole
+    edits: Edits | None  # of the data's weights; None: all of rho is in common
     more: tuple[Share, ...]
     less: tuple[Share, ...]  # taken from the sum
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "ChangedLaw":
         """One of the laws."""
-        common, gone = (part and part[which] for part in (self.common, self.gone))
+        edits = None if self.edits is None else self.edits[which]
         more, less = (tuple(share[which] for share in shares) for shares in (self.more, self.less))
-        return ChangedLaw(self.log_kept[which], common, gone, more, less)
+        return ChangedLaw(self.log_kept[which], edits, more, less)
 
     def with_known(self, known: Sequence[Measure]) -> "ChangedLaw":
         """The same with each model among the components replaced by what is known of it at one
@@ -109,23 +140,23 @@ class ChangedLaw:
             x: `[*shape]`.
             own: gain and denoiser of rho at the place; not looked at where its points are edited.
         """
-        common = own if self.common is None else self.common.posterior(tau, x)
+        common, before, after = own, None, Posterior(own.gain, jnp.zeros_like(own.mean))
+        if self.edits is not None:
+            common, before, after = self.edits.around(tau, x)
 
         def apart(share):
             found = share.posterior(tau, x)
             return Posterior(found.gain, found.mean - common.mean)
 
-        still = Posterior(common.gain, jnp.zeros_like(common.mean))
-        before = still if self.gone is None else _merged([still, apart(self.gone)])
-        kept = Posterior(still.gain + self.log_kept, still.mean)
-        plus = _merged([kept, *map(apart, self.more)])
+        after = Posterior(after.gain + self.log_kept, after.mean)
+        plus = _merged([after, *map(apart, self.more)])
+        moved = plus.mean if before is None else plus.mean - before.mean
         if not self.less:
-            return plus.mean - before.mean, jnp.zeros((), bool)
+            return moved, jnp.zeros((), bool)
         minus = _merged(list(map(apart, self.less)))
         gap, most = minus.gain - plus.gain, jnp.log1p(-POLE)
         ratio = jnp.exp(jnp.minimum(gap, most))
-        bent = ratio / (1 - ratio) * (plus.mean - minus.mean)
-        return plus.mean + bent - before.mean, gap > most
+        return moved + ratio / (1 - ratio) * (plus.mean - minus.mean), gap > most
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
@@ -153,14 +184,9 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
     if data is not None:
         edits = [term for term in terms if term.index is not None]
         terms = [term for term in terms if term.index is None]
-    more = [_share(term, 1, mass) for term in terms if _may(term.weights > 0)]
+    more = tuple(_share(term, 1, mass) for term in terms if _may(term.weights > 0))
     less = tuple(_share(term, -1, mass) for term in terms if _may(term.weights < 0))
-    if not edits:
-        return ChangedLaw(log_left, None, None, tuple(more), less)
-    common, gone, gained = _edited(data, edits, left, mass)
-    if gained is not None:
-        more.append(replace_field(gained, log_mass=gained.log_mass + log_left))
-    return ChangedLaw(log_left, common, gone, tuple(more), less)
+    return ChangedLaw(log_left, _edited(data, edits, left, mass) if edits else None, more, less)
 
 
 class _Term(NamedTuple):
@@ -201,8 +227,7 @@ def _merged(parts):
 
 
 def _edited(data, edits, left, mass):
-    """Of data whose weights are edited: what K mixtures, divided by `left`, have in common with
-    them, what only the data have, and what only the mixtures have (None where none has)."""
+    """Data whose weights are edited, and K mixtures, divided by `left`, of the same points."""
     weights = data.normalized_weights
     kept = scaled = jnp.multiply.outer(left, weights)
     for edit in edits:
@@ -217,14 +242,12 @@ def _edited(data, edits, left, mass):
     index = jnp.concatenate([edit.index for edit in edits])
     order = jnp.arange(len(index))
     first = jnp.full(len(data), len(index)).at[index].min(order)[index] == order
-    new, old = kept[:, index], weights[index]
-    common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(jnp.minimum(new, old))
-    gained = jnp.where(first, jnp.maximum(new - old, 0), 0)
-    lost = jnp.where(first, jnp.maximum(old - new, 0), 0)
+    new, old = kept[:, index], jnp.broadcast_to(weights[index], (len(kept), len(index)))
+    less = jnp.where(new < old, new, old)
+    common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
     named = Points(data.points[index], None, data.bandwidth, data.kernel)
-    parts = ((data, common), (named, lost), (named, gained))
-    shares = [_share(_Term(*part, None, None), 1, mass) for part in parts]
-    return shares[0], shares[1], shares[2] if _may(gained > 0) else None
+    lost, gained = (jnp.where(first, have - less, 0) for have in (old, new))
+    return Edits(_share(_Term(data, common, None, None), 1, mass), named, lost, gained)
 
 
 def _share(term, sign, mass):

@@ -44,7 +44,9 @@ from scoresens.laws.bumps import (
     Origin,
     Places,
     Softmax,
+    finite_exp,
     log_excess,
+    most_of,
     over_blocks,
     safe_log,
     smoothed_mean,
@@ -243,8 +245,13 @@ class Points(Mixture):
         reference = reference - places.gain(self.kernel)
 
         def add(sums, block, bumps):
-            ratios = jnp.exp(bumps.log_kernels(places) - reference)
-            terms = block.columns(coefficients, seen=0.0) * ratios
+            logs, share = (
+                bumps.log_kernels(places) - reference,
+                block.columns(coefficients, seen=0.0),
+            )
+            beyond = (logs > most_of(logs)) & (share != 0)  # 0 times what is beyond is 0
+            endless = jnp.where(share > 0, jnp.inf, -jnp.inf)
+            terms = jnp.where(beyond, endless, share * finite_exp(logs))
             return sums[0] + jnp.sum(terms, -1), sums[1] + product(terms, bumps.offsets)
 
         rows = coefficients.shape[0]

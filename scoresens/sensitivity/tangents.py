@@ -134,7 +134,7 @@ def score_sensitivity(
         driver = Driver(process, score, prior=prior, rides=True)
         _, gain, climb = climb_all(driver, hat, taus, trace, keys, solve)
         raise_if_failed(solve, climb)
-        errors = climb.grid_error, climb.trace_error
+        errors = None if climb.grid_error is None else (climb.grid_error, climb.trace_error)
         density = riders.nats(gain, tau, x[0].size) - x[0].size * process.log_alpha(t)
         tangent = _score_tangent_of_model(process, score, perturbation, t, x, gain, solve)
     steps, solved = jnp.zeros(len(x), int), jnp.ones(len(x), bool)

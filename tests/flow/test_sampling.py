@@ -135,7 +135,7 @@ def test_samples_do_not_know_their_batch():
     gives, to the last rounding, and a larger batch begins with the smaller."""
     process, noise = laws.between_levels(ss.EDM())
     many = jnp.concatenate([noise, noise / 2])
-    score, key = ss.exact_score(process, laws.mixture()), jax.random.key(3)
+    score, key = ss.exact_score(process, laws.mixture()), jax.random.key(4)
 
     def flow(noise, size):
         solve = ss.Solve(steps=10, tau_min=0.1, batch_size=size)

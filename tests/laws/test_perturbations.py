@@ -1,5 +1,7 @@
 """Directions in the space of data laws, and the laws at finite mass."""
 
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -101,7 +103,7 @@ def test_sets_of_about_one_size_share_a_program(verb):
             return ss.sample_sensitivity(ss.EDM(), score, perturbation, noise, **given)
         return ss.counterfactual(ss.EDM(), score, perturbation, noise, mass=0.5, **given)
 
-    program = _push if verb == "sample_sensitivity" else _walk
+    program: Any = _push if verb == "sample_sensitivity" else _walk
     ask(ss.remove(data, np.arange(20) < 8))
     programs = program._cache_size()
     for count in (5, 6, 7):

@@ -143,7 +143,7 @@ def test_a_named_change_trains_on_the_law_that_it_predicts_with(dataset, setting
     law = change(data, perturbation, settings.mass)
     for tau in (0.1, 1.0):
         x = data.points[2] + tau * jnp.asarray(dataset.images[5])
-        found = law[0].denoise(tau, x)[0]
+        found = data.denoise(tau, x) + law[0].shift(tau, x, data.posterior(tau, x))[0]
         np.testing.assert_allclose(found, weighted.denoise(tau, x), rtol=1e-5, atol=1e-6)
 
 
