@@ -112,10 +112,11 @@ def attribute(
     Notes:
         Network: one path down (`2 steps` evaluations a sample with Heun, and the trace's products
         for `base=None`) and one adjoint up (as many evaluations, and P vector-Jacobian products at
-        each), whatever N is. Tables: with S = `2 steps` stages, `2 M S N d (3 + P)` operations,
-        `2 M S N d (1 + P)` for `base=None`. Memory: `M S (P + 2) d` numbers for a batch of samples
-        (`Solve.batch_size`), beside the result. On a CPU the adjoint of a convolutional network is
-        slow inside a loop (XLA).
+        each), whatever N is. Tables: with S = `2 steps` stages, `2 M S N d (1 + P)` operations;
+        `3 + P` against the data where the points are on the host, divided over devices, or more
+        than 262,144. Memory: `M S (P + 2) d` numbers for a batch of samples (`Solve.batch_size`)
+        and a few tables of 64 MB, beside the result. On a CPU the adjoint of a convolutional
+        network is slow inside a loop (XLA).
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
