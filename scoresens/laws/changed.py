@@ -75,18 +75,21 @@ class Edits:
 
     common: Share
     points: Points  # n of the data's
-    lost: Float[Array, "*K n"]  # weights that the data alone have
-    gained: Float[Array, "*K n"]  # that the mixtures alone have
+    lost: Float[Array, "*K n"] | None  # weights that the data alone have; None: no more
+    gained: Float[Array, "*K n"] | None  # that the mixtures alone have
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Edits":
         """Of one of the mixtures."""
-        return Edits(self.common[which], self.points, self.lost[which], self.gained[which])
+        beyond = (None if part is None else part[which] for part in (self.lost, self.gained))
+        return Edits(self.common[which], self.points, *beyond)
 
     def around(self, tau: Scalar, x: Float[Array, "*shape"]) -> tuple[Posterior, ...]:
         """What is in common, and the data and the mixture, their means counted from its own."""
         common = self.common.posterior(tau, x)
 
         def with_more(weights):
+            if weights is None:
+                return Posterior(common.gain, jnp.zeros_like(common.mean))
             total = jnp.sum(weights)
             rows = jnp.where(total > 0, weights, jnp.ones_like(weights))
             gain = self.points.with_weights(rows).posterior(tau, x).gain + safe_log(total)
@@ -246,7 +249,8 @@ def _edited(data, edits, left, mass):
     less = jnp.where(new < old, new, old)
     common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
     named = Points(data.points[index], None, data.bandwidth, data.kernel)
-    lost, gained = (jnp.where(first, have - less, 0) for have in (old, new))
+    beyond = (jnp.where(first, have - less, 0) for have in (old, new))
+    lost, gained = (weights if _may(weights > 0) else None for weights in beyond)
     return Edits(_share(_Term(data, common, None, None), 1, mass), named, lost, gained)
 
 

@@ -19,6 +19,7 @@ divides by the log-density that rides along, and D_r is the network's; against t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -48,6 +49,8 @@ from scoresens.sensitivity._trails import (
     without_p,
 )
 from scoresens.sensitivity.tables import States, is_on_host
+
+KEPT = 2**28  # numbers of kept states, of the samples of one batch: 1 GB in float32
 
 
 class Attribution(NamedTuple):
@@ -114,9 +117,10 @@ def attribute(
         for `base=None`) and one adjoint up (as many evaluations, and P vector-Jacobian products at
         each), whatever N is. Tables: with S = `2 steps` stages, `2 M S N d (1 + P)` operations;
         `3 + P` against the data where the points are on the host, divided over devices, or more
-        than 262,144. Memory: `M S (P + 2) d` numbers for a batch of samples (`Solve.batch_size`)
-        and a few tables of 64 MB, beside the result. On a CPU the adjoint of a convolutional
-        network is slow inside a loop (XLA).
+        than 262,144. Memory: `M S (P + 2) d` numbers for a batch of samples, at most
+        `Solve.batch_size` and so many that this is 1 GB in float32, and a few tables of 64 MB,
+        beside the result. On a CPU the adjoint of a convolutional network is slow inside a loop
+        (XLA).
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
@@ -125,23 +129,24 @@ def attribute(
     base, driver = driver_of(process, score, data, base, prior)
     noise, _ = checked_start(process, score, noise, shape=data.shape)
     functional = as_pytree(functional)
-    scalar = _check_functional(functional, noise[0])
+    shape = _functional_shape(functional, noise[0])
     check_top(top, data)
     keys = sample_keys(trace, key, len(noise), noisy=route.noisy) if driver.rides else None
     rule = trace if driver.rides else None
     run = _attribute_batch if is_on_host(data) else _attribute_on_device
+    size = _batch_size(solve, noise[0].size, math.prod(shape))
     levels, parts = zip(
         *(
             run(driver, data, base, functional, batch, rule, Wanted(top, profile), solve)
-            for batch in batches((noise, keys, route.of_samples(len(noise))), solve.batch_size)
+            for batch in batches((noise, keys, route.of_samples(len(noise))), size)
         ),
         strict=True,
     )
     x, value, found, stats = joined(parts)
     raise_if_failed(solve, stats)
-    if scalar:
+    if shape == ():
         value, found = without_p(value), found._replace(profile=without_p(found.profile))
-    return Attribution(*flat(found, scalar), x, value, levels[0], found.profile, stats)
+    return Attribution(*flat(found, shape == ()), x, value, levels[0], found.profile, stats)
 
 
 # ------------------------------------------------------------------ one batch
@@ -204,8 +209,14 @@ def _down_and_up(driver, functional, noise, keys, route, trace, solve):
     return Trail(x, value, states, omega, known, errors)
 
 
-def _check_functional(functional, x):
-    """Whether the functional is scalar; refuses what is neither scalar nor a vector."""
+def _batch_size(solve, size, functionals):
+    """As many samples as their kept states have room for."""
+    kept = solve.steps * len(tableau(solve).b) * (functionals + 2) * size
+    return max(1, min(solve.batch_size, KEPT // kept))
+
+
+def _functional_shape(functional, x):
+    """`()` or `(P,)`; refuses what is neither scalar nor a vector."""
     out = jax.eval_shape(functional, x)
     if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"a functional must return one floating-point array, got {out}")
@@ -214,4 +225,4 @@ def _check_functional(functional, x):
             f"a functional must return a scalar or a vector [P] for one sample, got shape "
             f"{out.shape}; flatten it"
         )
-    return out.shape == ()
+    return out.shape

@@ -35,7 +35,7 @@ from scoresens.flow import riders
 from scoresens.flow.riders import Driver
 from scoresens.flow.routes import Cargo, Flow, Route, Stage
 from scoresens.flow.sampling import climb_all
-from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
+from scoresens.flow.solve import Solve, Stats, in_batches, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.bumps import yardstick
@@ -44,6 +44,8 @@ from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Guided, Pair, Score, canonical_denoiser
+
+TANGENTS = 2**27  # numbers of the tangents of one batch: 512 MB in float32
 
 
 class ScoreSensitivity(NamedTuple):
@@ -187,7 +189,8 @@ def sample_sensitivity(
     Notes:
         Cost at each of the solver's stages (80 by default): one evaluation of the network, one
         linearisation, and one batched linear pass over the K tangents and the probes. Memory:
-        (batch, K, d) tangents.
+        (batch, K, d) tangents, a few times over; batches are of at most `Solve.batch_size` samples,
+        and so many that their tangents are 512 MB in float32.
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
@@ -225,7 +228,9 @@ def _push(drivers, noise, route, trace, keys, solve):
         end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
         return (end.x, end.tangents, end.nats), end.steps, end.solved, end.errors
 
-    found, *ran = over_samples(one, solve, noise, keys, route.of_samples(len(noise)))
+    room = TANGENTS // (riders.directions(drivers) * noise[0].size)
+    size = max(1, min(solve.batch_size, room))
+    found, *ran = in_batches(one, size, noise, keys, route.of_samples(len(noise)))
     x, tangent, nats = found
     density = nats[0] if len(nats) == 1 else Pair(*nats)
     return SampleSensitivity(x, tangent, density, stats_of(found, *ran))
