@@ -99,12 +99,8 @@ def gains_of(chain: Riders) -> Riders:
 def largest_errors(chains: tuple[Riders, ...]) -> Errors:
     """Of all laws that are followed."""
     laws = [law for chain in chains for law in (chain.own, *chain.others) if law is not None]
-    return Errors(
-        *(
-            jnp.max(jnp.abs(jnp.stack(parts)))
-            for parts in zip(*(law.errors for law in laws), strict=True)
-        )
-    )
+    errors = (law.errors for law in laws)
+    return jax.tree.map(lambda *parts: jnp.max(jnp.stack(parts)), *errors)
 
 
 def passed(past: Past, here: Here) -> Past:
@@ -161,10 +157,10 @@ def _advanced(past: Past, before: Followed, own: Evaluation, blur: Scalar, here:
     score = pull / jnp.square(level[0])
     bent = 0.5 * (1 - settled) / jnp.square(level[0]) * jnp.sum(jnp.square(missed))
     gained = exact + jnp.sum(weights * rates) + inner(score, missed) + bent
-    less = gained - jnp.sum((weights - lower) * rates) - inner(score, missed - less)
+    doubt = jnp.sum((weights - lower) * rates) + inner(score, missed - less)
     elapsed = jnp.abs(jnp.log(level[0] / level[1]))
     grid, probes = before.errors
-    errors = Errors(grid + jnp.abs(gained - less), probes + own.doubt * elapsed)
+    errors = Errors(grid + jnp.abs(doubt), probes + own.doubt * elapsed)
     return Followed(before.gain + gained, errors, trace[0], across[0])
 
 

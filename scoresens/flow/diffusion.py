@@ -160,7 +160,7 @@ def _gained(node, here):
 
     def bump(at):
         off = at.z - at.w * c
-        constant = c.size * log_excess(1 / at.w, jnp.asarray(-(BREADTH**2), at.w.dtype))
+        constant = c.size * log_excess(1 / at.w, -(BREADTH**2))
         return -0.5 * (constant + jnp.sum(jnp.square(off)) / at.w)
 
     gained = bump(here) - bump(node)

@@ -377,7 +377,7 @@ def _flow_by_diffrax(cargo, state, levels, solve, _):
     (x, tangents, gains), steps, solved, *flags = integrate(
         _flow_field, cargo, state, top, bottom, solve, count=count
     )
-    own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
+    own = _nats(cargo.drivers, [riders.own for riders in gains], bottom, x)
     return End(x, tangents, own, steps, solved, flags[0] if flags else None, None)
 
 

@@ -183,14 +183,14 @@ class Tableau(NamedTuple):
 
 def tableau(solve: Solve) -> Tableau:
     """The solver's rule, for paths that need its stages; refuses what has no fixed stages."""
-    table = getattr(solve.solver, "tableau", None)
     if solve.adaptive:
         raise ValueError(
             "the reverse SDE and attribution run on the fixed grid: leave rtol and atol out"
         )
     if isinstance(solve.solver, diffrax.Euler):
         return Tableau((0.0,), ((),), (1.0,))
-    if not isinstance(table, diffrax.ButcherTableau) or table.implicit:
+    table = _explicit(solve.solver)
+    if table is None:
         raise ValueError(
             "the reverse SDE and attribution need an explicit Runge-Kutta solver, such as "
             f"diffrax.Heun() or diffrax.Tsit5(), got {type(solve.solver).__name__}"
@@ -202,10 +202,17 @@ def tableau(solve: Solve) -> Tableau:
 def by_nodes(solve: Solve) -> bool:
     """Whether log-densities are better followed from node to node (`flow._nodes`, order 4) than by
     the solver itself: on fixed grids of explicit rules of an order up to 3."""
-    table = getattr(solve.solver, "tableau", None)
+    euler = isinstance(solve.solver, diffrax.Euler)
+    if solve.adaptive or not (euler or _explicit(solve.solver)):
+        return False
+    return cast(int, solve.solver.order(cast(Any, None))) <= 3
+
+
+def _explicit(solver):
+    """The table of an explicit Runge-Kutta solver, else None."""
+    table = getattr(solver, "tableau", None)
     explicit = isinstance(table, diffrax.ButcherTableau) and not table.implicit
-    stages = not solve.adaptive and (explicit or isinstance(solve.solver, diffrax.Euler))
-    return stages and cast(int, solve.solver.order(cast(Any, None))) <= 3
+    return table if explicit else None
 
 
 def walk(

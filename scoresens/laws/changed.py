@@ -273,7 +273,7 @@ def _log_share(share, mass):
             f"mass {mass} takes more than there is: a weight of the changed data becomes "
             f"{float(jnp.min(share)):.3g}; mass 1 is the whole of the named change"
         )
-    return jnp.where(share > 0, jnp.log(jnp.where(share > 0, share, 1.0)), -jnp.inf)
+    return safe_log(share)
 
 
 def _same_data(data, edited):

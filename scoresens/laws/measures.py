@@ -245,10 +245,8 @@ class Points(Mixture):
         reference = reference - places.gain(self.kernel)
 
         def add(sums, block, bumps):
-            logs, share = (
-                bumps.log_kernels(places) - reference,
-                block.columns(coefficients, seen=0.0),
-            )
+            logs = bumps.log_kernels(places) - reference
+            share = block.columns(coefficients, seen=0.0)
             beyond = (logs > most_of(logs)) & (share != 0)  # 0 times what is beyond is 0
             endless = jnp.where(share > 0, jnp.inf, -jnp.inf)
             terms = jnp.where(beyond, endless, share * finite_exp(logs))

@@ -7,7 +7,7 @@ chunks: the working memory is a few tables of one chunk by one block, whatever N
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
     BLOCK,
     Bumps,
+    Kernel,
     Origin,
+    Places,
     Softmax,
     over_blocks,
     shares,
@@ -55,6 +57,11 @@ class Plan(NamedTuple):
     chunk: int  # states at a time
     block: int | None  # points at a time; None: the table is of all
     few: int | None = None  # samples at a time, of a table of all points
+
+
+def is_on_host(points: Points) -> bool:
+    """Whether the points stay on the host, and are read from there block by block."""
+    return isinstance(points.points, np.ndarray | Stream)
 
 
 def posteriors(base: Points, states: States) -> Posterior:
@@ -94,13 +101,42 @@ def total(table: Array) -> Array:
     return contracted("s,s...->...", jnp.ones(len(table), table.dtype), table)
 
 
+def added(
+    plan: Plan, found: Array, each: Float[Array, "c m P B"], weights: Float[Array, " B"]
+) -> tuple[Array, Array | None]:
+    """The scores `[m, P, B]` with a chunk's contributions, and its part of the profile."""
+    if plan.group is None:
+        return found + total(each), None
+    steps = jax.vmap(total)(each.reshape(-1, plan.group, *each.shape[1:]))
+    return found + total(steps), product(jnp.abs(steps), weights)
+
+
+def against(
+    kernel: Kernel,
+    origin: Origin,
+    places: Places,
+    of_x: Array,
+    omega: Float[Array, "S M P d"],
+    known: Posterior,
+) -> tuple[Array, Array]:
+    """What log-kernels are measured from, `[S, M]`, and b_r `[S, M, P]`, where the law that they
+    are divided by is known at the states; `of_x` is `shares`'."""
+    apart = of_x * places.offset - (known.mean - origin.centre)
+    return known.gain - places.gain(kernel), contracted("smpd,smd->smp", omega, apart)
+
+
+def chunked(plan: Plan, given: Any) -> Any:
+    """The states, the leading axis, in chunks."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
+
+
 # ------------------------------------------------------------------ before and after the blocks
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _posterior_begun(plan, bandwidth, origin, states):
     places = origin.places(bandwidth, states.tau[:, None], states.x)
-    return _chunked(plan, (places, Softmax.empty(states.x)))
+    return chunked(plan, (places, Softmax.empty(states.x)))
 
 
 @jax.jit
@@ -116,10 +152,8 @@ def _influences_begun(plan, bumps, origin, states, omega, known):
     bandwidth, kernel = bumps
     of_x, of_y = shares(bandwidth, states.tau[:, None, None])
     places = origin.places(bandwidth, states.tau[:, None], states.x)
-    apart = of_x * places.offset - (known.mean - origin.centre)
-    offset = contracted("smpd,smd->smp", omega, apart)
-    reference = known.gain - places.gain(kernel)
-    return _chunked(plan, (places, reference, of_y[..., None] * omega, offset))
+    reference, offset = against(kernel, origin, places, of_x, omega, known)
+    return chunked(plan, (places, reference, of_y[..., None] * omega, offset))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "count"))
@@ -159,16 +193,14 @@ def _add_posterior(plan, given, carry, block):
 
 
 def _add_influences(plan, given, carry, block):
+    weights = jnp.where(block.fresh, block.weights, 0)
+
     def add(found, given):
         places, reference, omega, offset = given
         along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
         kernels = jnp.exp(block.bumps.log_kernels(places) - reference[..., None])
         each = kernels[:, :, None] * (along + offset[..., None])
-        if plan.group is None:
-            return found + total(each), None
-        steps = jax.vmap(total)(each.reshape(-1, plan.group, *each.shape[1:]))
-        seen = product(jnp.abs(steps), jnp.where(block.fresh, block.weights, 0))
-        return found + total(steps), seen
+        return added(plan, found, each, weights)
 
     samples, functionals = given[-1].shape[-2:]
     zeros = jnp.zeros((samples, functionals, len(block.fresh)), given[-1].dtype)
@@ -199,7 +231,7 @@ def _ranked(count, best, found, block):
 
 def _fold(add, plan, points, origin, given, carry):
     """`carry = add(plan, given, carry, block)` over all blocks, from the host or on the device."""
-    if not isinstance(points.points, np.ndarray | Stream):
+    if not is_on_host(points):
         return _fold_on_device(add, plan, points, origin, given, carry)
     size, weights, dtype = plan.block, points.normalized_weights, origin.centre.dtype
     for first in range(0, len(points), size):
@@ -229,11 +261,6 @@ def _fold_on_device(add, plan, points, origin, given, carry):
         return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
 
     return over_blocks(step, carry, len(points), plan.block)
-
-
-def _chunked(plan, given):
-    """The states, the leading axis, in chunks."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
 
 
 def _plan(points, counts, functionals, top=None, group=None):

@@ -23,24 +23,17 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from scoresens._products import contracted, product
-from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import Bumps, Origin, finite_exp, most_of, over_blocks, shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
 from scoresens.sensitivity import _blocks
-from scoresens.sensitivity._blocks import ROWS, Influences, Plan, States, total
+from scoresens.sensitivity._blocks import ROWS, Influences, Plan, States, is_on_host
 
 KEPT = 2**24  # entries of a table of all points: 64 MB in float32
 FEW = 64  # rows of a product below which reading the points takes longer than multiplying them
-
-
-def is_on_host(points: Points) -> bool:
-    """Whether the points stay on the host, and are read from there block by block."""
-    return isinstance(points.points, np.ndarray | Stream)
 
 
 def influences(
@@ -59,7 +52,7 @@ def influences(
         states: where the samples have been.
         omega: d functional / d D at each state.
         known: the law that kernels are divided by, or its gain `[S, M]` and denoiser
-            `[S, M, d]`; None, or `points`: the points' own.
+            `[S, M, d]`; None: the points' own.
         top: None returns all scores; else the `top` largest and smallest.
         group: also a profile, over groups of that many states.
     """
@@ -116,16 +109,12 @@ def _whole(plan, points, states, omega, known):
     contributions = functools.partial(_contributions, points, origin, weights)
 
     def add(found, given):
-        each = contributions(*given)
-        if plan.group is None:
-            return found + total(each), None
-        steps = jax.vmap(total)(each.reshape(-1, plan.group, *each.shape[1:]))
-        return found + total(steps), product(jnp.abs(steps), weights)
+        return _blocks.added(plan, found, contributions(*given), weights)
 
     def of_samples(given):
         zeros = jnp.zeros((*given[1].shape[1:-1], len(points)), omega.dtype)
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, plan.chunk, *leaf.shape[1:]), given)
-        found, profile = jax.lax.scan(add, zeros, (states.tau.reshape(-1, plan.chunk), *chunks))
+        chunks = _blocks.chunked(plan, (states.tau, *given))
+        found, profile = jax.lax.scan(add, zeros, chunks)
         profile = None if profile is None else profile.reshape(-1, *zeros.shape[:-1])
         if plan.top is None:
             return Influences(found, None, None, profile)
@@ -159,10 +148,8 @@ def _contributions(points, origin, weights, tau, x, omega, known):
         offset = -product(kernels[:, :, None] * along, weights) / mass
         kernels = jnp.where(logs > most_of(logs), jnp.inf, kernels) / mass
     else:
-        gain, mean = known
-        kernels = jnp.exp(logs - (gain - places.gain(points.kernel))[..., None])
-        apart = of_x * places.offset - (mean - origin.centre)
-        offset = contracted("smpd,smd->smp", omega, apart)
+        reference, offset = _blocks.against(points.kernel, origin, places, of_x, omega, known)
+        kernels = jnp.exp(logs - reference[..., None])
     return kernels[:, :, None] * (along + offset[..., None])
 
 
