@@ -67,6 +67,21 @@ def _count_bad(value):
     return jnp.sum(~jnp.isfinite(jnp.asarray(value)))
 
 
+def precision(name: str, value: Any) -> None:
+    """Refuse what is no precision of a product."""
+    if value is None:
+        return
+    some = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    try:
+        hash(value)
+        jax.eval_shape(lambda a, b: jnp.matmul(a, b, precision=value), some, some)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'{name} must be None, "highest", "high", "default" or the name of a '
+            f"jax.lax.DotAlgorithmPreset, got {value!r}"
+        ) from error
+
+
 def positive(name: str, value: Any) -> None:
     """Refuse a number that is not finite and greater than zero."""
     if is_concrete(value) and not (np.all(np.isfinite(value)) and np.all(np.asarray(value) > 0)):

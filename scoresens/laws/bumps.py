@@ -33,14 +33,14 @@ reference is 0.
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scoresens._products import contracted
+from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.processes import Scalar
 
@@ -126,6 +126,7 @@ class Bumped(Protocol):
 
     bandwidth: Scalar
     kernel: Kernel
+    precision: Precision
 
 
 class Places(NamedTuple):
@@ -173,26 +174,40 @@ def _far(spread: Array, square: Array) -> Array:
     return spread > square / 100
 
 
-class Bumps(NamedTuple):
-    """B points with their bumps. Made by `Bumps.of`."""
+@register_dataclass
+@dataclass(frozen=True)
+class Bumps:
+    """B points with their bumps. Made by `Bumps.of`. All products with points are here."""
 
     points: Float[Array, "B d"]
     offsets: Float[Array, "B d"]  # from the centre
     norms: Float[Array, " B"]  # squared, of the offsets
     kernel: Kernel
+    precision: Precision = field(metadata={"static": True})  # of the products
 
     @classmethod
     def of(
-        cls, points: Float[Array, "B d"], origin: Origin, kernel: Kernel = Gaussian()
+        cls,
+        points: Float[Array, "B d"],
+        origin: Origin,
+        kernel: Kernel = Gaussian(),
+        precision: Precision = None,
     ) -> "Bumps":
         """The bumps at these points."""
         offsets = points - origin.centre
-        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), kernel)
+        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), kernel, precision)
+
+    def along(self, rows: Float[Array, "*R d"]) -> Float[Array, "*R B"]:
+        """Products of rows and points, from the centre."""
+        return contracted("...d,bd->...b", rows, self.offsets, self.precision)
+
+    def summed(self, terms: Float[Array, "*R B"]) -> Float[Array, "*R d"]:
+        """Sums of the points, from the centre, times rows of terms."""
+        return contracted("...b,bd->...d", terms, self.offsets, self.precision)
 
     def log_kernels(self, places: Places) -> Float[Array, "*R B"]:
         """log K(x; y) of each place and point, less that at the place's reference distance."""
         square, spread, reference = (part[..., None] for part in places[2:5])
-        along = contracted("...d,bd->...b", places.offset, self.offsets)
 
         def ratio(excess):  # in both branches, to write the table once
             return self.kernel.ratio(excess, reference, spread, places.x.shape[-1])
@@ -208,7 +223,7 @@ class Bumps(NamedTuple):
             return ratio(squares - reference)
 
         harmless = _far(jnp.min(places.spread), jnp.max(self.norms))
-        return jax.lax.cond(harmless, expanded, exact_where_near, along)
+        return jax.lax.cond(harmless, expanded, exact_where_near, self.along(places.offset))
 
 
 def safe_log(weights: Array) -> Array:
@@ -261,8 +276,7 @@ class Softmax(NamedTuple):
         higher, other = jnp.maximum(self.top, best), jnp.where(some, best, self.top)
         top = jax.lax.stop_gradient(jnp.where(some == before, higher, other))
         kept, terms = finite_exp(self.top - top), weighed(weights, log_kernels - top[..., None])
-        gained = contracted("...b,bd->...d", terms, bumps.offsets)
-        total = kept[..., None] * self.total + gained
+        total = kept[..., None] * self.total + bumps.summed(terms)
         return Softmax(top, kept * self.mass + jnp.sum(terms, -1), total)
 
     @property

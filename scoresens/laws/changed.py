@@ -248,7 +248,7 @@ def _edited(data, edits, left, mass):
     new, old = kept[:, index], jnp.broadcast_to(weights[index], (len(kept), len(index)))
     less = jnp.where(new < old, new, old)
     common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
-    named = Points(data.points[index], None, data.bandwidth, data.kernel)
+    named = data.chosen(index)
     beyond = (jnp.where(first, have - less, 0) for have in (old, new))
     lost, gained = (weights if _may(weights > 0) else None for weights in beyond)
     return Edits(_share(_Term(data, common, None, None), 1, mass), named, lost, gained)

@@ -100,6 +100,7 @@ class Smoothed:
     bandwidth: Scalar
 
     kernel = Gaussian()  # of what is added to it
+    precision = None
 
     def __post_init__(self):
         _checks.positive("Smoothed.bandwidth", self.bandwidth)

@@ -20,17 +20,17 @@ log-density at every place; a `Mixture` has components, whose weights can be edi
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from scoresens import _checks
-from scoresens._products import contracted, product
+from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
@@ -72,6 +72,7 @@ class Law(abc.ABC):
 
     bandwidth: Scalar = 0.0  # of each point's bump; what a perturbation of this law takes over,
     kernel: Kernel = Gaussian()  # with the kernel of its noised bumps
+    precision: Precision = None  # and the precision of products with points
 
     @property
     @abc.abstractmethod
@@ -83,8 +84,8 @@ class Law(abc.ABC):
         """E[x_0 | x]: the ideal denoiser of this law."""
 
     def bumped_like(self, base: Bumped) -> "Law":
-        """Points take the base's kernel, for the noise of both is one, and its bandwidth where they
-        have none of their own; other laws are what they are."""
+        """Points take the base's kernel, for the noise of both is one, and its bandwidth and
+        precision where they have none of their own; other laws are what they are."""
         return self
 
 
@@ -160,18 +161,26 @@ class Points(Mixture):
         weights: `[N]`, non-negative, of any positive sum; None means equal weights.
         bandwidth: standard deviation h of each bump, in units of the data; 0 means Dirac masses.
         kernel: of the noised bumps.
+        precision: of the products with the points, apart from a network's: any that JAX takes
+            ("highest", "high", "default", or the name of a `jax.lax.DotAlgorithmPreset`, such as
+            "TF32_TF32_F32" or "BF16_BF16_F32_X3"). None: full, or `jax.default_matmul_precision`
+            where that is set.
 
     Raises:
-        ValueError: no points, integers, NaN, weights of another length or negative or all zero.
+        ValueError: no points, integers, NaN, weights of another length or negative or all zero, or
+            a precision that JAX has not. One that the device has not, as no CPU has
+            "TF32_TF32_F32", JAX refuses when it compiles.
 
     Notes:
         One evaluation costs 4 N d floating-point operations a sample and reads the points once.
+        What each precision does to attributions is in docs/performance.md.
     """
 
     points: Float[Array | np.ndarray, "N *shape"]
     weights: Float[Array | np.ndarray, " N"] | None = None
     bandwidth: Scalar = 0.0
     kernel: Kernel = Gaussian()
+    precision: Precision = field(default=None, metadata={"static": True})
 
     def __post_init__(self):
         object.__setattr__(self, "points", _checks.samples("points", self.points))
@@ -180,6 +189,7 @@ class Points(Mixture):
             _checks.weights("weights", weights, (*weights.shape[:-1], len(self.points)))
             object.__setattr__(self, "weights", weights)
         _checks.non_negative("bandwidth", self.bandwidth)
+        _checks.precision("precision", self.precision)
 
     @classmethod
     def on_host(
@@ -188,6 +198,7 @@ class Points(Mixture):
         weights: Float[np.ndarray, " N"] | None = None,
         bandwidth: Scalar = 0.0,
         kernel: Kernel = Gaussian(),
+        precision: Precision = None,
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
         map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
@@ -200,7 +211,7 @@ class Points(Mixture):
         if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
             for start in range(0, len(points), BLOCK):
                 _checks.samples("points", points[start : start + BLOCK])
-        checked = cls(points[:1], None, bandwidth, kernel)
+        checked = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
             weights = np.asarray(weights)
             weights = weights.astype(np.promote_types(weights.dtype, np.float32), copy=False)
@@ -250,7 +261,7 @@ class Points(Mixture):
             beyond = (logs > most_of(logs)) & (share != 0)  # 0 times what is beyond is 0
             endless = jnp.where(share > 0, jnp.inf, -jnp.inf)
             terms = jnp.where(beyond, endless, share * finite_exp(logs))
-            return sums[0] + jnp.sum(terms, -1), sums[1] + product(terms, bumps.offsets)
+            return sums[0] + jnp.sum(terms, -1), sums[1] + bumps.summed(terms)
 
         rows = coefficients.shape[0]
         start = (jnp.zeros(rows, x.dtype), jnp.zeros((rows, x.size), x.dtype))
@@ -260,7 +271,13 @@ class Points(Mixture):
 
     def bumped_like(self, base):
         bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
-        return replace_field(self, bandwidth=bandwidth, kernel=base.kernel)
+        precision = base.precision if self.precision is None else self.precision
+        return replace_field(self, bandwidth=bandwidth, kernel=base.kernel, precision=precision)
+
+    def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
+        """The points named, of equal weights, with all else as it is."""
+        images = self.points[index]
+        return Points(images, None, self.bandwidth, self.kernel, self.precision)
 
     def with_weights(self, weights):
         return replace_field(self, weights=weights)
@@ -277,7 +294,8 @@ class Points(Mixture):
         flat = self.points.reshape(len(self), -1)
 
         def step(carry, block):
-            return add(carry, block, Bumps.of(block.rows(flat), origin, self.kernel))
+            bumps = Bumps.of(block.rows(flat), origin, self.kernel, self.precision)
+            return add(carry, block, bumps)
 
         return over_blocks(step, carry, len(self))
 

@@ -277,7 +277,7 @@ def move(
     direction = _checks.samples("direction", direction, data.shape)
     if len(direction) != len(index):
         raise ValueError(f"move got {len(index)} points and {len(direction)} directions")
-    chosen = Points(data.points[index], None, data.bandwidth, data.kernel)
+    chosen = data.chosen(index)
     shares = jnp.where(jnp.asarray(moved), data.normalized_weights[index], 0)
     return Perturbation((Part(chosen, shares, jnp.asarray(index), direction),))
 
@@ -296,7 +296,7 @@ def _added(measure, coefficients):
 
 
 def _edited(data, index, coefficients):
-    chosen = Points(data.points[index], None, data.bandwidth, data.kernel)
+    chosen = data.chosen(index)
     return Perturbation((Part(chosen, coefficients, jnp.asarray(index)),))
 
 

@@ -72,7 +72,8 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     images = jnp.pad(points.points, ((0, pad), *(((0, 0),) * len(points.shape))), mode="edge")
     weights = jnp.pad(points.normalized_weights, (0, pad))
     images, weights = jax.device_put((images, weights), place)
-    return Shard(images, weights, points.bandwidth, points.kernel, axis, len(points))
+    bumps = points.bandwidth, points.kernel, points.precision
+    return Shard(images, weights, *bumps, axis, len(points))
 
 
 def specs(data: Points) -> Any:

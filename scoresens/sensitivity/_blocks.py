@@ -197,9 +197,8 @@ def _add_influences(plan, given, carry, block):
 
     def add(found, given):
         places, reference, omega, offset = given
-        along = contracted("smpd,bd->smpb", omega, block.bumps.offsets)
         kernels = jnp.exp(block.bumps.log_kernels(places) - reference[..., None])
-        each = kernels[:, :, None] * (along + offset[..., None])
+        each = kernels[:, :, None] * (block.bumps.along(omega) + offset[..., None])
         return added(plan, found, each, weights)
 
     samples, functionals = given[-1].shape[-2:]
@@ -239,14 +238,14 @@ def _fold(add, plan, points, origin, given, carry):
         rows = np.asarray(points.points[start : start + size], dtype).reshape(size, -1)
         part = jnp.asarray(weights[start : start + size], dtype)
         jax.block_until_ready(carry)  # read while the last block is added, never further ahead
-        bumps = rows, origin, points.kernel
-        carry = _add_one(add, plan, given, carry, bumps, part, (start, first))
+        seen, place = (rows, origin, points.kernel), (start, first)
+        carry = _add_one(add, plan, points.precision, given, carry, seen, part, place)
     return carry
 
 
-@functools.partial(jax.jit, static_argnames=("add", "plan"), donate_argnames="carry")
-def _add_one(add, plan, given, carry, bumps, weights, place):
-    (start, first), bumps = place, Bumps.of(*bumps)
+@functools.partial(jax.jit, static_argnames=("add", "plan", "precision"), donate_argnames="carry")
+def _add_one(add, plan, precision, given, carry, seen, weights, place):
+    (start, first), bumps = place, Bumps.of(*seen, precision=precision)
     fresh = start + jnp.arange(len(weights)) >= first
     return add(plan, given, carry, _Block(bumps, weights, start, fresh))
 
@@ -256,7 +255,7 @@ def _fold_on_device(add, plan, points, origin, given, carry):
     flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
 
     def step(carry, block):
-        bumps = Bumps.of(block.rows(flat), origin, points.kernel)
+        bumps = Bumps.of(block.rows(flat), origin, points.kernel, points.precision)
         fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
         return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scoresens._products import contracted, product
+from scoresens._products import product
 from scoresens.laws.bumps import Bumps, Origin, finite_exp, most_of, over_blocks, shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
@@ -158,9 +158,8 @@ def _products(points, origin, places, levers):
     flat = points.points.reshape(len(points), -1)
 
     def add(tables, block):
-        bumps = Bumps.of(block.rows(flat), origin, points.kernel)
-        along = contracted("smpd,bd->smpb", levers, bumps.offsets)
-        parts = bumps.log_kernels(places), along
+        bumps = Bumps.of(block.rows(flat), origin, points.kernel, points.precision)
+        parts = bumps.log_kernels(places), bumps.along(levers)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(table, part, block.start, -1)
             for table, part in zip(tables, parts, strict=True)

@@ -53,8 +53,8 @@ def test_rounded_operands_leave_norms_and_constants_whole(monkeypatch):
     constant = -0.5 * 3072 * np.log(2 * np.pi * tau**2)
     exact = bumps.contracted
 
-    def rounded(spec, a, b):
-        return exact(spec, ten_bits(a), ten_bits(b))
+    def rounded(spec, a, b, precision):
+        return exact(spec, ten_bits(a), ten_bits(b), precision)
 
     monkeypatch.setattr(bumps, "contracted", rounded)
     found = log_kernels(wide, 0.0, jnp.float32(tau), x)
