@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from scoresens._products import contracted, inner
 from scoresens.flow.riders import Driver, Evaluation, Riders, over_riders
-from scoresens.laws.bumps import BREADTH, level_of, log_excess
+from scoresens.laws.kernels import BREADTH, level_of, log_excess
 from scoresens.laws.processes import Scalar
 
 NODES = 3  # passed nodes that are kept

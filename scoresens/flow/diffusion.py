@@ -49,7 +49,7 @@ from scoresens.flow.riders import (
 from scoresens.flow.solve import Solve, grid
 from scoresens.flow.starts import fold, lowest_level, noise_end
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import BREADTH, level_of, log_excess
+from scoresens.laws.kernels import BREADTH, level_of, log_excess
 from scoresens.laws.learned import Smoothed
 from scoresens.laws.processes import Process, Scalar
 

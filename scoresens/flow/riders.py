@@ -29,7 +29,7 @@ from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
 from scoresens.flow.starts import gain_rate, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import BREADTH, level_of, log_excess, smoothed_mean, yardstick
+from scoresens.laws.kernels import BREADTH, level_of, log_excess, smoothed_mean, yardstick
 from scoresens.laws.learned import Base, Known, Learned, Smoothed, check_base
 from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation

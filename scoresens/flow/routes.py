@@ -46,7 +46,7 @@ from scoresens.flow.riders import (
 from scoresens.flow.solve import Solve, by_nodes, grid, integrate, pace, tableau, walk
 from scoresens.flow.starts import fold, lowest_level, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import level_of
+from scoresens.laws.kernels import level_of
 from scoresens.laws.learned import Known
 from scoresens.laws.processes import Scalar
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.bumps import BREADTH, yardstick
+from scoresens.laws.kernels import BREADTH, yardstick
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process, Scalar, by_name
 from scoresens.laws.scores import Score, as_pytree

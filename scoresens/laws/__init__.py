@@ -4,7 +4,7 @@ Processes and the canonical frame; scores and the networks they come from; laws 
 closed form; perturbations of them, infinitesimal and finite.
 """
 
-from scoresens.laws.bumps import Gaussian, Kernel
+from scoresens.laws.kernels import Gaussian, Kernel
 from scoresens.laws.learned import Learned, Smoothed
 from scoresens.laws.measures import (
     GaussianMixture,

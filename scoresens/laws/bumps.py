@@ -1,12 +1,7 @@
-r"""The kernel of noised data points, in blocks of points.
+r"""Noised data points, in blocks.
 
-A point y that carries a bump of **bandwidth** h, the Gaussian N(y, h^2 I) in its place (h = 0: the
-point itself), has at x and noise level tau the kernel and the posterior mean
-
-    log K(x; y)  = log N(x; y, v I) = -|x - y|^2 / 2v - d/2 log 2 pi v,      v = tau^2 + h^2
-    E[x_0|x, y]  = (h^2 x + tau^2 y) / (h^2 + tau^2)
-
-and the distances of R places to B points are one product of matrices: with c near the points,
+The distances of R places to B points, of which kernels are made (`kernels`), are one product of
+matrices: with c near the points,
 
     |x - y|^2 = |x - c|^2 + |y - c|^2 - 2 (x - c).(y - c)
 
@@ -14,23 +9,25 @@ and the distances of R places to B points are one product of matrices: with c ne
 them would be an error of an exponent: influences wrong by a factor of 20 at d = 3,072. What is
 known of a point or of a place alone is added entry by entry.
 
-**Log-kernels are ratios.** log K is of the order of d, and float32 keeps of it no more than 1e-7 d:
-at d = 196,608 posteriors were wrong by 2 %. What is exponentiated is therefore log K(x; y) - log K
-at a **reference** distance, for the Gaussian
+**Log-kernels are ratios** to that at a **reference** distance, for the Gaussian
 
     -( |y - c|^2 - 2 (x - c).(y - c) ) / 2v,      reference^2 = |x - c|^2
 
-and what all points have in common waits outside (`Places.gain`). For the same reason log-densities
-are carried as **gains**, log rho + d/2 log(2 pi (tau^2 + c^2)), measured against a broad Gaussian's
-constant (`yardstick`): what tells two laws apart is not lost among the constants of both.
+and what all points have in common waits outside (`Places.gain`).
+
+**Along axes** that a kernel weighs by shares g (6.7), with xi and zeta the coordinates of x and y,
+
+    sum_k g_k (xi_k - zeta_k)^2 = sum_k g_k xi_k^2 + sum_k g_k zeta_k^2 - 2 (g xi).zeta
+
+which is a second product, of the shares with the squares of the points' coordinates: a row for each
+noise level, not for each place.
 
 **Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
-therefore the mean of the first points, and where the loss would show, distances to the nearest few
-points of each block are taken again as exact differences: only those matter there, and their
-reference is 0.
+therefore the mean of the first points, or that of the axes, and where the loss would show,
+distances to the nearest few points of each block are taken again as exact differences: only those
+matter there, and their reference is 0.
 """
 
-import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
+from scoresens.laws.kernels import BREADTH, Gaussian, Kernel
 from scoresens.laws.processes import Scalar
 
 # A table of kernels, R places by B points, is the working memory, and products run fastest while it
@@ -49,75 +47,6 @@ from scoresens.laws.processes import Scalar
 # knows how many there are) are 4 MB in float32. Under a caller's `vmap` R is the caller's.
 BLOCK = 2048
 NEAREST = 8  # exact distances in each block
-LOG_2PI = math.log(2 * math.pi)
-
-
-def level_of(bandwidth: Scalar, tau: Scalar | Array) -> Array:
-    """The noise level at which a smoothed law is met: `sqrt(tau^2 + h^2)`."""
-    return jnp.sqrt(jnp.square(tau) + jnp.square(bandwidth))
-
-
-BREADTH = 0.25  # c of the yardstick, for data of order 1
-
-
-def yardstick(tau: Scalar | Array, size: int) -> Scalar | Array:
-    """d/2 log(2 pi (tau^2 + c^2)): a gain minus its log-density."""
-    return 0.5 * size * (jnp.log(jnp.square(tau) + BREADTH**2) + LOG_2PI)
-
-
-def log_excess(spread: Scalar | Array, over: Scalar | Array) -> Array:
-    """log of a variance over the yardstick's, `spread - over`, exact at both ends of the noise."""
-    yard = spread - over
-    near = over > -0.5 * yard
-    apart = jnp.log(jnp.where(near, yard, spread) / yard)
-    return jnp.where(near, jnp.log1p(jnp.where(near, over, 0) / yard), apart)
-
-
-def shares(bandwidth: Scalar, tau: Scalar | Array) -> tuple[Array, Array]:
-    """`h^2 / (h^2 + tau^2)` and `tau^2 / (h^2 + tau^2)`: of x and of y in the posterior mean."""
-    bump, noise = jnp.square(bandwidth), jnp.square(tau)
-    return bump / (bump + noise), noise / (bump + noise)
-
-
-def smoothed_mean(bandwidth: Scalar, tau: Scalar | Array, x: Array, mean: Array) -> Array:
-    """The posterior mean of a law smoothed by h, from that of the law itself at `level_of` (6.5);
-    of one bump, from its point. Linear in (x, mean)."""
-    of_x, of_y = shares(bandwidth, tau)
-    return of_x * x + of_y * mean
-
-
-class Kernel(abc.ABC):
-    """A noised bump as a function of distance. A new one is a class with `evaluate`, a pytree."""
-
-    @abc.abstractmethod
-    def evaluate(self, squares: Array, spread: Array, size: int) -> Array:
-        """log K, in nats, from `|x - y|^2`, v = tau^2 + h^2 (of shapes that broadcast), and d."""
-
-    def gain(self, squares: Array, spread: Array, over: Array, size: int) -> Array:
-        """log K as a gain: measured against a yardstick whose variance is `spread - over`."""
-        constant = 0.5 * size * (jnp.log(spread - over) + LOG_2PI)
-        return self.evaluate(squares, spread, size) + constant
-
-    def ratio(self, excess: Array, reference: Array, spread: Array, size: int) -> Array:
-        """log K at `reference + excess` minus log K at the squared distance `reference`; a kernel
-        that knows it without a difference of large numbers is the better for it."""
-        there = self.evaluate(reference + excess, spread, size)
-        return there - self.evaluate(reference, spread, size)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class Gaussian(Kernel):
-    """N(x; y, v I), the kernel of Gaussian noise."""
-
-    def evaluate(self, squares, spread, size):
-        return (-0.5 / spread) * squares - 0.5 * size * (jnp.log(spread) + LOG_2PI)
-
-    def gain(self, squares, spread, over, size):
-        return (-0.5 / spread) * squares - 0.5 * size * log_excess(spread, over)
-
-    def ratio(self, excess, reference, spread, size):
-        return (-0.5 / spread) * excess
 
 
 @runtime_checkable
@@ -134,10 +63,17 @@ class Places(NamedTuple):
 
     x: Float[Array, "*R d"]
     offset: Float[Array, "*R d"]  # from the centre
-    square: Float[Array, "*R"]  # |x - c|^2
+    along: Float[Array, "*R r"] | None  # x's coordinates; None: the kernel has no axes
+    shares: Float[Array, "*Q r"] | None  # of the axes, at each noise level
+    square: Float[Array, "*R"]  # |x - c|^2, weighed by the shares
     spread: Float[Array, "*R"]  # v
     reference: Float[Array, "*R"]  # the squared distance that log-kernels are measured from
     over: Float[Array, "*R"]  # v less the yardstick's variance
+
+    @property
+    def lever(self) -> Float[Array, "*R r"]:
+        """What is multiplied with the points, or with their coordinates."""
+        return self.offset if self.along is None else self.shares * self.along
 
     def gain(self, kernel: Kernel) -> Float[Array, "*R"]:
         """log K at the reference distance, as a gain."""
@@ -151,21 +87,27 @@ class Origin(NamedTuple):
     square: Float[Array, ""]  # mean squared distance of the points from it
 
     @classmethod
-    def of(cls, points: Any, dtype: Any = None) -> "Origin":
+    def of(cls, points: Any, kernel: Kernel, dtype: Any = None) -> "Origin":
         """Of points `[N, *shape]`: by the first of them, cheap for millions."""
         first = jnp.asarray(points[:BLOCK], dtype)
         first = first.reshape(len(first), -1)
-        centre = jnp.mean(first, 0)
+        centre = jnp.mean(first, 0) if kernel.axes is None else kernel.axes.centre
         return cls(centre, jnp.mean(jnp.sum(jnp.square(first - centre), -1)))
 
-    def places(self, bandwidth: Scalar, tau: Scalar | Array, x: Float[Array, "*R d"]) -> Places:
+    def places(
+        self, bandwidth: Scalar, kernel: Kernel, tau: Scalar | Array, x: Float[Array, "*R d"]
+    ) -> Places:
         """The places x at noise levels of a shape that broadcasts to `[*R]`."""
         offset = x - self.centre
-        square = jnp.sum(jnp.square(offset), -1)
+        if kernel.axes is None:
+            along, shares, square = None, None, jnp.sum(jnp.square(offset), -1)
+        else:
+            along, shares = kernel.axes.coordinates(x), kernel.shares(jnp.asarray(tau))
+            square = jnp.sum(shares * jnp.square(along), -1)
         spread = jnp.broadcast_to(jnp.square(tau) + jnp.square(bandwidth), square.shape)
         reference = jnp.where(_far(spread, self.square), square, 0)
         over = jnp.broadcast_to(jnp.square(bandwidth) - BREADTH**2, square.shape)
-        return Places(x, offset, square, spread, reference, over)
+        return Places(x, offset, along, shares, square, spread, reference, over)
 
 
 def _far(spread: Array, square: Array) -> Array:
@@ -182,6 +124,7 @@ class Bumps:
     points: Float[Array, "B d"]
     offsets: Float[Array, "B d"]  # from the centre
     norms: Float[Array, " B"]  # squared, of the offsets
+    coordinates: Float[Array, "B r"] | None  # None: the kernel has no axes
     kernel: Kernel
     precision: Precision = field(metadata={"static": True})  # of the products
 
@@ -192,14 +135,18 @@ class Bumps:
         origin: Origin,
         kernel: Kernel = Gaussian(),
         precision: Precision = None,
+        coordinates: Float[Array, "B r"] | None = None,
     ) -> "Bumps":
-        """The bumps at these points."""
+        """The bumps at these points; their coordinates, if they are not given, are taken here."""
         offsets = points - origin.centre
-        return cls(points, offsets, jnp.sum(jnp.square(offsets), -1), kernel, precision)
+        if kernel.axes is not None and coordinates is None:
+            coordinates = kernel.axes.coordinates(points)
+        norms = jnp.sum(jnp.square(offsets), -1)
+        return cls(points, offsets, norms, coordinates, kernel, precision)
 
     def along(self, rows: Float[Array, "*R d"]) -> Float[Array, "*R B"]:
         """Products of rows and points, from the centre."""
-        return contracted("...d,bd->...b", rows, self.offsets, self.precision)
+        return self._products(rows, self.offsets)
 
     def summed(self, terms: Float[Array, "*R B"]) -> Float[Array, "*R d"]:
         """Sums of the points, from the centre, times rows of terms."""
@@ -207,23 +154,46 @@ class Bumps:
 
     def log_kernels(self, places: Places) -> Float[Array, "*R B"]:
         """log K(x; y) of each place and point, less that at the place's reference distance."""
-        square, spread, reference = (part[..., None] for part in places[2:5])
+        square, spread, reference = (part[..., None] for part in places[4:7])
+        norms = self._norms(places.shares)
 
         def ratio(excess):  # in both branches, to write the table once
             return self.kernel.ratio(excess, reference, spread, places.x.shape[-1])
 
         def expanded(along):
-            return ratio((square - reference) + (self.norms - 2 * along))
+            return ratio((square - reference) + (norms - 2 * along))
 
         def exact_where_near(along):
-            squares = square + (self.norms - 2 * along)
+            squares = square + (norms - 2 * along)
             nearest = jax.lax.top_k(-squares, min(NEAREST, len(self.points)))[1]
-            exact = jnp.sum(jnp.square(self.points[nearest] - places.x[..., None, :]), -1)
+            exact = self._squares(nearest, places)
             squares = jnp.put_along_axis(squares, nearest, exact, -1, inplace=False)
             return ratio(squares - reference)
 
         harmless = _far(jnp.min(places.spread), jnp.max(self.norms))
-        return jax.lax.cond(harmless, expanded, exact_where_near, self.along(places.offset))
+        along = self._products(places.lever, self._seen)
+        return jax.lax.cond(harmless, expanded, exact_where_near, along)
+
+    @property
+    def _seen(self):
+        """The points, as distances are taken."""
+        return self.offsets if self.coordinates is None else self.coordinates
+
+    def _norms(self, shares):
+        """Squared distances from the centre, `[B]` or of each noise level."""
+        if self.coordinates is None:
+            return self.norms
+        return contracted("...r,br->...b", shares, jnp.square(self.coordinates))
+
+    def _squares(self, which, places):
+        """Squared distances to some of the points, without the expansion."""
+        if self.coordinates is None:
+            return jnp.sum(jnp.square(self.points[which] - places.x[..., None, :]), -1)
+        apart = self.coordinates[which] - places.along[..., None, :]
+        return jnp.sum(places.shares[..., None, :] * jnp.square(apart), -1)
+
+    def _products(self, rows, table):
+        return contracted("...d,bd->...b", rows, table, self.precision)
 
 
 def safe_log(weights: Array) -> Array:

@@ -20,8 +20,8 @@ log-density at every place; a `Mixture` has components, whose weights can be edi
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from dataclasses import replace as replace_field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -35,22 +35,25 @@ from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
     BLOCK,
-    BREADTH,
     Block,
     Bumped,
     Bumps,
-    Gaussian,
-    Kernel,
     Origin,
     Places,
     Softmax,
     finite_exp,
-    log_excess,
     most_of,
     over_blocks,
     safe_log,
-    smoothed_mean,
     weighed,
+)
+from scoresens.laws.kernels import (
+    BREADTH,
+    Gaussian,
+    Kernel,
+    log_excess,
+    resolved,
+    smoothed_mean,
     yardstick,
 )
 from scoresens.laws.processes import Process, Scalar
@@ -85,7 +88,17 @@ class Law(abc.ABC):
 
     def bumped_like(self, base: Bumped) -> "Law":
         """Points take the base's kernel, for the noise of both is one, and its bandwidth and
-        precision where they have none of their own; other laws are what they are."""
+        precision where they have none of their own; other laws are what they are.
+
+        Raises:
+            ValueError: a law that is no `Points`, beside a base whose kernels are no densities.
+        """
+        if not base.kernel.is_density:
+            raise ValueError(
+                f"a {type(self).__name__} has noised densities, and the base, with a temperature "
+                "or a resolution, has none to compare them with: take Points, or give the base "
+                "neither"
+            )
         return self
 
 
@@ -152,7 +165,7 @@ class Mixture(Measure):
 
 
 @register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Points(Mixture):
     """A weighted data set: each point a Dirac mass, or a Gaussian bump of the given bandwidth.
 
@@ -165,6 +178,10 @@ class Points(Mixture):
             ("highest", "high", "default", or the name of a `jax.lax.DotAlgorithmPreset`, such as
             "TF32_TF32_F32" or "BF16_BF16_F32_X3"). None: full, or `jax.default_matmul_precision`
             where that is set.
+        temperature: T of the kernel (6.6), > 0; above 1 it is less sharp than Bayes, as networks
+            are.
+        resolution: c of the kernel (6.7), >= 0; above 0 distances along each principal axis of the
+            points are weighed by their share of signal. `calibrate` finds both.
 
     Raises:
         ValueError: no points, integers, NaN, weights of another length or negative or all zero, or
@@ -173,7 +190,10 @@ class Points(Mixture):
 
     Notes:
         One evaluation costs 4 N d floating-point operations a sample and reads the points once.
-        What each precision does to attributions is in docs/performance.md.
+        What each precision does to attributions is in docs/performance.md. With a resolution, the
+        axes are those of these points (`principal_axes`, seconds on the host), and the points are
+        held twice. With it or a temperature there are no noised densities: `log_density` refuses,
+        and what compares densities does.
     """
 
     points: Float[Array | np.ndarray, "N *shape"]
@@ -181,15 +201,31 @@ class Points(Mixture):
     bandwidth: Scalar = 0.0
     kernel: Kernel = Gaussian()
     precision: Precision = field(default=None, metadata={"static": True})
+    coordinates: Float[Array, "N r"] | None = field(default=None, init=False)  # along its axes
 
-    def __post_init__(self):
-        object.__setattr__(self, "points", _checks.samples("points", self.points))
-        if self.weights is not None:
-            weights = _checks.floating("weights", self.weights)
-            _checks.weights("weights", weights, (*weights.shape[:-1], len(self.points)))
-            object.__setattr__(self, "weights", weights)
-        _checks.non_negative("bandwidth", self.bandwidth)
-        _checks.precision("precision", self.precision)
+    def __init__(
+        self,
+        points: Float[ArrayLike, "N *shape"],
+        weights: Float[ArrayLike, " N"] | None = None,
+        bandwidth: Scalar = 0.0,
+        kernel: Kernel = Gaussian(),
+        precision: Precision = None,
+        *,
+        temperature: Scalar = 1.0,
+        resolution: Scalar = 0.0,
+    ):
+        points = _checks.samples("points", points)
+        if weights is not None:
+            weights = _checks.floating("weights", weights)
+            _checks.weights("weights", weights, (*weights.shape[:-1], len(points)))
+        _checks.non_negative("bandwidth", bandwidth)
+        _checks.precision("precision", precision)
+        kernel = resolved(kernel, temperature, resolution, points)
+        self._set(points, weights, bandwidth, kernel, precision, _coordinates(kernel, points))
+
+    def _set(self, *values: Any) -> None:
+        for each, value in zip(fields(Points), values, strict=True):
+            object.__setattr__(self, each.name, value)
 
     @classmethod
     def on_host(
@@ -199,6 +235,9 @@ class Points(Mixture):
         bandwidth: Scalar = 0.0,
         kernel: Kernel = Gaussian(),
         precision: Precision = None,
+        *,
+        temperature: Scalar = 1.0,
+        resolution: Scalar = 0.0,
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
         map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
@@ -211,13 +250,13 @@ class Points(Mixture):
         if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
             for start in range(0, len(points), BLOCK):
                 _checks.samples("points", points[start : start + BLOCK])
+        kernel = resolved(kernel, temperature, resolution, points)
         checked = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
             weights = np.asarray(weights)
             weights = weights.astype(np.promote_types(weights.dtype, np.float32), copy=False)
             _checks.weights("weights", weights, (len(points),))
-        object.__setattr__(checked, "points", points)
-        object.__setattr__(checked, "weights", weights)
+        checked._set(points, weights, bandwidth, kernel, precision, None)
         return checked
 
     def __len__(self) -> int:
@@ -272,7 +311,10 @@ class Points(Mixture):
     def bumped_like(self, base):
         bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
         precision = base.precision if self.precision is None else self.precision
-        return replace_field(self, bandwidth=bandwidth, kernel=base.kernel, precision=precision)
+        coordinates = _coordinates(base.kernel, self.points)
+        return self._but(
+            bandwidth=bandwidth, kernel=base.kernel, precision=precision, coordinates=coordinates
+        )
 
     def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
         """The points named, of equal weights, with all else as it is."""
@@ -280,24 +322,46 @@ class Points(Mixture):
         return Points(images, None, self.bandwidth, self.kernel, self.precision)
 
     def with_weights(self, weights):
-        return replace_field(self, weights=weights)
+        return self._but(weights=weights)
+
+    def block(self, block: Block, origin: Origin) -> Bumps:
+        """Some of the points with their bumps."""
+        rows = block.rows(self.points.reshape(len(self), -1))
+        along = None if self.coordinates is None else block.rows(self.coordinates)
+        return Bumps.of(rows, origin, self.kernel, self.precision, along)
+
+    def log_density(self, tau, x):
+        if not self.kernel.is_density:
+            raise ValueError(
+                "points with a temperature or a resolution have no noised density; give Points "
+                "without them where densities are asked for (a prior, a certificate, a score)"
+            )
+        return super().log_density(tau, x)
+
+    def _but(self, **changes: Any) -> "Points":
+        """The same, but for some fields, without looking at them again."""
+        other = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def _seen_from(self, tau: Scalar, x: Float[Array, " d"]) -> tuple[Origin, Places]:
         """What the points are measured from, and one place as they see it."""
-        origin = Origin.of(self.points)
-        return origin, origin.places(self.bandwidth, tau, x)
+        origin = Origin.of(self.points, self.kernel)
+        return origin, origin.places(self.bandwidth, self.kernel, tau, x)
 
     def _over_blocks(
         self, add: Callable[[Any, Block, Bumps], Any], carry: Any, origin: Origin
     ) -> Any:
         """`carry = add(carry, block, bumps)` over all points."""
-        flat = self.points.reshape(len(self), -1)
+        return over_blocks(
+            lambda carry, block: add(carry, block, self.block(block, origin)), carry, len(self)
+        )
 
-        def step(carry, block):
-            bumps = Bumps.of(block.rows(flat), origin, self.kernel, self.precision)
-            return add(carry, block, bumps)
 
-        return over_blocks(step, carry, len(self))
+def _coordinates(kernel: Kernel, points: Float[Array, "N *shape"]) -> Array | None:
+    """Along the kernel's axes, if it has any."""
+    return kernel.axes and kernel.axes.coordinates(points.reshape(len(points), -1))
 
 
 class GaussianMixture(Mixture):

@@ -80,8 +80,11 @@ def specs(data: Points) -> Any:
     """How `jax.shard_map` hands data to each device: of a shard its part, else the whole."""
     if not isinstance(data, Shard):
         return P()
-    leaves, structure = jax.tree.flatten(data)
-    return jax.tree.unflatten(structure, [P(data.axis) if np.ndim(x) else P() for x in leaves])
+
+    def spec(path, _):
+        return P(data.axis) if path[0].name in DIVIDED else P()
+
+    return jax.tree_util.tree_map_with_path(spec, data)
 
 
 def summed(part: Any, data: Points) -> Any:

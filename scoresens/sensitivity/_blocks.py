@@ -19,14 +19,12 @@ from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
     BLOCK,
     Bumps,
-    Kernel,
     Origin,
     Places,
     Softmax,
     over_blocks,
-    shares,
-    smoothed_mean,
 )
+from scoresens.laws.kernels import Kernel, shares, smoothed_mean
 from scoresens.laws.measures import Points, Posterior
 from scoresens.laws.shards import combined, ranked, summed
 
@@ -66,10 +64,14 @@ def is_on_host(points: Points) -> bool:
 
 def posteriors(base: Points, states: States) -> Posterior:
     """Gain `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
-    plan, origin = _plan(base, states.x.shape[:2], 1), Origin.of(base.points, states.x.dtype)
-    given, start = _posterior_begun(plan, base.bandwidth, origin, states)
+    plan, origin = (
+        _plan(base, states.x.shape[:2], 1),
+        Origin.of(base.points, base.kernel, states.x.dtype),
+    )
+    bumps = base.bandwidth, base.kernel
+    given, start = _posterior_begun(plan, bumps, origin, states)
     found = _fold(_add_posterior, plan, base, origin, given, start)
-    return combined(_posterior_done(base.bandwidth, base.kernel, origin, states, found), base)
+    return combined(_posterior_done(bumps, origin, states, found), base)
 
 
 def influences(
@@ -83,7 +85,7 @@ def influences(
 ) -> Influences:
     """See `tables.influences`."""
     plan = _plan(points, omega.shape[:2], omega.shape[2], top, group)
-    origin = Origin.of(points.points, states.x.dtype)
+    origin = Origin.of(points.points, points.kernel, states.x.dtype)
     bumps = points.bandwidth, points.kernel
     given = _influences_begun(plan, bumps, origin, states, omega, known)
     start = _no_influences(plan, len(points), omega)
@@ -134,15 +136,16 @@ def chunked(plan: Plan, given: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def _posterior_begun(plan, bandwidth, origin, states):
-    places = origin.places(bandwidth, states.tau[:, None], states.x)
+def _posterior_begun(plan, bumps, origin, states):
+    places = origin.places(*bumps, states.tau[:, None], states.x)
     return chunked(plan, (places, Softmax.empty(states.x)))
 
 
 @jax.jit
-def _posterior_done(bandwidth, kernel, origin, states, found):
+def _posterior_done(bumps, origin, states, found):
+    bandwidth, kernel = bumps
     found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-    gain = found.log_mass + origin.places(bandwidth, states.tau[:, None], states.x).gain(kernel)
+    gain = found.log_mass + origin.places(*bumps, states.tau[:, None], states.x).gain(kernel)
     mean = smoothed_mean(bandwidth, states.tau[:, None, None], states.x, found.mean(origin))
     return Posterior(gain, mean)
 
@@ -151,7 +154,7 @@ def _posterior_done(bandwidth, kernel, origin, states, found):
 def _influences_begun(plan, bumps, origin, states, omega, known):
     bandwidth, kernel = bumps
     of_x, of_y = shares(bandwidth, states.tau[:, None, None])
-    places = origin.places(bandwidth, states.tau[:, None], states.x)
+    places = origin.places(*bumps, states.tau[:, None], states.x)
     reference, offset = against(kernel, origin, places, of_x, omega, known)
     return chunked(plan, (places, reference, of_y[..., None] * omega, offset))
 
@@ -252,11 +255,11 @@ def _add_one(add, plan, precision, given, carry, seen, weights, place):
 
 @functools.partial(jax.jit, static_argnames=("add", "plan"))
 def _fold_on_device(add, plan, points, origin, given, carry):
-    flat, weights = points.points.reshape(len(points), -1), points.normalized_weights
+    weights = points.normalized_weights
 
     def step(carry, block):
-        bumps = Bumps.of(block.rows(flat), origin, points.kernel, points.precision)
         fresh = block.fresh & (block.start + jnp.arange(len(block.fresh)) < points.originals)
+        bumps = points.block(block, origin)
         return add(plan, given, carry, _Block(bumps, block.rows(weights), block.start, fresh))
 
     return over_blocks(step, carry, len(points), plan.block)

@@ -20,7 +20,7 @@ from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
-from scoresens.laws.bumps import level_of
+from scoresens.laws.kernels import level_of
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process

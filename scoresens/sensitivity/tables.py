@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens._products import product
-from scoresens.laws.bumps import Bumps, Origin, finite_exp, most_of, over_blocks, shares
+from scoresens.laws.bumps import Origin, finite_exp, most_of, over_blocks
+from scoresens.laws.kernels import shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
 from scoresens.sensitivity import _blocks
@@ -105,7 +106,10 @@ def _whole_plan(points, counts, top, group):
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _whole(plan, points, states, omega, known):
-    origin, weights = Origin.of(points.points, states.x.dtype), points.normalized_weights
+    origin, weights = (
+        Origin.of(points.points, points.kernel, states.x.dtype),
+        points.normalized_weights,
+    )
     contributions = functools.partial(_contributions, points, origin, weights)
 
     def add(found, given):
@@ -138,7 +142,7 @@ def _whole(plan, points, states, omega, known):
 
 def _contributions(points, origin, weights, tau, x, omega, known):
     """`K / rho omega.(D_k - D)` of each state, sample, functional and point."""
-    places = origin.places(points.bandwidth, tau[:, None], x)
+    places = origin.places(points.bandwidth, points.kernel, tau[:, None], x)
     of_x, of_y = shares(points.bandwidth, tau[:, None, None])
     logs, along = _products(points, origin, places, of_y[..., None] * omega)
     if known is None:
@@ -155,10 +159,9 @@ def _contributions(points, origin, weights, tau, x, omega, known):
 
 def _products(points, origin, places, levers):
     """Log-kernels of all points, and the levers along them."""
-    flat = points.points.reshape(len(points), -1)
 
     def add(tables, block):
-        bumps = Bumps.of(block.rows(flat), origin, points.kernel, points.precision)
+        bumps = points.block(block, origin)
         parts = bumps.log_kernels(places), bumps.along(levers)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(table, part, block.start, -1)

@@ -38,7 +38,7 @@ from scoresens.flow.sampling import climb_all
 from scoresens.flow.solve import Solve, Stats, in_batches, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
-from scoresens.laws.bumps import yardstick
+from scoresens.laws.kernels import yardstick
 from scoresens.laws.learned import Base, check_base
 from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
