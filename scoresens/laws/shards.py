@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from scoresens._checks import wide
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.measures import Points, Posterior
 
@@ -59,6 +60,9 @@ class Shard(Points):
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     """The points with their weights, divided over an axis of a mesh, as arrays of JAX.
 
+    Points on the host (`Points.on_host`: an array, a memory map, a `Stream`) are read by the piece:
+    no device ever has more of them than its own.
+
     Args:
         points: N points.
         mesh: the devices.
@@ -67,12 +71,19 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     Returns:
         A shard of all devices together: hand it to `jax.shard_map` with `specs` of it.
     """
-    pad = -len(points) % mesh.shape[axis]
-    place = NamedSharding(mesh, P(axis))
-    images = jnp.pad(points.points, ((0, pad), *(((0, 0),) * len(points.shape))), mode="edge")
-    weights = jnp.pad(points.normalized_weights, (0, pad))
-    images, weights = jax.device_put((images, weights), place)
-    return Shard(images, weights, points.bandwidth, points.kernel, axis, len(points))
+    count, place = len(points), NamedSharding(mesh, P(axis))
+    total = count + -count % mesh.shape[axis]
+
+    def piece(index):
+        start, stop, _ = index[0].indices(total)
+        rows = np.asarray(points.points[min(start, count - 1) : stop], wide(points.points.dtype))
+        lacking = stop - start - len(rows)
+        return np.pad(rows, ((0, lacking), *((0, 0),) * len(points.shape)), mode="edge")
+
+    images = jax.make_array_from_callback((total, *points.shape), place, piece)
+    weights = np.pad(np.asarray(points.normalized_weights), (0, total - count))
+    weights = jax.device_put(weights, place)
+    return Shard(images, weights, points.bandwidth, points.kernel, axis, count)
 
 
 def specs(data: Points) -> Any:

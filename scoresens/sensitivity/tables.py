@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens._products import contracted, product
-from scoresens.laws.bumps import Bumps, Origin, finite_exp, most_of, over_blocks, shares
+from scoresens.laws.bumps import Bumps, Origin, block_of, finite_exp, most_of, over_blocks, shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
 from scoresens.sensitivity import _blocks
@@ -167,4 +167,4 @@ def _products(points, origin, places, levers):
         )
 
     tables = (jnp.zeros((*of.shape[:-1], len(points)), of.dtype) for of in (places.x, levers))
-    return over_blocks(add, tuple(tables), len(points))
+    return over_blocks(add, tuple(tables), len(points), block_of(flat.shape[1]))
