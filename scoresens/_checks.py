@@ -55,11 +55,23 @@ def finite(name: str, value: Any) -> None:
     if not is_concrete(value):
         return
     with jax.ensure_compile_time_eval():
-        bad = int(_count_bad(value))
+        bad = 0 if bool(_all_finite(value)) else int(_count_bad(value))
     if bad:
         raise ValueError(
             f"{name} has {bad} entries that are NaN or infinite; remove or repair them first"
         )
+
+
+@jax.jit
+def finite_rows(value: jax.Array) -> jax.Array:
+    """Whether all numbers of each row are finite, `[M]`. Flags of each would be a table, which XLA
+    holds as a whole; 0 times what is not finite is NaN, and so is a sum that has one."""
+    return jnp.isfinite(jnp.sum(0 * value.reshape(len(value), -1), -1))
+
+
+@jax.jit
+def _all_finite(value):
+    return jnp.isfinite(jnp.sum(0 * jnp.asarray(value)))
 
 
 @jax.jit

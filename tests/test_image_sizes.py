@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import scoresens as ss
-from scoresens.sensitivity import tables
+from scoresens.sensitivity import tables, tangents
 
 EDM = ss.EDM()
 
@@ -47,6 +47,23 @@ def test_black_box_tangents_are_those_of_the_law(size, spectrum):
     missed = np.abs(found.log_density - expected)
     claimed = np.asarray(found.stats.grid_error)  # neither too small nor much too large
     assert np.all(missed <= claimed) and np.all(claimed <= 6 * missed + 0.1), (missed, claimed)
+
+
+def test_memory_is_bounded_whatever_the_directions_and_samples(monkeypatch):
+    """64 tangents of 3 x 12,288 numbers, of which 8 have room: beside the results a few times
+    these 8, and one sample's results."""
+    size, directions, samples, room = 12_288, 64, 3, 8
+    monkeypatch.setattr(tangents, "TANGENTS", room * size)
+
+    def pushed(new, noise):
+        data, solve = ss.Points(new[:2], bandwidth=30.0), ss.Solve(steps=2)
+        score = jax.tree_util.Partial(lambda t, x: -x / (1 + t**2))
+        found = ss.sample_sensitivity(EDM, score, ss.add(new), noise, base=data, solve=solve)
+        return found.tangent
+
+    given = [jax.ShapeDtypeStruct((n, size), jnp.float32) for n in (directions, samples)]
+    told = jax.jit(pushed).lower(*given).compile().memory_analysis()
+    assert told.temp_size_in_bytes < 4 * size * (2 * directions + 8 * room)
 
 
 def exact_kernels(points, weights, x, tau):

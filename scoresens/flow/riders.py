@@ -17,12 +17,12 @@ What is integrated are gains (`starts`). Along the reverse SDE see `diffusion`.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from scoresens import _checks
 from scoresens._products import inner
@@ -131,6 +131,11 @@ def directions(drivers: Drivers) -> int:
     if len(counts) > 1:
         raise ValueError(f"the two perturbations of a Pair have {sorted(counts)} directions")
     return counts.pop()
+
+
+def some(drivers: Drivers, which: Int[Array, " n"]) -> Drivers:
+    """The drivers with some of their directions."""
+    return tuple(replace(d, perturbation=d.perturbation and d.perturbation[which]) for d in drivers)
 
 
 def shape_of(drivers: Drivers) -> tuple[int, ...]:

@@ -131,11 +131,32 @@ def over_samples(function: Callable, solve: Solve, *arrays: PyTree) -> PyTree:
 
 
 def in_batches(function: Callable, batch_size: int, *arrays: PyTree) -> PyTree:
-    """`function` mapped over the leading axis, at most `batch_size` rows side by side."""
-    count = jax.tree.leaves(arrays)[0].shape[0]
+    """`function` mapped over the leading axis, at most `batch_size` rows side by side.
+
+    All batches are of one size, the last begins early: one program, whose results are written where
+    they stay (`lax.map` with a batch size has a second program for what is left over, and a copy of
+    all results to join them).
+    """
+    count, mapped = jax.tree.leaves(arrays)[0].shape[0], jax.vmap(function)
     if count <= batch_size:
-        return jax.vmap(function)(*arrays)
-    return jax.lax.map(lambda row: function(*row), arrays, batch_size=batch_size)
+        return mapped(*arrays)
+    parts = -(-count // batch_size)
+    size = -(-count // parts)
+
+    def step(found, first):
+        start = jnp.minimum(first, count - size)
+
+        def cut(leaf):
+            return jax.lax.dynamic_slice_in_dim(leaf, start, size)
+
+        def put(table, rows):
+            return jax.lax.dynamic_update_slice_in_dim(table, rows, start, 0)
+
+        return jax.tree.map(put, found, mapped(*jax.tree.map(cut, arrays))), None
+
+    whole = jax.eval_shape(mapped, *arrays)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), whole)
+    return jax.lax.scan(step, empty, jnp.arange(0, parts * size, size))[0]
 
 
 def raise_if_failed(solve: Solve, stats: Stats) -> None:
@@ -166,9 +187,7 @@ def stats_of(
     errors: tuple[Array, Array] | None = None,
 ) -> Stats:
     """Stats of M samples whose results are the leaves of `result`."""
-    flags = [
-        jnp.all(jnp.isfinite(leaf.reshape(len(steps), -1)), -1) for leaf in jax.tree.leaves(result)
-    ]
+    flags = [_checks.finite_rows(leaf) for leaf in jax.tree.leaves(result)]
     finite = functools.reduce(jnp.logical_and, flags)
     return Stats(steps, solved, finite, *(errors or (None, None)))
 

@@ -46,7 +46,13 @@ from scoresens.laws.processes import Scalar
 # stays in a processor's cache: 2048 points at a time, by 512 places (`sensitivity.tables`, which
 # knows how many there are) are 4 MB in float32. Under a caller's `vmap` R is the caller's.
 BLOCK = 2048
+NUMBERS = 2**25  # of a block of points at most: 128 MB in float32
 NEAREST = 8  # exact distances in each block
+
+
+def block_of(size: int) -> int:
+    """How many points of `size` numbers a block has."""
+    return max(1, min(BLOCK, NUMBERS // size))
 
 
 @runtime_checkable
@@ -89,7 +95,7 @@ class Origin(NamedTuple):
     @classmethod
     def of(cls, points: Any, kernel: Kernel, dtype: Any = None) -> "Origin":
         """Of points `[N, *shape]`: by the first of them, cheap for millions."""
-        first = jnp.asarray(points[:BLOCK], dtype)
+        first = jnp.asarray(points[: block_of(math.prod(points.shape[1:]))], dtype)
         first = first.reshape(len(first), -1)
         centre = jnp.mean(first, 0) if kernel.axes is None else kernel.axes.centre
         return cls(centre, jnp.mean(jnp.sum(jnp.square(first - centre), -1)))
@@ -210,6 +216,13 @@ def weighed(weights: Float[Array, " n"], logs: Float[Array, "*R n"]) -> Float[Ar
     return jnp.where(some, 1, weights) * finite_exp(logs)
 
 
+def signed(coefficients: Float[Array, "*K n"], logs: Float[Array, " n"]) -> Float[Array, "*K n"]:
+    """`c exp(log)` of coefficients of any sign; 0 times what is beyond all numbers is 0."""
+    beyond = (logs > most_of(logs)) & (coefficients != 0)
+    endless = jnp.where(coefficients > 0, jnp.inf, -jnp.inf)
+    return jnp.where(beyond, endless, coefficients * finite_exp(logs))
+
+
 def most_of(logs: Array) -> float:
     """The logarithm of e^-30 of the largest number."""
     return math.log(jnp.finfo(logs.dtype).max) - 30
@@ -275,12 +288,16 @@ class Block(NamedTuple):
         part = jax.lax.dynamic_slice_in_dim(table, self.start, len(self.fresh), -1)
         return jnp.where(self.fresh, part, seen)
 
+    def put(
+        self, table: Float[Array, "N *shape"], rows: Float[Array, "B *shape"]
+    ) -> Float[Array, "N *shape"]:
+        """The table with this block's rows, those that were seen before once more."""
+        return jax.lax.dynamic_update_slice_in_dim(table, rows, self.start, 0)
 
-def over_blocks(
-    add: Callable[[Any, Block], Any], carry: Any, count: int, size: int | None = None
-) -> Any:
-    """`carry = add(carry, block)` over blocks of `size` (BLOCK) of that many points."""
-    size = min(count, size or BLOCK)
+
+def over_blocks(add: Callable[[Any, Block], Any], carry: Any, count: int, size: int) -> Any:
+    """`carry = add(carry, block)` over blocks of `size` of that many points."""
+    size = min(count, size)
     if count == size:
         return add(carry, Block(0, jnp.ones(size, bool)))
 

@@ -37,7 +37,7 @@ from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.bumps import safe_log
 from scoresens.laws.measures import Law, Measure, Mixture, Points, Posterior
-from scoresens.laws.perturbations import Perturbation
+from scoresens.laws.perturbations import Perturbation, totals
 from scoresens.laws.processes import Scalar
 from scoresens.laws.shards import Shard
 
@@ -53,6 +53,7 @@ class Share:
     weights: Float[Array, "*K n"] | None  # None: the law's own in all of them
     log_mass: Float[Array, "*K"]
     rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
+    single: bool = field(default=False, metadata={"static": True})  # mixture k holds point k alone
 
     def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
         """Gain, mass included, and posterior mean of one mixture's share."""
@@ -63,8 +64,13 @@ class Share:
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Share":
         """What one of the mixtures holds."""
+        log_mass = self.log_mass[which]
+        if self.single:
+            points = cast(Points, self.measure)
+            alone = replace_field(points, points=points.points[which][None])
+            return Share(alone, None, log_mass)
         weights = None if self.weights is None else self.weights[which]
-        return replace_field(self, weights=weights, log_mass=self.log_mass[which])
+        return replace_field(self, weights=weights, log_mass=log_mass)
 
 
 @register_dataclass
@@ -182,7 +188,7 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
             "is negative undoes it"
         )
     terms = list(_terms(perturbation, mass))
-    left = jnp.asarray(1 - sum(jnp.sum(term.weights, -1) for term in terms))
+    left = jnp.asarray(1 - sum(totals(term.weights) for term in terms))
     edits, log_left = [], _log_share(left, mass)
     if data is not None:
         edits = [term for term in terms if term.index is not None]
@@ -196,7 +202,7 @@ class _Term(NamedTuple):
     """Components, and how much of each K laws hold beyond what is kept."""
 
     measure: Law
-    weights: Float[Array, "K n"]  # of either sign
+    weights: Float[Array, "K n"] | Float[Array, " K"]  # of either sign; [K]: see `Part`
     index: Int[Array, " n"] | None  # pyright: ignore[reportIncompatibleMethodOverride]
     rider: int | None
 
@@ -235,7 +241,7 @@ def _edited(data, edits, left, mass):
     kept = scaled = jnp.multiply.outer(left, weights)
     for edit in edits:
         _same_data(data, edit)
-        kept = kept.at[:, edit.index].add(edit.weights)
+        kept = kept.at[_places(edit)].add(edit.weights)
     # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
     ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
     _log_share(kept, mass)  # refuses a negative weight
@@ -254,16 +260,24 @@ def _edited(data, edits, left, mass):
     return Edits(_share(_Term(data, common, None, None), 1, mass), named, lost, gained)
 
 
+def _places(edit):
+    """Where the weights of an edit stand in a table `[K, N]`."""
+    if edit.weights.ndim == 1:
+        return jnp.arange(len(edit.index)), edit.index
+    return slice(None), edit.index
+
+
 def _share(term, sign, mass):
     """The part of a term that has this sign; a row without mass keeps the law's own weights, out of
     sight."""
     have = term.weights >= 0 if sign > 0 else term.weights < 0
     weights, rows = jnp.where(have, sign * term.weights, 0), None
-    total = jnp.sum(weights, -1, keepdims=True)
-    if isinstance(term.measure, Mixture):
-        shares = weights / jnp.where(total > 0, total, 1)
-        rows = jnp.where(total > 0, shares, term.measure.normalized_weights)
-    return Share(term.measure, rows, _log_share(total[:, 0], mass), term.rider)
+    total, single = totals(weights), weights.ndim == 1
+    if isinstance(term.measure, Mixture) and not single:
+        some = (total > 0)[:, None]
+        shares = weights / jnp.where(some, total[:, None], 1)
+        rows = jnp.where(some, shares, term.measure.normalized_weights)
+    return Share(term.measure, rows, _log_share(total, mass), term.rider, single)
 
 
 def _log_share(share, mass):

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +34,16 @@ from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
-    BLOCK,
     Block,
     Bumped,
     Bumps,
     Origin,
     Places,
     Softmax,
-    finite_exp,
-    most_of,
+    block_of,
     over_blocks,
     safe_log,
+    signed,
     weighed,
 )
 from scoresens.laws.kernels import (
@@ -221,7 +220,8 @@ class Points(Mixture):
         _checks.non_negative("bandwidth", bandwidth)
         _checks.precision("precision", precision)
         kernel = resolved(kernel, temperature, resolution, points)
-        self._set(points, weights, bandwidth, kernel, precision, _coordinates(kernel, points))
+        self._set(points, weights, bandwidth, kernel, precision, None)
+        object.__setattr__(self, "coordinates", self.seen_along_axes().coordinates)
 
     def _set(self, *values: Any) -> None:
         for each, value in zip(fields(Points), values, strict=True):
@@ -248,8 +248,9 @@ class Points(Mixture):
                 f"on_host takes a numpy array, a memory map or a Stream, got {type(points)}"
             )
         if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
-            for start in range(0, len(points), BLOCK):
-                _checks.samples("points", points[start : start + BLOCK])
+            size = block_of(math.prod(points.shape[1:]))
+            for start in range(0, len(points), size):
+                _checks.samples("points", points[start : start + size])
         kernel = resolved(kernel, temperature, resolution, points)
         checked = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
@@ -296,10 +297,7 @@ class Points(Mixture):
 
         def add(sums, block, bumps):
             logs = bumps.log_kernels(places) - reference
-            share = block.columns(coefficients, seen=0.0)
-            beyond = (logs > most_of(logs)) & (share != 0)  # 0 times what is beyond is 0
-            endless = jnp.where(share > 0, jnp.inf, -jnp.inf)
-            terms = jnp.where(beyond, endless, share * finite_exp(logs))
+            terms = signed(block.columns(coefficients, seen=0.0), logs)
             return sums[0] + jnp.sum(terms, -1), sums[1] + bumps.summed(terms)
 
         rows = coefficients.shape[0]
@@ -308,13 +306,34 @@ class Points(Mixture):
         mean = (mean + jnp.multiply.outer(mass, origin.centre)).reshape(rows, *x.shape)
         return mass, smoothed_mean(self.bandwidth, tau, jnp.multiply.outer(mass, x), mean)
 
+    def single_sums(
+        self,
+        tau: Scalar,
+        x: Float[Array, "*shape"],
+        reference: Scalar,
+        coefficients: Float[Array, " N"],
+    ) -> tuple[Float[Array, " N"], Float[Array, "N *shape"]]:
+        """`c_k r_k` and `c_k r_k D_k` of each point alone: `weighted_sums` of a diagonal table,
+        without that table."""
+        origin, places = self._seen_from(tau, x.reshape(-1))
+        reference = reference - places.gain(self.kernel)
+
+        def add(found, block, bumps):
+            logs = bumps.log_kernels(places) - reference
+            mass = signed(block.rows(coefficients), logs)
+            mean = mass[:, None] * bumps.points
+            return block.put(found[0], mass), block.put(found[1], mean)
+
+        start = (jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), x.size), x.dtype))
+        mass, mean = self._over_blocks(add, start, origin)
+        mean = mean.reshape(len(self), *x.shape)
+        return mass, smoothed_mean(self.bandwidth, tau, jnp.multiply.outer(mass, x), mean)
+
     def bumped_like(self, base):
         bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
         precision = base.precision if self.precision is None else self.precision
-        coordinates = _coordinates(base.kernel, self.points)
-        return self._but(
-            bandwidth=bandwidth, kernel=base.kernel, precision=precision, coordinates=coordinates
-        )
+        alike = self._but(bandwidth=bandwidth, kernel=base.kernel, precision=precision)
+        return alike.seen_along_axes()
 
     def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
         """The points named, of equal weights, with all else as it is."""
@@ -338,7 +357,12 @@ class Points(Mixture):
             )
         return super().log_density(tau, x)
 
-    def _but(self, **changes: Any) -> "Points":
+    def seen_along_axes(self) -> Self:
+        """The same with the coordinates that its kernel asks for, if it does."""
+        axes, flat = self.kernel.axes, self.points.reshape(len(self), -1)
+        return self._but(coordinates=axes and axes.coordinates(flat))
+
+    def _but(self, **changes: Any) -> Self:
         """The same, but for some fields, without looking at them again."""
         other = copy(self)
         for name, value in changes.items():
@@ -354,14 +378,11 @@ class Points(Mixture):
         self, add: Callable[[Any, Block, Bumps], Any], carry: Any, origin: Origin
     ) -> Any:
         """`carry = add(carry, block, bumps)` over all points."""
-        return over_blocks(
-            lambda carry, block: add(carry, block, self.block(block, origin)), carry, len(self)
-        )
 
+        def step(carry, block):
+            return add(carry, block, self.block(block, origin))
 
-def _coordinates(kernel: Kernel, points: Float[Array, "N *shape"]) -> Array | None:
-    """Along the kernel's axes, if it has any."""
-    return kernel.axes and kernel.axes.coordinates(points.reshape(len(points), -1))
+        return over_blocks(step, carry, len(self), block_of(math.prod(self.shape)))
 
 
 class GaussianMixture(Mixture):
@@ -455,13 +476,16 @@ jax.tree_util.register_pytree_node(
 )
 
 
+ROOM = 2**22  # numbers of each block of `default_bandwidth`: 32 MB in float64
+
+
 def default_bandwidth(
-    points: Float[Array | np.ndarray, "N *shape"], *, subset: int = 2048
+    points: Float[Array | np.ndarray, "N *shape"] | Stream, *, subset: int = 2048
 ) -> float:
     """The bandwidth to give a data set: half its median nearest-neighbour distance.
 
     Args:
-        points: `[N, *shape]`, N >= 2.
+        points: `[N, *shape]`, N >= 2; a memory map or a `Stream` is read in blocks.
         subset: the median is over at most this many evenly spaced points; their neighbours are
             looked for among all N.
 
@@ -471,21 +495,43 @@ def default_bandwidth(
     Notes:
         Exact copies of a point are passed over: they say nothing about the spacing. The factor was
         read off fine-tuning experiments on digits, where it lies on a plateau
-        (docs/validation.md). Cost: `subset` N d multiplications.
+        (docs/validation.md). Cost: `subset` N d multiplications in float64, of blocks of 32 MB, and
+        two readings of the points, more where the subset itself is more than a block.
     """
-    points = _checks.samples("points", points)
-    if len(points) < 2:
-        raise ValueError("default_bandwidth needs at least 2 points, got 1")
-    flat = np.asarray(points, np.float64).reshape(len(points), -1)
-    flat = flat - flat.mean(0)
-    norms = np.sum(flat**2, 1)
-    chosen = np.unique(np.linspace(0, len(flat) - 1, min(subset, len(flat))).astype(int))
-    distances = []
-    for block in np.array_split(chosen, math.ceil(len(chosen) / 256)):
-        squares = norms[block, None] + norms - 2 * flat[block] @ flat.T
-        squares[squares <= 1e-9 * (norms[block, None] + norms)] = np.inf  # itself and its copies
-        distances.append(np.sqrt(squares.min(1)))
-    return 0.5 * float(np.median(np.concatenate(distances)))
+    if not isinstance(points, np.ndarray | Stream):
+        points = _checks.samples("points", points)
+    count, size = len(points), math.prod(points.shape[1:])
+    if count < 2:
+        raise ValueError(f"default_bandwidth needs at least 2 points, got {count}")
+    chosen = np.unique(np.linspace(0, count - 1, min(subset, count)).astype(int))
+    groups = np.array_split(chosen, math.ceil(len(chosen) * size / ROOM))
+    squares = [_nearest_squares(points, group) for group in groups]
+    return 0.5 * float(np.median(np.sqrt(np.concatenate(squares))))
+
+
+def _nearest_squares(points, chosen):
+    """The squared distance of each of some points to its nearest neighbour that is no copy."""
+    own = np.concatenate([block[np.isin(at, chosen)] for at, block in _read(points, 1)])
+    centre = own.mean(0)
+    own -= centre
+    norms, nearest = np.sum(own**2, 1), np.full(len(own), np.inf)
+    for _, block in _read(points, 2 * len(own)):
+        block -= centre
+        sums = norms[:, None] + np.einsum("nd,nd->n", block, block)
+        squares = sums - 2 * own @ block.T
+        squares[squares <= 1e-9 * sums] = np.inf  # itself and its copies
+        nearest = np.minimum(nearest, squares.min(1))
+    return nearest
+
+
+def _read(points, beside):
+    """The points in blocks, by number, as `[B, d]` of float64: as many as there is room for, of d
+    numbers and of so many beside them."""
+    size = max(1, ROOM // max(math.prod(points.shape[1:]), beside))
+    for start in range(0, len(points), size):
+        block = _checks.samples("points", points[start : start + size])
+        at = np.arange(start, start + len(block))
+        yield at, np.array(block, np.float64).reshape(len(block), -1)
 
 
 def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:

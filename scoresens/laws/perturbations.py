@@ -22,7 +22,7 @@ and for a point y_j that moves along u_j by `d/dy_j [ r_j (D_j - D) ] . u_j`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_field
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,16 @@ Indices = Int[ArrayLike, " K"] | Sequence[int]
 @register_dataclass
 @dataclass(frozen=True)
 class Part:
-    """n components and what each of K directions does to their weights or their places."""
+    """n components and what each of K directions does to their weights or their places.
+
+    Coefficients `[K]` are those of `Points` of which each is a direction of its own, n = K: the
+    diagonal of a table that nobody makes.
+    """
 
     measure: Law
-    coefficients: Float[Array, "K n"]  # change of weight per unit of mass; of a move, the weight
+    coefficients: (
+        Float[Array, "K n"] | Float[Array, " K"]
+    )  # change of weight per unit of mass; of a move, the weight
     index: Int[Array, " n"] | None = None  # where they stand in the data; None: they are new
     velocity: Float[Array, "n *shape"] | None = None  # of a move, per unit of mass
 
@@ -54,19 +60,26 @@ class Part:
         """Whether its log-density is known along paths alone, where it must ride along."""
         return isinstance(self.measure, Learned)
 
+    @property
+    def single(self) -> bool:
+        """Whether direction k has component k alone."""
+        return self.coefficients.ndim == 1
+
     def sums(
         self, tau: Scalar, x: Float[Array, "*shape"], reference: Scalar
     ) -> tuple[Float[Array, " K"], Float[Array, "K *shape"]]:
         """`sum_j c_kj r_j` and `sum_j c_kj r_j D_j`, or their derivatives along the velocity."""
-        if self.velocity is None:
-            known = cast(Measure, self.measure)
-            return known.weighted_sums(tau, x, reference, self.coefficients)
 
+        def of(measure):
+            ask = measure.single_sums if self.single else measure.weighted_sums
+            return ask(tau, x, reference, self.coefficients)
+
+        if self.velocity is None:
+            return of(self.measure)
         still = cast(Points, self.measure)
 
         def at(points):
-            moved = replace_field(still, points=points)
-            return moved.weighted_sums(tau, x, reference, self.coefficients)
+            return of(replace_field(still, points=points))
 
         return jax.jvp(at, (still.points,), (self.velocity,))[1]
 
@@ -75,6 +88,19 @@ class Part:
         if self.velocity is None:
             return replace_field(self, coefficients=factor * self.coefficients)
         return replace_field(self, velocity=factor * self.velocity)
+
+    def __getitem__(self, which: Int[ArrayLike, " n"] | slice) -> "Part":
+        """What it does in some of the directions."""
+        found = replace_field(self, coefficients=self.coefficients[which])
+        if not self.single:
+            return found
+        points = cast(Points, self.measure)
+        return replace_field(
+            found,
+            measure=replace_field(points, points=points.points[which]),
+            index=None if self.index is None else self.index[which],
+            velocity=None if self.velocity is None else self.velocity[which],
+        )
 
 
 @register_dataclass
@@ -103,16 +129,8 @@ class Perturbation:
         return tuple(cast(Learned, part.measure) for part in self.parts if part.rides)
 
     def __getitem__(self, which: Int[ArrayLike, " n"] | slice) -> "Perturbation":
-        """Some of the directions, by slice or by indices.
-
-        Raises:
-            ValueError: for directions that move points, which are of the points themselves.
-        """
-        if any(part.velocity is not None for part in self.parts):
-            raise ValueError("directions that move points cannot be taken apart: make fewer")
-        return Perturbation(
-            tuple(replace_field(p, coefficients=p.coefficients[which]) for p in self.parts)
-        )
+        """Some of the directions, by slice or by indices."""
+        return Perturbation(tuple(part[which] for part in self.parts))
 
     def __add__(self, other: "Perturbation") -> "Perturbation":
         check_perturbation(other)
@@ -184,7 +202,7 @@ def add(new: Law | Float[ArrayLike, "K *shape"]) -> Perturbation:
         weights = new.normalized_weights if isinstance(new, Mixture) else jnp.ones(1)
         return _added(new, weights[None])
     points = Points(_checks.samples("new", new))
-    return _added(points, jnp.eye(len(points), dtype=points.points.dtype))
+    return _added(points, jnp.ones(len(points), points.points.dtype))
 
 
 def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbation:
@@ -204,17 +222,17 @@ def remove(data: Points, which: Indices | Bool[ArrayLike, "*K N"]) -> Perturbati
         derivative.
     """
     index, taken = _chosen(data, which)
-    if np.asarray(which).dtype == bool:
+    if taken.ndim == 2:
         index, taken = _filled(index, taken)
-    if (taken.sum(-1) == len(data)).any():
+    if (totals(taken) == len(data)).any():
         raise ValueError("remove was asked to take every point: nothing would be left of the data")
     taken = jnp.where(jnp.asarray(taken), data.normalized_weights[index], 0)
-    left = 1 - jnp.sum(taken, -1, keepdims=True)
+    left = 1 - totals(taken)
     if _checks.is_concrete(left) and bool(jnp.any(left <= 16 * jnp.finfo(left.dtype).eps)):
         raise ValueError(
             "remove was asked to take every point of positive weight: nothing would be left"
         )
-    return _edited(data, index, -taken / left)
+    return _edited(data, index, -(taken.T / left).T)
 
 
 def reweight(data: Points, weights: Float[ArrayLike, "*K N"]) -> Perturbation:
@@ -249,7 +267,7 @@ def replace(data: Points, index: Indices, new: Float[ArrayLike, "K *shape"]) -> 
     points = Points(_checks.samples("new", new, data.shape))
     if len(points) != len(index):
         raise ValueError(f"replace got {len(index)} indices and {len(points)} new images")
-    shares = jnp.diag(data.normalized_weights[index])
+    shares = data.normalized_weights[index]
     return _added(points, shares) + _edited(data, index, -shares)
 
 
@@ -291,6 +309,11 @@ def check_perturbation(perturbation: Perturbation) -> None:
         )
 
 
+def totals(table: Any) -> Any:
+    """The sum of each direction's numbers, `[K]`, of a table `[K, n]` or of its diagonal `[K]`."""
+    return table if table.ndim == 1 else table.sum(-1)
+
+
 def _added(measure, coefficients):
     return Perturbation((Part(measure, coefficients),))
 
@@ -329,11 +352,12 @@ def _filled(index, taken):
 
 
 def _chosen(data, which):
-    """The n points that `which` names `[n]`, and which of them each direction takes, `[K, n]`."""
+    """The n points that `which` names `[n]`, and which of them each direction takes: `[K, n]`, or
+    the diagonal `[n]` where each point is a direction of its own."""
     which = np.asarray(which)
     if which.dtype != bool:
         index = _distinct(data, which)
-        return index, np.eye(len(index), dtype=bool)
+        return index, np.ones(len(index), bool)
     mask = np.atleast_2d(which)
     if mask.shape[-1] != len(data) or mask.ndim != 2:
         raise ValueError(

@@ -20,8 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from scoresens._checks import wide
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.measures import Points, Posterior
+
+DIVIDED = ("points", "weights", "coordinates")  # what has a row a point
 
 
 @register_dataclass
@@ -59,6 +62,9 @@ class Shard(Points):
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     """The points with their weights, divided over an axis of a mesh, as arrays of JAX.
 
+    Points on the host (`Points.on_host`: an array, a memory map, a `Stream`) are read by the piece:
+    no device ever has more of them than its own.
+
     Args:
         points: N points.
         mesh: the devices.
@@ -67,13 +73,20 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     Returns:
         A shard of all devices together: hand it to `jax.shard_map` with `specs` of it.
     """
-    pad = -len(points) % mesh.shape[axis]
-    place = NamedSharding(mesh, P(axis))
-    images = jnp.pad(points.points, ((0, pad), *(((0, 0),) * len(points.shape))), mode="edge")
-    weights = jnp.pad(points.normalized_weights, (0, pad))
-    images, weights = jax.device_put((images, weights), place)
+    count, place = len(points), NamedSharding(mesh, P(axis))
+    total = count + -count % mesh.shape[axis]
+
+    def piece(index):
+        start, stop, _ = index[0].indices(total)
+        rows = np.asarray(points.points[min(start, count - 1) : stop], wide(points.points.dtype))
+        lacking = stop - start - len(rows)
+        return np.pad(rows, ((0, lacking), *((0, 0),) * len(points.shape)), mode="edge")
+
+    images = jax.make_array_from_callback((total, *points.shape), place, piece)
+    weights = np.pad(np.asarray(points.normalized_weights), (0, total - count))
+    weights = jax.device_put(weights, place)
     bumps = points.bandwidth, points.kernel, points.precision
-    return Shard(images, weights, *bumps, axis, len(points))
+    return Shard(images, weights, *bumps, axis, count).seen_along_axes()
 
 
 def specs(data: Points) -> Any:

@@ -7,6 +7,7 @@ chunks: the working memory is a few tables of one chunk by one block, whatever N
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from scoresens.laws.bumps import (
     Origin,
     Places,
     Softmax,
+    block_of,
     over_blocks,
 )
 from scoresens.laws.kernels import Kernel, shares, smoothed_mean
@@ -273,4 +275,5 @@ def _plan(points, counts, functionals, top=None, group=None):
     limit = max(least, ROWS // rows)
     chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
     block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
-    return Plan(top, group, chunk, min(block, len(points)))
+    block = min(block, block_of(math.prod(points.shape)), len(points))
+    return Plan(top, group, chunk, block)

@@ -29,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray
 
 from scoresens.flow import riders
 from scoresens.flow.routes import Cargo, Flow, Route
-from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
+from scoresens.flow.solve import Solve, Stats, in_batches, over_samples, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.changed import change
@@ -94,7 +94,8 @@ def counterfactual(
 
     Notes:
         Cost: E K sampling runs; with `base`, at each stage one pass over the data (4 N d operations
-        a sample), without, the trace's products.
+        a sample), without, the trace's products. Memory: that of sampling, at most
+        `Solve.batch_size` paths side by side, whatever K is; and of edits a few tables `[K, N]`.
 
     References:
         Skreta et al. 2024, arXiv 2412.17762, for densities along foreign paths.
@@ -161,8 +162,9 @@ def _walk(drivers, laws, directions, noise, route, trace, keys, solve):
             flags = jnp.zeros((), int) if end.flags is None else end.flags
             return (end.x, end.nats), flags, end.steps, end.solved, end.errors
 
-        return jax.vmap(toward)(directions)
+        return in_batches(toward, many, directions)
 
+    many = max(1, solve.batch_size // len(noise))  # directions at a time
     found, bounded, steps, solved, errors = over_samples(
         one, solve, noise, keys, route.of_samples(len(noise))
     )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens._products import product
-from scoresens.laws.bumps import Origin, finite_exp, most_of, over_blocks
+from scoresens.laws.bumps import Origin, block_of, finite_exp, most_of, over_blocks
 from scoresens.laws.kernels import shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
@@ -169,4 +169,4 @@ def _products(points, origin, places, levers):
         )
 
     tables = (jnp.zeros((*of.shape[:-1], len(points)), of.dtype) for of in (places.x, levers))
-    return over_blocks(add, tuple(tables), len(points))
+    return over_blocks(add, tuple(tables), len(points), block_of(flat.shape[1]))

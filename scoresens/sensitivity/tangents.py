@@ -35,7 +35,7 @@ from scoresens.flow import riders
 from scoresens.flow.riders import Driver
 from scoresens.flow.routes import Cargo, Flow, Route, Stage
 from scoresens.flow.sampling import climb_all
-from scoresens.flow.solve import Solve, Stats, in_batches, over_samples, raise_if_failed, stats_of
+from scoresens.flow.solve import Solve, Stats, in_batches, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.kernels import yardstick
@@ -190,7 +190,9 @@ def sample_sensitivity(
         Cost at each of the solver's stages (80 by default): one evaluation of the network, one
         linearisation, and one batched linear pass over the K tangents and the probes. Memory:
         (batch, K, d) tangents, a few times over; batches are of at most `Solve.batch_size` samples,
-        and so many that their tangents are 512 MB in float32.
+        and so many that their tangents are 512 MB in float32. Where one sample's are more, its
+        directions go in groups, which walk the same path one after another (an adaptive solve is
+        then that of each group).
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092.
@@ -222,14 +224,26 @@ def check_time(process: Process, t: Scalar) -> None:
 
 @functools.partial(jax.jit, static_argnames="solve")
 def _push(drivers, noise, route, trace, keys, solve):
+    count = riders.directions(drivers)
+    groups = _groups(count, noise[0].size)
+
     def one(noise, key, route):
         probes = drawn(trace, key, noise)
-        cargo = Cargo(drivers, trace, probes, moved=Partial(moved))
-        end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
-        return (end.x, end.tangents, end.nats), end.steps, end.solved, end.errors
 
-    room = TANGENTS // (riders.directions(drivers) * noise[0].size)
-    size = max(1, min(solve.batch_size, room))
+        def along(drivers):
+            cargo = Cargo(drivers, trace, probes, moved=Partial(moved))
+            end = route.follow(cargo, noise, solve, directions=riders.directions(drivers))
+            return (end.x, end.tangents, end.nats), end.steps, end.solved, end.errors
+
+        if groups is None:
+            return along(drivers)
+        parts = jax.lax.map(lambda which: along(riders.some(drivers, which)), groups)
+        (x, tangents, nats), steps, solved, errors = parts
+        tangents = tangents.reshape(-1, *noise.shape)[:count]
+        first, errors = jax.tree.map(lambda leaf: leaf[0], ((x, nats), errors))
+        return (first[0], tangents, first[1]), jnp.max(steps), jnp.all(solved), errors
+
+    size = _batch_size(count, noise[0].size, solve)
     found, *ran = in_batches(one, size, noise, keys, route.of_samples(len(noise)))
     x, tangent, nats = found
     density = nats[0] if len(nats) == 1 else Pair(*nats)
@@ -249,7 +263,7 @@ def _score_tangent_of_data(process, perturbation, base, t, x, solve):
             alpha
         )
 
-    return over_samples(one, solve, x)
+    return in_batches(one, _batch_size(len(perturbation), x[0].size, solve), x)
 
 
 @functools.partial(jax.jit, static_argnames="solve")
@@ -262,7 +276,23 @@ def _score_tangent_of_model(process, score, perturbation, t, x, gain, solve):
         change = perturbation.denoiser_derivative(tau, hat, gain, denoised)
         return _score_change(alpha, tau, change)
 
-    return over_samples(one, solve, x, gain)
+    return in_batches(one, _batch_size(len(perturbation), x[0].size, solve), x, gain)
+
+
+def _batch_size(count, size, solve):
+    """As many samples at a time as their tangents have room for."""
+    return max(1, min(solve.batch_size, TANGENTS // (count * size)))
+
+
+def _groups(count, size):
+    """Where the tangents of one sample have no room, groups of directions that have, as few and as
+    even as can be, the last filled up with copies."""
+    room = max(1, TANGENTS // size)
+    if count <= room:
+        return None
+    parts = -(-count // room)
+    most = -(-count // parts)
+    return jnp.minimum(jnp.arange(parts * most), count - 1).reshape(parts, most)
 
 
 def _score_change(alpha, tau, denoiser_change):

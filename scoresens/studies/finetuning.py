@@ -133,8 +133,8 @@ def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[
     """sum_j c_j (y_j - x), or sum_j c_j u_j of a move: (4.1) as it would be with every ratio 1 and
     no network."""
     shift = jnp.zeros_like(x)
-    for part in perturbation.parts:
-        weights, measure = part.coefficients[0], part.measure
+    for part in perturbation[:1].parts:
+        weights, measure = part.coefficients.reshape(-1), part.measure
         if part.velocity is not None:
             shift += jnp.tensordot(weights, part.velocity, 1)
         elif isinstance(measure, Learned):

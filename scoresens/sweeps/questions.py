@@ -120,7 +120,7 @@ def sensitivities(
         return found.x, found.tangent
 
     def run(perturbation, rest, noise, keys):
-        specs = jax.tree_util.tree_map_with_path(_direction_spec, perturbation)
+        specs = Perturbation(tuple(map(_direction_specs, perturbation.parts)))
         out = (P("samples"), P("samples", "directions"))
         shard = _divided(one, mesh, (specs, P(), P("samples"), P("samples")), out)
         return shard(perturbation, rest, noise, keys)
@@ -389,7 +389,14 @@ def _axes(shape):
     return sizes, str(jnp.result_type(float))
 
 
-def _direction_spec(path, leaf):
-    """Coefficients are divided by direction; the components are everyone's."""
-    divided = path[-1] == jax.tree_util.GetAttrKey("coefficients")
-    return P("directions") if divided else P()
+def _direction_specs(part):
+    """Coefficients are divided by direction, and with them components of which each has its own;
+    others are everyone's."""
+    divided = {".coefficients"}
+    if part.single:
+        divided |= {".measure.points", ".index", ".velocity"}
+
+    def spec(path, leaf):
+        return P("directions") if jax.tree_util.keystr(path) in divided else P()
+
+    return jax.tree_util.tree_map_with_path(spec, part)

@@ -10,7 +10,8 @@ from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_normal
 
 import scoresens as ss
-from scoresens.laws import Law, bumps
+from scoresens.datasets.streams import Stream
+from scoresens.laws import Law, bumps, measures
 from scoresens.laws.learned import Known
 
 rng = np.random.default_rng(0)
@@ -96,6 +97,28 @@ def test_weighted_sums(law, block):
     denoised = np.array([one.denoised(tau, x[None])[0] for one in alone])
     laws.close(mass, coefficients @ ratios, absolute=1e-11 * ratios.max())
     laws.close(mean, coefficients * ratios @ denoised, absolute=1e-11 * ratios.max())
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, 0.3])
+@pytest.mark.parametrize("tau", [0.02, 0.5])
+def test_single_sums_are_those_of_a_diagonal_table(block, bandwidth, tau):
+    """And their derivatives by the points; one kernel is beyond all numbers, one coefficient 0."""
+    measure = ss.Points(jnp.asarray(POINTS), None, bandwidth)
+    x, each = jnp.asarray(POINTS[4] + 0.01), jnp.asarray(np.random.default_rng(3).normal(size=30))
+    each = each.at[7].set(0)
+
+    def by(sums):
+        def of(points):
+            return sums(ss.Points(points, None, bandwidth), tau, x, -3.0)
+
+        return jax.jvp(of, (measure.points,), (jnp.cos(measure.points),))
+
+    found = by(lambda law, *at: law.single_sums(*at, each))
+    expected = by(lambda law, *at: law.weighted_sums(*at, jnp.diag(each)))
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        laws.close(a, b, relative=1e-10, absolute=1e-10 * np.abs(b).max())
+    endless = measure.single_sums(tau, x, -900.0, each)[0]
+    assert np.isinf(endless[4]) and endless[7] == 0
 
 
 def test_noised_log_density_in_every_process(law):
@@ -250,6 +273,18 @@ def test_default_bandwidth():
     expected = 0.5 * np.median(distances[chosen].min(1))
     found = ss.default_bandwidth(jnp.asarray(spread), subset=40)
     laws.close(found, expected, relative=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["array", "stream"])
+def test_default_bandwidth_in_blocks(monkeypatch, kind):
+    """Far from 0, and of so many that neither the points nor those looked at fit one block."""
+    monkeypatch.setattr(measures, "ROOM", 200)
+    spread = (np.random.default_rng(5).normal(size=(90, 4, 1)) + 100).astype(np.float32)
+    flat = spread.reshape(90, 4).astype(float)
+    distances = cdist(flat, flat)
+    np.fill_diagonal(distances, np.inf)
+    found = ss.default_bandwidth(Stream(spread) if kind == "stream" else spread)
+    laws.close(found, 0.5 * np.median(distances.min(1)), relative=1e-6)
 
 
 def test_default_bandwidth_passes_over_copies():

@@ -1,5 +1,6 @@
 """Directions in the space of data laws, and the laws at finite mass."""
 
+from dataclasses import replace
 from typing import Any
 
 import diffrax
@@ -23,10 +24,11 @@ def chi(perturbation):
     edits = np.zeros((len(perturbation), len(laws.DATA.points)))
     added = None
     for part in perturbation.parts:
+        rows = jnp.diag(part.coefficients) if part.single else part.coefficients
         if part.index is None:
-            added = part.coefficients
+            added = rows
         else:
-            np.add.at(edits, (slice(None), np.asarray(part.index)), part.coefficients)
+            np.add.at(edits, (slice(None), np.asarray(part.index)), rows)
     return edits, added
 
 
@@ -85,9 +87,9 @@ def test_a_point_of_many_is_named_without_a_table_of_all():
     data = ss.Points(jnp.zeros((300_000, 1)) + jnp.arange(300_000)[:, None])
     part = ss.remove(data, [-1, 5]).parts[0]
     laws.close(part.index, [299_999, 5])
-    laws.close(part.coefficients, -np.eye(2) / 299_999, relative=1e-9)
+    laws.close(part.coefficients, np.full(2, -1 / 299_999), relative=1e-9)
     moved = ss.move(data, [7], jnp.ones((1, 1))).parts[0]
-    laws.close(moved.coefficients, [[1 / 300_000]], relative=1e-9)
+    laws.close(moved.coefficients, [1 / 300_000], relative=1e-9)
 
 
 @pytest.mark.parametrize("verb", ["counterfactual", "black box", "sample_sensitivity"])
@@ -187,6 +189,65 @@ def test_small_changes_of_many_points_keep_their_figures(kind):
     found = shifted(data, change_of, 5e-5 if kind == "add" else 1.0, tau, jnp.asarray(x))
     assert found.dtype == jnp.float32
     laws.close(found, expected, relative=1e-3)
+
+
+SINGLE = ("add", "remove", "replace", "move")
+
+
+def single(kind):
+    """Three points, each a direction of its own; and the same by a table with a row a direction."""
+    data, new, which = laws.data_set(), np.random.default_rng(0).normal(size=(3, 2)), [0, 2, 5]
+    made = {
+        "add": lambda: ss.add(new),
+        "remove": lambda: ss.remove(data, which),
+        "replace": lambda: ss.replace(data, which, new),
+        "move": lambda: ss.move(data, which, new),
+    }[kind]().bumped_like(ss.Smoothed(0.3))
+    assert all(part.single for part in made.parts)
+    tables = (replace(part, coefficients=jnp.diag(part.coefficients)) for part in made.parts)
+    return made, ss.Perturbation(tuple(tables))
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_single_points_do_what_a_table_of_them_says(kind):
+    """To the score, whole, in part and scaled; and finitely, to data and to a black box."""
+    alone, table = single(kind)
+    data, x = laws.data_set(), jnp.asarray(X)
+    own = data.posterior(TAU, x)
+    some = np.array([2, 0])
+    for one, other in (
+        (alone, table),
+        (alone[some], table[some]),
+        (-2 * alone[1:], -2 * table[1:]),
+    ):
+        found, expected = (p.denoiser_derivative(TAU, x, *own) for p in (one, other))
+        laws.close(found, expected, relative=1e-12)
+    for base in (data, None):
+        one, other = (change(base, p, 0.1) for p in (alone, table))
+        for k in range(3):
+            found, expected = (law[k].shift(TAU, x, own)[0] for law in (one, other))
+            laws.close(found, expected, relative=1e-11)
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_single_points_make_no_table_of_each_other(kind):
+    """Mapped over M samples, K directions take (M, K, d) numbers a few times over."""
+    m, k, d = 16, 512, 3
+    data = ss.Points(jnp.arange(1.0 * k * d).reshape(k, d))
+    new, which = data.points + 1, np.arange(k)
+    perturbation = {
+        "add": lambda: ss.add(new),
+        "remove": lambda: ss.remove(data, which),
+        "replace": lambda: ss.replace(data, which, new),
+        "move": lambda: ss.move(data, which, new),
+    }[kind]()
+
+    def derivatives(perturbation, x):
+        return jax.vmap(lambda x: perturbation.denoiser_derivative(TAU, x, 0.0, x))(x)
+
+    program = jax.jit(derivatives).lower(perturbation, jnp.zeros((m, d))).compile()
+    held = program.memory_analysis().temp_size_in_bytes / (8 * m * k * d)
+    assert held < 20  # an (M, K, K) table alone would be 170 of them
 
 
 def test_perturbations_are_pytrees():

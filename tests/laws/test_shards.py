@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import scoresens as ss
 from scoresens import sweeps
+from scoresens.datasets.streams import Stream
 from scoresens.laws import shards
 from scoresens.laws.changed import change
 from scoresens.sensitivity.functionals import inner_product
@@ -80,6 +81,29 @@ def test_a_shard_takes_weights_and_a_bandwidth(mesh):
     expected = ss.Points(points, weights, 0.4).posterior(0.5, x)
     for a, b in zip(on_devices(mesh, run, ss.Points(points), x), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_no_device_has_more_than_its_own_points(mesh, data):
+    """Of 21 points in a file, three a device; one device has copies alone."""
+    asked = []
+
+    class Rows:
+        shape, dtype = (21, 4, 3), np.dtype(np.float32)
+        kept = np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+        def __getitem__(self, rows):
+            asked.append(len(self.kept[rows]))
+            return self.kept[rows]
+
+    file = ss.Points.on_host(Stream(Rows()), bandwidth=0.3)
+    asked.clear()
+    shard = shards.divided(file, mesh, "directions")
+    assert max(asked) == 3 and (len(shard), len(file)) == (24, 21)
+    np.testing.assert_array_equal(shard.points[:21, ..., 0], Rows.kept)
+    np.testing.assert_array_equal(shard.points[21:, ..., 0], Rows.kept[[-1] * 3])
+    np.testing.assert_allclose(shard.weights, [1 / 21] * 21 + [0] * 3, rtol=1e-6)
+    for table in (shard.points, shard.weights, shards.divided(data, mesh, "directions").points):
+        assert {len(part.data) for part in table.addressable_shards} == {len(table) // 8}
 
 
 def test_divided_points_are_not_edited(mesh, data):

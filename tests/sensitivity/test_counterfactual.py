@@ -10,6 +10,8 @@ import pytest
 
 import scoresens as ss
 
+KEY = jax.random.key(0)
+
 
 @pytest.mark.as_people_run
 @pytest.mark.parametrize("name", laws.IN_FULL)
@@ -214,6 +216,22 @@ def test_directions_are_independent():
 
 
 @pytest.mark.slow
+def test_directions_go_in_batches():
+    """Five directions of three samples, three paths side by side."""
+    data = laws.data_set()
+    score, noise = ss.exact_score(ss.EDM(), data), ss.EDM().sample_prior((3, 2), key=KEY)
+    change = ss.replace(data, np.arange(5), np.random.default_rng(0).normal(size=(5, 2)))
+    whole, found = (
+        ss.counterfactual(
+            ss.EDM(), score, change, noise, mass=0.5, base=data,
+            solve=ss.Solve(steps=3, tau_min=0.1, batch_size=size),
+        )
+        for size in (256, 3)
+    )  # fmt: skip
+    laws.close(found.x, whole.x, relative=1e-12)
+    assert found.x.shape == (3, 5, 2) and found.stats.steps.shape == (3,)
+
+
 def test_mass_has_a_derivative_under_jit():
     """d x / d mass in forward mode is the difference quotient at the same mass."""
     process, noise = laws.between_levels(ss.EDM())

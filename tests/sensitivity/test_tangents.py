@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import scoresens as ss
+from scoresens.sensitivity import tangents
+
+KEY = jax.random.key(0)
 
 
 @pytest.mark.as_people_run
@@ -71,6 +74,27 @@ def test_directions_are_independent():
     for k in range(2):
         alone = laws.data_tangent(process, noise, ss.reweight(laws.data_set(), rows[k])).tangent
         laws.close(both[:, k], alone[:, 0], relative=1e-12)
+
+
+@pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(jax.random.key(3))])
+def test_tangents_of_one_sample_in_groups(monkeypatch, route):
+    """Seven directions, three at a time, of edits of both kinds."""
+    data = laws.data_set()
+    rows = np.random.default_rng(0).uniform(0.1, 1, size=(7, 6))
+    change = ss.add(np.random.default_rng(1).normal(size=(7, 2))) + ss.reweight(data, rows)
+    score, noise = ss.exact_score(ss.EDM(), data), ss.EDM().sample_prior((3, 2), key=KEY)
+    options = {"route": route, "key": KEY, "solve": ss.Solve(steps=3, tau_min=0.1)}
+
+    def pushed():
+        tangents._push.clear_cache()
+        return ss.sample_sensitivity(ss.EDM(), score, change, noise, prior=data, **options)
+
+    whole = pushed()
+    monkeypatch.setattr(tangents, "TANGENTS", 3 * 2)
+    found = pushed()
+    tangents._push.clear_cache()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        laws.close(a * 1.0, b * 1.0, relative=1e-11)
 
 
 def test_tangent_of_a_move_of_a_black_box():
