@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.measures import Points, Posterior
+from scoresens.laws.measures import Points, Posterior, Sums
 
 
 @register_dataclass
@@ -54,6 +54,10 @@ class Shard(Points):
 
     def weighted_sums(self, tau, x, reference, coefficients):
         return summed(super().weighted_sums(tau, x, reference, coefficients), self)
+
+    def sums(self, tau, x, weights):
+        found = jax.lax.all_gather(super().sums(tau, x, weights), self.axis)
+        return Sums.of(found.mass, found.gain, found.mean)
 
 
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
