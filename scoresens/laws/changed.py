@@ -26,17 +26,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scoresens import _checks
-from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.bumps import safe_log
-from scoresens.laws.measures import Law, Measure, Mixture, Points, Posterior
+from scoresens.laws.bumps import finite_exp
+from scoresens.laws.measures import Law, Measure, Points, Posterior, Sums
 from scoresens.laws.perturbations import Perturbation, totals
 from scoresens.laws.processes import Scalar
 from scoresens.laws.shards import Shard
@@ -47,30 +46,25 @@ POLE = 0.1  # of the density at a place, a change takes at most all but this sha
 @register_dataclass
 @dataclass(frozen=True)
 class Share:
-    """What K mixtures hold of one law: its weights in each, and the log of its mass."""
+    """What K mixtures hold of one law: how much of each of its components."""
 
-    measure: Law  # a measure, by the time its posterior is asked for
-    weights: Float[Array, "*K n"] | None  # None: the law's own in all of them
-    log_mass: Float[Array, "*K"]
+    measure: Law  # a measure, by the time its sums are asked for
+    weights: Float[Array, "*K n"]
     rider: int | None = field(default=None, metadata={"static": True})  # of a model: which it is
     single: bool = field(default=False, metadata={"static": True})  # mixture k holds point k alone
 
-    def posterior(self, tau: Scalar, x: Float[Array, "*shape"]) -> Posterior:
-        """Gain, mass included, and posterior mean of one mixture's share."""
-        law: Any = self.measure
-        here = law if self.weights is None else law.with_weights(self.weights)
-        found = here.posterior(tau, x)
-        return Posterior(found.gain + self.log_mass, found.mean)
+    def sums(self, tau: Scalar, x: Float[Array, "*shape"]) -> Sums:
+        """One mixture's share."""
+        return cast(Measure, self.measure).sums(tau, x, self.weights)
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Share":
         """What one of the mixtures holds."""
-        log_mass = self.log_mass[which]
+        weights = self.weights[which]
         if self.single:
             points = cast(Points, self.measure)
             alone = replace_field(points, points=points.points[which][None])
-            return Share(alone, None, log_mass)
-        weights = None if self.weights is None else self.weights[which]
-        return replace_field(self, weights=weights, log_mass=log_mass)
+            return Share(alone, weights[None])
+        return replace_field(self, weights=weights)
 
 
 @register_dataclass
@@ -80,31 +74,29 @@ class Edits:
     it, at the points that are named."""
 
     common: Share
-    points: Points  # n of the data's
-    lost: Float[Array, "*K n"] | None  # weights that the data alone have; None: no more
-    gained: Float[Array, "*K n"] | None  # that the mixtures alone have
+    lost: Share | None  # n points' weights that the data alone have; None: no more
+    gained: Share | None  # that the mixtures alone have
 
     def __getitem__(self, which: Int[Array, ""] | int) -> "Edits":
         """Of one of the mixtures."""
-        beyond = (None if part is None else part[which] for part in (self.lost, self.gained))
-        return Edits(self.common[which], self.points, *beyond)
+        beyond = (share and share[which] for share in (self.lost, self.gained))
+        return Edits(self.common[which], *beyond)
 
-    def around(self, tau: Scalar, x: Float[Array, "*shape"]) -> tuple[Posterior, ...]:
-        """What is in common, and the data and the mixture, their means counted from its own."""
-        common = self.common.posterior(tau, x)
+    def around(
+        self, tau: Scalar, x: Float[Array, "*shape"]
+    ) -> tuple[Float[Array, "*shape"], Sums, Sums]:
+        """The mean of what is in common, and the data and the mixture, counted from there."""
+        common = self.common.sums(tau, x)
+        some = common.mass > 0
+        centre = common.mean / jnp.where(some, common.mass, 1)
+        common = common._replace(mean=jnp.where(some, 0, common.mean))
 
-        def with_more(weights):
-            if weights is None:
-                return Posterior(common.gain, jnp.zeros_like(common.mean))
-            total = jnp.sum(weights)
-            rows = jnp.where(total > 0, weights, jnp.ones_like(weights))
-            gain = self.points.with_weights(rows).posterior(tau, x).gain + safe_log(total)
-            top = jax.lax.stop_gradient(jnp.maximum(common.gain, gain))
-            (mass,), (mean,) = self.points.weighted_sums(tau, x, top, weights[None])
-            whole = jnp.exp(common.gain - top) + mass
-            return Posterior(top + jnp.log(whole), (mean - mass * common.mean) / whole)
+        def with_more(share):
+            if share is None:
+                return common
+            return _merged([common, share.sums(tau, x).counted_from(centre)])
 
-        return common, with_more(self.lost), with_more(self.gained)
+        return centre, with_more(self.lost), with_more(self.gained)
 
 
 @register_dataclass
@@ -113,7 +105,7 @@ class ChangedLaw:
     """K laws `rho + mass chi_k`: what is kept of rho, what more there is, and what less. Made by
     `change`; one of them is `law[k]`."""
 
-    log_kept: Float[Array, "*K"]  # the share of what is in common that is kept
+    kept: Float[Array, "*K"]  # the share of rho, edited, that is kept
     edits: Edits | None  # of the data's weights; None: all of rho is in common
     more: tuple[Share, ...]
     less: tuple[Share, ...]  # taken from the sum
@@ -122,7 +114,7 @@ class ChangedLaw:
         """One of the laws."""
         edits = None if self.edits is None else self.edits[which]
         more, less = (tuple(share[which] for share in shares) for shares in (self.more, self.less))
-        return ChangedLaw(self.log_kept[which], edits, more, less)
+        return ChangedLaw(self.kept[which], edits, more, less)
 
     def with_known(self, known: Sequence[Measure]) -> "ChangedLaw":
         """The same with each model among the components replaced by what is known of it at one
@@ -149,23 +141,26 @@ class ChangedLaw:
             x: `[*shape]`.
             own: gain and denoiser of rho at the place; not looked at where its points are edited.
         """
-        common, before, after = own, None, Posterior(own.gain, jnp.zeros_like(own.mean))
+        centre, before = own.mean, None
+        after = Sums(own.gain, jnp.ones_like(own.gain), jnp.zeros_like(own.mean))
         if self.edits is not None:
-            common, before, after = self.edits.around(tau, x)
+            centre, before, after = self.edits.around(tau, x)
 
-        def apart(share):
-            found = share.posterior(tau, x)
-            return Posterior(found.gain, found.mean - common.mean)
+        def counted(shares):
+            return [share.sums(tau, x).counted_from(centre) for share in shares]
 
-        after = Posterior(after.gain + self.log_kept, after.mean)
-        plus = _merged([after, *map(apart, self.more)])
-        moved = plus.mean if before is None else plus.mean - before.mean
+        after = Sums(after.gain, self.kept * after.mass, self.kept * after.mean)
+        plus = _merged([after, *counted(self.more)])
+        there = plus.mean / plus.mass
+        moved = there if before is None else there - before.mean / before.mass
         if not self.less:
             return moved, jnp.zeros((), bool)
-        minus = _merged(list(map(apart, self.less)))
-        gap, most = minus.gain - plus.gain, jnp.log1p(-POLE)
-        ratio = jnp.exp(jnp.minimum(gap, most))
-        return moved + ratio / (1 - ratio) * (plus.mean - minus.mean), gap > most
+        minus = _merged(counted(self.less)).counted_from(there)
+        scale = finite_exp(minus.gain - plus.gain) / plus.mass
+        ratio, most = scale * minus.mass, 1 - POLE
+        beyond = ratio > most
+        scale = jnp.where(beyond, most / jnp.where(beyond, minus.mass, 1), scale)
+        return moved - scale / (1 - scale * minus.mass) * minus.mean, beyond
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:
@@ -189,13 +184,13 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
         )
     terms = list(_terms(perturbation, mass))
     left = jnp.asarray(1 - sum(totals(term.weights) for term in terms))
-    edits, log_left = [], _log_share(left, mass)
+    left, edits = _what_is_left(left, jnp.ones_like(left), mass), []
     if data is not None:
         edits = [term for term in terms if term.index is not None]
         terms = [term for term in terms if term.index is None]
-    more = tuple(_share(term, 1, mass) for term in terms if _may(term.weights > 0))
-    less = tuple(_share(term, -1, mass) for term in terms if _may(term.weights < 0))
-    return ChangedLaw(log_left, _edited(data, edits, left, mass) if edits else None, more, less)
+    more = tuple(_share(term, 1) for term in terms if _may_be_positive(term.weights))
+    less = tuple(_share(term, -1) for term in terms if _may_be_positive(-term.weights))
+    return ChangedLaw(left, _edited(data, edits, left, mass) if edits else None, more, less)
 
 
 class _Term(NamedTuple):
@@ -221,18 +216,18 @@ def _terms(perturbation: Perturbation, mass: Scalar) -> Iterator[_Term]:
             yield _Term(there, weights, None, None)
 
 
-def _may(flags):
-    """Whether any flag is up, or may be (traced)."""
+def _may_be_positive(weights):
+    """Whether any weight is, or may be or become so (traced)."""
+    if not _checks.is_concrete(weights):
+        return True
+    flags = weights > 0  # traced within `jit`, whatever the weights are
     return not _checks.is_concrete(flags) or bool(jnp.any(flags))
 
 
 def _merged(parts):
-    """Gain and mean of a mixture."""
-    logs = jnp.stack([part.gain for part in parts])
-    logs = jnp.maximum(logs, jnp.finfo(logs.dtype).min)  # of nothing at all: still a mean
-    means = jnp.stack([part.mean for part in parts])
-    mean = contracted("j,j...->...", jax.nn.softmax(logs), means)
-    return Posterior(jax.nn.logsumexp(logs), mean)
+    """The sums of a mixture."""
+    gains, masses, means = map(jnp.stack, zip(*parts, strict=True))
+    return Sums.of(masses, gains, means)
 
 
 def _edited(data, edits, left, mass):
@@ -242,11 +237,7 @@ def _edited(data, edits, left, mass):
     for edit in edits:
         _same_data(data, edit)
         kept = kept.at[_places(edit)].add(edit.weights)
-    # A weight that cancels to rounding is zero: at small noise a removed point's ghost would rule.
-    ghost = 16 * jnp.finfo(scaled.dtype).eps * jnp.abs(scaled)
-    _log_share(kept, mass)  # refuses a negative weight
-    nothing = kept - jax.lax.stop_gradient(kept)  # with the derivative that it has
-    kept = jnp.where(jnp.abs(kept) <= ghost, nothing, kept) / jnp.where(left > 0, left, 1)[:, None]
+    kept = _what_is_left(kept, scaled, mass) / jnp.where(left > 0, left, 1)[:, None]
 
     index = jnp.concatenate([edit.index for edit in edits])
     order = jnp.arange(len(index))
@@ -256,8 +247,8 @@ def _edited(data, edits, left, mass):
     common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
     named = data.chosen(index)
     beyond = (jnp.where(first, have - less, 0) for have in (old, new))
-    lost, gained = (weights if _may(weights > 0) else None for weights in beyond)
-    return Edits(_share(_Term(data, common, None, None), 1, mass), named, lost, gained)
+    lost, gained = (Share(named, rows) if _may_be_positive(rows) else None for rows in beyond)
+    return Edits(Share(data, common), lost, gained)
 
 
 def _places(edit):
@@ -267,27 +258,23 @@ def _places(edit):
     return slice(None), edit.index
 
 
-def _share(term, sign, mass):
-    """The part of a term that has this sign; a row without mass keeps the law's own weights, out of
-    sight."""
+def _share(term, sign):
+    """The part of a term that has this sign; where it is 0, its derivative counts as more."""
     have = term.weights >= 0 if sign > 0 else term.weights < 0
-    weights, rows = jnp.where(have, sign * term.weights, 0), None
-    total, single = totals(weights), weights.ndim == 1
-    if isinstance(term.measure, Mixture) and not single:
-        some = (total > 0)[:, None]
-        shares = weights / jnp.where(some, total[:, None], 1)
-        rows = jnp.where(some, shares, term.measure.normalized_weights)
-    return Share(term.measure, rows, _log_share(total, mass), term.rider, single)
+    weights = jnp.where(have, sign * term.weights, 0)
+    return Share(term.measure, weights, term.rider, weights.ndim == 1)
 
 
-def _log_share(share, mass):
-    """log of a share of the mass, -inf where there is none; refuses a negative one."""
-    if _checks.is_concrete(share) and bool(jnp.any(share < -1e-6)):
+def _what_is_left(weights, of, mass):
+    """Weights `of` which something was taken. One that cancels to rounding is zero, with the
+    derivative that it has: at small noise the ghost of what is gone would rule."""
+    if _checks.is_concrete(weights) and bool(jnp.any(weights < -1e-6)):
         raise ValueError(
             f"mass {mass} takes more than there is: a weight of the changed data becomes "
-            f"{float(jnp.min(share)):.3g}; mass 1 is the whole of the named change"
+            f"{float(jnp.min(weights)):.3g}; mass 1 is the whole of the named change"
         )
-    return safe_log(share)
+    ghost = 16 * jnp.finfo(weights.dtype).eps * jnp.abs(of)
+    return jnp.where(weights > ghost, weights, weights - jax.lax.stop_gradient(weights))
 
 
 def _same_data(data, edited):

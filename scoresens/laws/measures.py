@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,33 @@ class Posterior(NamedTuple):
 
     gain: Float[Array, ""]  # log rho_tau(x) + d/2 log(2 pi (tau^2 + c^2)), nats (`bumps`)
     mean: Float[Array, "*shape"]  # the denoiser D(x, tau)
+
+
+class Sums(NamedTuple):
+    """`sum_j w_j r_j` and `sum_j w_j r_j D_j` over components, `r_j = exp(log K_j - gain)`: linear
+    in weights w_j >= 0, where all of them are 0 too."""
+
+    gain: Float[Array, ""]  # of a component that has weight; of any, where none has
+    mass: Float[Array, ""]
+    mean: Float[Array, "*shape"]
+
+    @classmethod
+    def of(
+        cls,
+        masses: Float[Array, " n"],
+        gains: Float[Array, " n"],
+        means: Float[Array, "n *shape"],
+    ) -> "Sums":
+        """The sums of n components, `w_j` and `w_j D_j`, or of n such sums."""
+        seen = (masses > 0) | ~jnp.any(masses > 0)
+        gains = jnp.maximum(gains, jnp.finfo(gains.dtype).min)  # of what is nowhere near
+        top = jax.lax.stop_gradient(jnp.max(jnp.where(seen, gains, -jnp.inf)))
+        ratios = finite_exp(gains - top)
+        return cls(top, jnp.sum(masses * ratios), contracted("j,j...->...", ratios, means))
+
+    def counted_from(self, centre: Float[Array, "*shape"]) -> "Sums":
+        """The same with `D_j - centre` in the place of `D_j`."""
+        return self._replace(mean=self.mean - self.mass * centre)
 
 
 class Law(abc.ABC):
@@ -128,6 +155,12 @@ class Measure(Law):
         mass = coefficients[:, 0] * jnp.exp(found.gain - reference)
         return mass, jnp.multiply.outer(mass, found.mean)
 
+    def sums(self, tau: Scalar, x: Float[Array, "*shape"], weights: Float[Array, " n"]) -> Sums:
+        """Sums over components with these weights, none of them negative, in the place of the
+        law's own."""
+        found = self.posterior(tau, x)
+        return Sums(found.gain, weights[0], weights[0] * found.mean)
+
     def log_density(self, tau: Scalar, x: Float[Array, "*shape"]) -> Float[Array, ""]:
         """log rho_tau(x), in nats."""
         return self.posterior(tau, x).gain - yardstick(tau, x.size)
@@ -146,7 +179,7 @@ class Measure(Law):
 class Mixture(Measure):
     """A measure of components j = 1..n with weights.
 
-    Abstract: `shape`, `posterior`, `weighted_sums`, `normalized_weights`, `with_weights`.
+    Abstract: `shape`, `posterior`, `weighted_sums`, `sums`, `normalized_weights`, `with_weights`.
     """
 
     @property
@@ -157,6 +190,10 @@ class Mixture(Measure):
     @abc.abstractmethod
     def weighted_sums(self, tau, x, reference, coefficients) -> tuple[Array, Array]:
         """See `Measure.weighted_sums`."""
+
+    @abc.abstractmethod
+    def sums(self, tau, x, weights) -> Sums:
+        """See `Measure.sums`."""
 
     @abc.abstractmethod
     def with_weights(self, weights: Float[Array, " n"]) -> "Mixture":
@@ -279,17 +316,15 @@ class Points(Mixture):
         return jnp.asarray(self.weights / self.weights.sum())
 
     def posterior(self, tau, x):
-        weights, flat = self.normalized_weights, x.reshape(-1)
-        origin, places = self._seen_from(tau, flat)
+        softmax, origin, yard = self._softmax(tau, x, self.normalized_weights)
+        mean = smoothed_mean(self.bandwidth, tau, x, softmax.mean(origin).reshape(x.shape))
+        return Posterior(softmax.log_mass + yard, mean)
 
-        def add(softmax, block, bumps):
-            log_kernels = bumps.log_kernels(places)
-            return softmax.add(log_kernels, block.columns(weights, seen=0.0), bumps)
-
-        softmax = self._over_blocks(add, Softmax.empty(flat), origin)
-        mean = softmax.mean(origin).reshape(x.shape)
-        gain = softmax.log_mass + places.gain(self.kernel)
-        return Posterior(gain, smoothed_mean(self.bandwidth, tau, x, mean))
+    def sums(self, tau, x, weights):
+        softmax, origin, yard = self._softmax(tau, x, weights)
+        mass, total = softmax.mass, softmax.total + softmax.mass * origin.centre
+        mean = smoothed_mean(self.bandwidth, tau, mass * x, total.reshape(x.shape))
+        return Sums(softmax.top + yard, mass, mean)
 
     def weighted_sums(self, tau, x, reference, coefficients):
         origin, places = self._seen_from(tau, x.reshape(-1))
@@ -357,17 +392,31 @@ class Points(Mixture):
             )
         return super().log_density(tau, x)
 
-    def seen_along_axes(self) -> Self:
+    def seen_along_axes(self) -> "Points":
         """The same with the coordinates that its kernel asks for, if it does."""
         axes, flat = self.kernel.axes, self.points.reshape(len(self), -1)
         return self._but(coordinates=axes and axes.coordinates(flat))
 
-    def _but(self, **changes: Any) -> Self:
+    def _but(self, **changes: Any) -> "Points":
         """The same, but for some fields, without looking at them again."""
         other = copy(self)
         for name, value in changes.items():
             object.__setattr__(other, name, value)
         return other
+
+    def _softmax(
+        self, tau: Scalar, x: Float[Array, "*shape"], weights: Float[Array, " N"]
+    ) -> tuple[Softmax, Origin, Float[Array, ""]]:
+        """The points' kernels with these weights, what they are measured from, and their gain."""
+        flat = x.reshape(-1)
+        origin, places = self._seen_from(tau, flat)
+
+        def add(softmax, block, bumps):
+            log_kernels = bumps.log_kernels(places)
+            return softmax.add(log_kernels, block.columns(weights, seen=0.0), bumps)
+
+        softmax = self._over_blocks(add, Softmax.empty(flat), origin)
+        return softmax, origin, places.gain(self.kernel)
 
     def _seen_from(self, tau: Scalar, x: Float[Array, " d"]) -> tuple[Origin, Places]:
         """What the points are measured from, and one place as they see it."""
@@ -443,6 +492,10 @@ class GaussianMixture(Mixture):
         gains, means = self._components(tau, x)
         terms = coefficients * jnp.exp(gains - reference)
         return jnp.sum(terms, -1), contracted("kj,j...->k...", terms, means)
+
+    def sums(self, tau, x, weights):
+        gains, means = self._components(tau, x)
+        return Sums.of(weights, gains, contracted("j,j...->j...", weights, means))
 
     def with_weights(self, weights):
         return self._with(weights, self.means, self.variances, self.axes)

@@ -11,7 +11,7 @@ where they have been (`own_rows`, `all_rows`): nothing is exchanged while a path
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from scoresens._checks import wide
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.measures import Points, Posterior
+from scoresens.laws.measures import Points, Posterior, Sums
 
 DIVIDED = ("points", "weights", "coordinates")  # what has a row a point
 
@@ -58,6 +58,10 @@ class Shard(Points):
     def weighted_sums(self, tau, x, reference, coefficients):
         return summed(super().weighted_sums(tau, x, reference, coefficients), self)
 
+    def sums(self, tau, x, weights):
+        found = jax.lax.all_gather(super().sums(tau, x, weights), self.axis)
+        return Sums.of(found.mass, found.gain, found.mean)
+
 
 def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     """The points with their weights, divided over an axis of a mesh, as arrays of JAX.
@@ -86,7 +90,8 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     weights = np.pad(np.asarray(points.normalized_weights), (0, total - count))
     weights = jax.device_put(weights, place)
     bumps = points.bandwidth, points.kernel, points.precision
-    return Shard(images, weights, *bumps, axis, count).seen_along_axes()
+    shard = Shard(images, weights, *bumps, axis, count)
+    return cast(Shard, shard.seen_along_axes())
 
 
 def specs(data: Points) -> Any:

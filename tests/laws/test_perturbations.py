@@ -250,6 +250,50 @@ def test_single_points_make_no_table_of_each_other(kind):
     assert held < 20  # an (M, K, K) table alone would be 170 of them
 
 
+@pytest.mark.parametrize("black_box", [False, True])
+def test_a_change_begins_as_its_derivative(black_box):
+    """At mass 0, and at none of a change, nothing has weight that is not the data's, and yet there
+    is a derivative: of more and of less, of points and of laws, compiled or not."""
+    data, x = laws.data_set(), jnp.asarray(X)
+    one, two = (laws.changes()[kind][0] for kind in ("add", "toward"))
+    several = ss.add(jnp.asarray(np.random.default_rng(0).normal(size=(3, 2))))
+    mixed = one - 2 * two - 0.3 * ss.add(laws.mixture(0.4)) + laws.changes()["replace"][0]
+    own = data.posterior(TAU, x)
+    for perturbation in (mixed.bumped_like(data), several.bumped_like(data)):
+        expected = perturbation.denoiser_derivative(TAU, x, *own)
+
+        def at(mass, factor, perturbation=perturbation):
+            law = change(None if black_box else data, factor * perturbation, mass)
+            return jax.vmap(lambda k: law[k].shift(TAU, x, own)[0])(jnp.arange(len(perturbation)))
+
+        of_mass = jax.jit(jax.jacfwd(at))(0.0, 1.0)
+        of_factor = jax.jit(jax.jacrev(at, 1))(1.0, 0.0)
+        laws.close(of_mass, expected, absolute=1e-12)
+        laws.close(of_factor, expected, absolute=1e-12)
+    if black_box:
+        slope = jax.jvp(lambda mass: at(mass, 1.0), (0.0,), (1.0,))[1]
+        laws.close(slope, expected, absolute=1e-12)
+
+
+def test_data_with_nothing_in_common_have_a_derivative():
+    """From one half of the points to the other: at mass 1 the derivative is the difference
+    quotient from below."""
+    points, half = jnp.asarray(laws.DATA.points), jnp.array([1.0, 1, 1, 0, 0, 0])
+    data = ss.Points(points, half, 0.4)
+    swap = ss.reweight(data, 1 - half)
+    at, step = jax.jit(lambda mass: shifted(data, swap, mass)), 1e-5
+    before = (3 * at(1.0) - 4 * at(1 - step) + at(1 - 2 * step)) / (2 * step)
+    laws.close(jax.jacfwd(at)(1.0), before, relative=1e-7)
+
+
+def test_what_was_there_leaves_no_ghost_beside_what_is_added():
+    """Weights of seven points add up to 1 within rounding, and the data are nearer than they."""
+    data = ss.Points(jnp.array([[0.0]]))
+    law = ss.Points(jnp.full((7, 1), 1.0), jnp.arange(1.0, 8.0) * 0.1)
+    found = after(data, ss.add(law), 1.0, 0.01, jnp.array([0.0]))
+    laws.close(found, [1.0], absolute=1e-12)
+
+
 def test_perturbations_are_pytrees():
     """Through jit as arguments; what is absent stays absent."""
     for perturbation, _ in laws.changes().values():

@@ -245,3 +245,19 @@ def test_mass_has_a_derivative_under_jit():
 
     _, slope = jax.jvp(samples, (0.3,), (1.0,))
     laws.close(slope, (samples(0.3 + 1e-6) - samples(0.3 - 1e-6)) / 2e-6, relative=1e-6)
+
+
+@pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(WALK)], ids=["flow", "SDE"])
+def test_mass_has_a_derivative_where_nothing_is_added_yet(route):
+    """Toward another model, and away from points: at mass 0 it is the tangent of the same steps."""
+    process, noise = laws.between_levels(ss.EDM())
+    law, new = laws.mixture(), jnp.asarray(laws.DATA.new[None])
+    change = ss.add(laws.other_model()) - 0.5 * ss.add(ss.Points(new, None, 0.4))
+    given = {"base": law, "trace": ss.Exact(), "route": route, "solve": laws.SHORT}
+    given |= {"process": process, "score": ss.exact_score(process, law), "perturbation": change}
+
+    def samples(mass):
+        return ss.counterfactual(noise=noise, mass=mass, **given).x
+
+    _, slope = jax.jvp(jax.jit(samples), (0.0,), (1.0,))
+    laws.close(slope, ss.sample_sensitivity(noise=noise, **given).tangent, relative=1e-9)
