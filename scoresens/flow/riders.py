@@ -29,7 +29,14 @@ from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
 from scoresens.flow.starts import gain_rate, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.kernels import BREADTH, level_of, log_excess, smoothed_mean, yardstick
+from scoresens.laws.kernels import (
+    BREADTH,
+    check_comparable,
+    level_of,
+    log_excess,
+    smoothed_mean,
+    yardstick,
+)
 from scoresens.laws.learned import Base, Known, Learned, Smoothed, check_base
 from scoresens.laws.measures import Measure
 from scoresens.laws.perturbations import Perturbation, check_perturbation
@@ -282,6 +289,8 @@ def _driver(process, score, weight, perturbation, base, prior):
         if base is not None:
             check_base(base)
             perturbation = perturbation.bumped_like(base)
+        for part in perturbation.parts if base is None else ():
+            check_comparable(part.measure.kernel)
     rides = perturbation is not None and not isinstance(base, Measure)
     return Driver(process, as_pytree(score), weight, perturbation, base, prior, rides)
 

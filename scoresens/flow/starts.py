@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import TraceEstimator
-from scoresens.laws.kernels import BREADTH, yardstick
+from scoresens.laws.kernels import BREADTH, check_comparable, yardstick
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process, Scalar, by_name
 from scoresens.laws.scores import Score, as_pytree
@@ -101,6 +101,7 @@ def prior_gain(
     """log rho^_tau(x) where paths begin, as a gain: the prior's, noised to tau, or the process's
     own."""
     if prior is not None:
+        check_comparable(prior.kernel)
         return prior.posterior(tau, x).gain
     t = jnp.asarray(process.t_max, x.dtype)
     density = process.prior_log_density(process.alpha(t) * x) + x.size * process.log_alpha(t)

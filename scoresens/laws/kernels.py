@@ -157,3 +157,13 @@ def resolved(kernel: Kernel, temperature: Scalar, resolution: Scalar, points: An
     if flat and known[0] and temperature == 1:
         return kernel
     return Resolved(kernel, temperature, resolution, None if flat else principal_axes(points))
+
+
+def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
+    """Refuse to divide what is a noised density by what is none; the other is a model's if it is
+    not given."""
+    if one.is_density != other.is_density:
+        raise ValueError(
+            "points with a temperature or a resolution have no noised densities that another law's "
+            "could be compared with: take base=the same Points, or Points without either"
+        )

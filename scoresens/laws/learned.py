@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.kernels import Gaussian, level_of, smoothed_mean
+from scoresens.laws.kernels import Gaussian, check_comparable, level_of, smoothed_mean
 from scoresens.laws.measures import Law, Measure, Posterior, bandwidth_or
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score, as_pytree, canonical_denoiser
@@ -64,6 +64,7 @@ class Learned(Law):
         return smoothed_mean(self.bandwidth, tau, x, denoised)
 
     def bumped_like(self, base):
+        check_comparable(base.kernel)
         return replace(self, bandwidth=bandwidth_or(self.bandwidth, base.bandwidth))
 
 

@@ -41,6 +41,7 @@ from scoresens.laws.bumps import (
     Places,
     Softmax,
     block_of,
+    finite_exp,
     over_blocks,
     safe_log,
     signed,
@@ -50,6 +51,7 @@ from scoresens.laws.kernels import (
     BREADTH,
     Gaussian,
     Kernel,
+    check_comparable,
     log_excess,
     resolved,
     smoothed_mean,
@@ -119,12 +121,7 @@ class Law(abc.ABC):
         Raises:
             ValueError: a law that is no `Points`, beside a base whose kernels are no densities.
         """
-        if not base.kernel.is_density:
-            raise ValueError(
-                f"a {type(self).__name__} has noised densities, and the base, with a temperature "
-                "or a resolution, has none to compare them with: take Points, or give the base "
-                "neither"
-            )
+        check_comparable(base.kernel)
         return self
 
 
@@ -387,8 +384,8 @@ class Points(Mixture):
     def log_density(self, tau, x):
         if not self.kernel.is_density:
             raise ValueError(
-                "points with a temperature or a resolution have no noised density; give Points "
-                "without them where densities are asked for (a prior, a certificate, a score)"
+                "points with a temperature or a resolution have no noised density: take Points "
+                "without either"
             )
         return super().log_density(tau, x)
 

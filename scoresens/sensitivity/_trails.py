@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens.flow.riders import Driver
+from scoresens.laws.kernels import check_comparable
 from scoresens.laws.learned import Base, check_base
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.processes import Process
@@ -106,6 +107,7 @@ def driver_of(
         base = data
     check_base(base)
     rides = not isinstance(base, Measure)  # else the path knows nothing of it
+    check_comparable(data.kernel, *([] if rides else [base.kernel]))
     own = base if rides else None
     driver = Driver(process, as_pytree(score), base=own, prior=prior, rides=rides)
     return None if rides or base is data else base, driver

@@ -20,6 +20,7 @@ walked in blocks of points (`_blocks`).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -169,4 +170,4 @@ def _products(points, origin, places, levers):
         )
 
     tables = (jnp.zeros((*of.shape[:-1], len(points)), of.dtype) for of in (places.x, levers))
-    return over_blocks(add, tuple(tables), len(points), block_of(flat.shape[1]))
+    return over_blocks(add, tuple(tables), len(points), block_of(math.prod(points.shape)))

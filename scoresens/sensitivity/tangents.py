@@ -52,9 +52,9 @@ class ScoreSensitivity(NamedTuple):
     """Derivatives of the score at M places for K directions."""
 
     tangent: Float[Array, "M K *shape"]  # d score / d mass
-    log_density: Float[
-        Array, " M"
-    ]  # log rho_t(x) of the law divided by, nats, in the process's frame
+    log_density: (
+        Float[Array, " M"] | None
+    )  # log rho_t(x) of the law divided by, nats, in the process's frame; None where it has none
     stats: Stats
 
 
@@ -259,9 +259,8 @@ def _score_tangent_of_data(process, perturbation, base, t, x, solve):
         hat = x / alpha
         gain, mean = base.posterior(tau, hat)
         change = perturbation.denoiser_derivative(tau, hat, gain, mean)
-        return _score_change(alpha, tau, change), riders.nats(gain, tau, x.size) - x.size * jnp.log(
-            alpha
-        )
+        density = riders.nats(gain, tau, x.size) - x.size * jnp.log(alpha)
+        return _score_change(alpha, tau, change), density if base.kernel.is_density else None
 
     return in_batches(one, _batch_size(len(perturbation), x[0].size, solve), x)
 
