@@ -25,9 +25,9 @@ are carried as **gains**, log rho + d/2 log(2 pi (tau^2 + c^2)), measured agains
 constant (`yardstick`): what tells two laws apart is not lost among the constants of both.
 
 **Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
-therefore the mean of the first points, and where the loss would show, distances to the nearest few
-points of each block are taken again as exact differences: only those matter there, and their
-reference is 0.
+therefore the mean of the first points, as they weigh, and where the loss would show, distances to
+the nearest few points of each block are taken again as exact differences: only those matter there,
+and their reference is 0.
 """
 
 import abc
@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scoresens._products import contracted
+from scoresens._products import contracted, inner, product
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.processes import Scalar
 
@@ -150,12 +150,18 @@ class Origin(NamedTuple):
     square: Float[Array, ""]  # mean squared distance of the points from it
 
     @classmethod
-    def of(cls, points: Any, dtype: Any = None) -> "Origin":
-        """Of points `[N, *shape]`: by the first of them, cheap for millions."""
+    def of(cls, points: Any, weights: Any = None, dtype: Any = None) -> "Origin":
+        """Of points `[N, *shape]`, with weights `[N]`: by the first of them, cheap for millions. A
+        point of no weight may be anywhere."""
         first = jnp.asarray(points[:BLOCK], dtype)
         first = first.reshape(len(first), -1)
-        centre = jnp.mean(first, 0)
-        return cls(centre, jnp.mean(jnp.sum(jnp.square(first - centre), -1)))
+        share = jnp.full(len(first), 1 / len(first), first.dtype)
+        if weights is not None:
+            given = jax.lax.stop_gradient(jnp.asarray(weights[:BLOCK], first.dtype))
+            total = jnp.sum(given)
+            share = jnp.where(total > 0, given / jnp.where(total > 0, total, 1), share)
+        centre = product(share, first)
+        return cls(centre, inner(share, jnp.sum(jnp.square(first - centre), -1)))
 
     def places(self, bandwidth: Scalar, tau: Scalar | Array, x: Float[Array, "*R d"]) -> Places:
         """The places x at noise levels of a shape that broadcasts to `[*R]`."""

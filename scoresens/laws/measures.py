@@ -316,7 +316,7 @@ class Points(Mixture):
 
     def _seen_from(self, tau: Scalar, x: Float[Array, " d"]) -> tuple[Origin, Places]:
         """What the points are measured from, and one place as they see it."""
-        origin = Origin.of(self.points)
+        origin = Origin.of(self.points, self.weights)
         return origin, origin.places(self.bandwidth, tau, x)
 
     def _over_blocks(

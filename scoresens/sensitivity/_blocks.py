@@ -66,7 +66,8 @@ def is_on_host(points: Points) -> bool:
 
 def posteriors(base: Points, states: States) -> Posterior:
     """Gain `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
-    plan, origin = _plan(base, states.x.shape[:2], 1), Origin.of(base.points, states.x.dtype)
+    plan = _plan(base, states.x.shape[:2], 1)
+    origin = Origin.of(base.points, base.weights, states.x.dtype)
     given, start = _posterior_begun(plan, base.bandwidth, origin, states)
     found = _fold(_add_posterior, plan, base, origin, given, start)
     return combined(_posterior_done(base.bandwidth, base.kernel, origin, states, found), base)
@@ -83,7 +84,7 @@ def influences(
 ) -> Influences:
     """See `tables.influences`."""
     plan = _plan(points, omega.shape[:2], omega.shape[2], top, group)
-    origin = Origin.of(points.points, states.x.dtype)
+    origin = Origin.of(points.points, points.weights, states.x.dtype)
     bumps = points.bandwidth, points.kernel
     given = _influences_begun(plan, bumps, origin, states, omega, known)
     start = _no_influences(plan, len(points), omega)

@@ -105,7 +105,8 @@ def _whole_plan(points, counts, top, group):
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _whole(plan, points, states, omega, known):
-    origin, weights = Origin.of(points.points, states.x.dtype), points.normalized_weights
+    origin = Origin.of(points.points, points.weights, states.x.dtype)
+    weights = points.normalized_weights
     contributions = functools.partial(_contributions, points, origin, weights)
 
     def add(found, given):
