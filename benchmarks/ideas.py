@@ -47,7 +47,8 @@ Correction = Callable[..., jax.Array]  # (denoise, points, tau, x, weights, *set
 def shift(points, spread, place, weights):
     """The mean of the points near a place, weighted, less that of all."""
     data, level = ss.Points(points), jnp.sqrt(spread)
-    return data.with_weights(weights).denoise(level, place) - data.denoise(level, place)
+    sums = data.sums(level, place, weights)
+    return sums.mean / sums.mass - data.denoise(level, place)
 
 
 def bumps(denoise, points, tau, x, weights, h):

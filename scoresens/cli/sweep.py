@@ -25,7 +25,15 @@ from scoresens.cli._common import Model, data_and_model, options_of_base, points
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming
-from scoresens.cli._settings import Base, Trace, at_least, check_bandwidth, check_trace
+from scoresens.cli._settings import (
+    Base,
+    Sampler,
+    Trace,
+    at_least,
+    check_bandwidth,
+    check_trace,
+    route_of,
+)
 from scoresens.cli.status import status
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.datasets.streams import mark, stream
@@ -64,6 +72,7 @@ class SweepRun:
     mesh: tuple[int, ...] = ()
     checkpoint: str = "digits"
     steps: int = 40
+    sampler: Sampler = "ode"
     base: Base = "data"
     trace: Trace = 1
     bandwidth: float | None = None
@@ -148,6 +157,7 @@ def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
         data = points(dataset, run.bandwidth, where)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
     options = options_of_base(data, run.base, run.trace) | {"mesh": mesh, "solve": solve}
+    options["route"] = route_of(run.sampler, 0)  # a sample's path hangs on its own seed besides
     if run.question == "attribution":
         with blaming(f"{where}: functional"):
             asked = make_question(run.functional, dataset, data, process, score, solve).functional
@@ -240,7 +250,7 @@ def _study(run: SweepRun, start: Start) -> dict[str, Any]:
         "base": run.base,
         "trace": run.trace if run.base == "model" else None,
         "bandwidth": float(start.data.bandwidth),
-    }
+    } | ({} if run.sampler == "ode" else {"sampler": run.sampler})
 
 
 # ------------------------------------------------------------------ while it runs
@@ -334,8 +344,9 @@ another), memory (GiB for a block; left out, half of what is free), rows, column
 directions a block, instead), mesh (devices along samples, and along directions or data points; left
 out, all along samples), top (images named; left out, the scores of all), stream (the data are read
 in blocks from a .npy file, a Zarr array or a folder of images), trace (as for sensitivity; left
-out: 1 random probe); [functional] as for attribute; [directions] classes (true, or false), images
-(this many of the first); [data], checkpoint, steps, base, bandwidth as for sensitivity.
+out: 1 random probe), sampler ("ode", or "sde", each sample's Brownian path its own); [functional]
+as for attribute; [directions] classes (true, or false), images (this many of the first); [data],
+checkpoint, steps, base, bandwidth as for sensitivity.
 
 Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
 one's), --processes N and --process I.""",

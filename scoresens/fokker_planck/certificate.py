@@ -101,7 +101,8 @@ def gap_certificate(
     Raises:
         ValueError: shapes that do not fit, a potential that is not scalar, a missing key, fewer
             than two paths.
-        FloatingPointError: no path stayed finite.
+        FloatingPointError: fewer than two paths stayed finite (within `jit` the numbers are then
+            NaN, and `kept` says why).
 
     Notes:
         Cost a sample: `2 steps` evaluations for the path, `2 (steps + 1)` residuals, and d products
@@ -115,12 +116,12 @@ def gap_certificate(
     up = forward_paths(process, ends, down.times, key=forward)
     terms = [_integrals(process, potential, trace, paths, key, solve) for paths in (down, up)]
     ratio = jax.vmap(functools.partial(log_prior_ratio, process, potential))
-    terms = _kept(jnp.stack([*terms, ratio(noise), ratio(up.x[-1])], 1), good)
-    growth = _growth(process, potential, Paths(down.times, down.x[:, good]), solve.batch_size)
-    energy = estimates.mean(terms @ jnp.array([1.0, -1.0, 1.0, -1.0], terms.dtype))
+    terms = jnp.stack([*terms, ratio(noise), ratio(up.x[-1])], 1)
+    growth = _growth(process, potential, _kept(down, good), solve.batch_size)
+    energy = _mean(terms @ jnp.array([1.0, -1.0, 1.0, -1.0], terms.dtype), good)
     stretch = jnp.sqrt(_integral(0.5 * _g2(process, down.times) * jnp.exp(2 * growth), down.times))
     w2 = Estimate(*(stretch * jnp.sqrt(jnp.maximum(bound, 0)) for bound in energy))
-    reverse_part, forward_part, start, end = map(estimates.mean, terms.T)
+    reverse_part, forward_part, start, end = (_mean(term, good) for term in terms.T)
     parts = (reverse_part, forward_part, start, end)
     return Certificate(energy, w2, growth, down.times, *parts, jnp.sum(good))
 
@@ -166,11 +167,11 @@ def ode_sde_gap(
     slopes, w0 = _ratios(process, potential, trace, down, looks, key, paths, solve)
     residuals = _integrals(process, potential, trace, down, key, solve)
     ends = jax.vmap(functools.partial(log_prior_ratio, process, potential))(noise)
-    growth = _growth(process, potential, Paths(down.times, down.x[:, good]), solve.batch_size)
+    growth = _growth(process, potential, _kept(down, good), solve.batch_size)
     half_g2 = 0.5 * _g2(process, down.times)
     weights = half_g2 * trapezoid(down.times)
-    energy = estimates.mean(_kept(len(weights) * weights[looks] * slopes, good))
-    identity = estimates.mean(_kept(residuals + ends - w0, good))
+    energy = _mean(len(weights) * weights[looks] * slopes, good)
+    identity = _mean(residuals + ends - w0, good)
     speed = _by_time(slopes, looks, good, len(weights))
     w2 = _integral(jnp.exp(growth) * half_g2 * jnp.sqrt(jnp.maximum(speed.value, 0)), down.times)
     return Gap(energy, identity, w2, speed, down.times, jnp.sum(good))
@@ -270,17 +271,28 @@ def _integral(values, times):
 
 
 def _finite_paths(paths):
-    return jnp.all(jnp.isfinite(paths.x), axis=(0, *range(2, paths.x.ndim)))
-
-
-def _kept(rows, good):
-    """The rows of paths that stayed finite."""
-    if not bool(jnp.sum(good) >= 2):
+    """Which paths stayed finite."""
+    good = jnp.all(jnp.isfinite(paths.x), axis=(0, *range(2, paths.x.ndim)))
+    if _checks.is_concrete(good) and int(jnp.sum(good)) < 2:
         raise FloatingPointError(
             "fewer than two paths stayed finite: the score drives samples to infinity, or the "
             "grid is too coarse for it (raise Solve.steps)"
         )
-    return rows[good]
+    return good
+
+
+def _kept(paths, good):
+    """The paths, with one that stayed finite in the place of each that did not."""
+    fits = good.reshape(-1, *(1,) * (paths.x.ndim - 2))
+    return Paths(paths.times, jnp.where(fits, paths.x, paths.x[:, jnp.argmax(good)][:, None]))
+
+
+def _mean(values, good):
+    """The mean over the paths that stayed finite, with its interval."""
+    number, safe = jnp.sum(good), jnp.where(good, values, 0)
+    mean = jnp.sum(safe) / number
+    square = jnp.sum(jnp.where(good, safe - mean, 0) ** 2) / (number - 1)
+    return estimates.around(mean, jnp.sqrt(square / number))
 
 
 def _by_time(values, looks, good, count):

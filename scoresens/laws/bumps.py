@@ -23,9 +23,9 @@ which is a second product, of the shares with the squares of the points' coordin
 noise level, not for each place.
 
 **Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
-therefore the mean of the first points, or that of the axes, and where the loss would show,
-distances to the nearest few points of each block are taken again as exact differences: only those
-matter there, and their reference is 0.
+therefore the mean of the first points, as they weigh, or that of the axes, and where the loss would
+show, distances to the nearest few points of each block are taken again as exact differences: only
+those matter there, and their reference is 0.
 """
 
 import math
@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scoresens._products import Precision, contracted
+from scoresens._products import Precision, contracted, inner, product
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.kernels import BREADTH, Gaussian, Kernel
 from scoresens.laws.processes import Scalar
@@ -93,12 +93,21 @@ class Origin(NamedTuple):
     square: Float[Array, ""]  # mean squared distance of the points from it
 
     @classmethod
-    def of(cls, points: Any, kernel: Kernel, dtype: Any = None) -> "Origin":
-        """Of points `[N, *shape]`: by the first of them, cheap for millions."""
-        first = jnp.asarray(points[: block_of(math.prod(points.shape[1:]))], dtype)
+    def of(
+        cls, points: Any, weights: Any = None, kernel: Kernel = Gaussian(), dtype: Any = None
+    ) -> "Origin":
+        """Of points `[N, *shape]`, with weights `[N]`: by the first of them, cheap for millions. A
+        point of no weight may be anywhere."""
+        count = block_of(math.prod(points.shape[1:]))
+        first = jnp.asarray(points[:count], dtype)
         first = first.reshape(len(first), -1)
-        centre = jnp.mean(first, 0) if kernel.axes is None else kernel.axes.centre
-        return cls(centre, jnp.mean(jnp.sum(jnp.square(first - centre), -1)))
+        share = jnp.full(len(first), 1 / len(first), first.dtype)
+        if weights is not None:
+            given = jax.lax.stop_gradient(jnp.asarray(weights[:count], first.dtype))
+            total = jnp.sum(given)
+            share = jnp.where(total > 0, given / jnp.where(total > 0, total, 1), share)
+        centre = product(share, first) if kernel.axes is None else kernel.axes.centre
+        return cls(centre, inner(share, jnp.sum(jnp.square(first - centre), -1)))
 
     def places(
         self, bandwidth: Scalar, kernel: Kernel, tau: Scalar | Array, x: Float[Array, "*R d"]

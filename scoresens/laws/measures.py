@@ -417,8 +417,12 @@ class Points(Mixture):
 
     def _seen_from(self, tau: Scalar, x: Float[Array, " d"]) -> tuple[Origin, Places]:
         """What the points are measured from, and one place as they see it."""
-        origin = Origin.of(self.points, self.kernel)
+        origin = self.origin()
         return origin, origin.places(self.bandwidth, self.kernel, tau, x)
+
+    def origin(self, dtype: Any = None) -> Origin:
+        """What the points are measured from."""
+        return Origin.of(self.points, self.weights, self.kernel, dtype)
 
     def _over_blocks(
         self, add: Callable[[Any, Block, Bumps], Any], carry: Any, origin: Origin

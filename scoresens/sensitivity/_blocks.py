@@ -66,10 +66,7 @@ def is_on_host(points: Points) -> bool:
 
 def posteriors(base: Points, states: States) -> Posterior:
     """Gain `[S, M]` and posterior mean `[S, M, d]` of the points at each state."""
-    plan, origin = (
-        _plan(base, states.x.shape[:2], 1),
-        Origin.of(base.points, base.kernel, states.x.dtype),
-    )
+    plan, origin = _plan(base, states.x.shape[:2], 1), base.origin(states.x.dtype)
     bumps = base.bandwidth, base.kernel
     given, start = _posterior_begun(plan, bumps, origin, states)
     found = _fold(_add_posterior, plan, base, origin, given, start)
@@ -87,7 +84,7 @@ def influences(
 ) -> Influences:
     """See `tables.influences`."""
     plan = _plan(points, omega.shape[:2], omega.shape[2], top, group)
-    origin = Origin.of(points.points, points.kernel, states.x.dtype)
+    origin = points.origin(states.x.dtype)
     bumps = points.bandwidth, points.kernel
     given = _influences_begun(plan, bumps, origin, states, omega, known)
     start = _no_influences(plan, len(points), omega)

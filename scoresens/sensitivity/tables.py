@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens._products import product
-from scoresens.laws.bumps import Origin, block_of, finite_exp, most_of, over_blocks
+from scoresens.laws.bumps import block_of, finite_exp, most_of, over_blocks
 from scoresens.laws.kernels import shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
@@ -107,10 +107,7 @@ def _whole_plan(points, counts, top, group):
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _whole(plan, points, states, omega, known):
-    origin, weights = (
-        Origin.of(points.points, points.kernel, states.x.dtype),
-        points.normalized_weights,
-    )
+    origin, weights = points.origin(states.x.dtype), points.normalized_weights
     contributions = functools.partial(_contributions, points, origin, weights)
 
     def add(found, given):

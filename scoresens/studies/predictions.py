@@ -40,7 +40,7 @@ from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.losses import loss_sensitivity
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.transport import transport_map
-from scoresens.studies.retraining import PROCESS, Queries, loss_noise
+from scoresens.studies.retraining import PROCESS, Queries, noise_of_losses
 from scoresens.training.denoising import loss_weight
 
 ALONGSIDE = 488  # further samples that an optimal transport map is made from
@@ -178,13 +178,14 @@ def _loss_finite(model, data, weights, queries, sigma_data):
             tau, noise = row
             place = x + tau * noise
             before = model(tau, place) - x
-            # the kernels do not depend on the weights: mapped over these, they are taken once
-            halves = jax.vmap(lambda w: data.with_weights(w).denoise(tau, place))(weights)
+            # of one law, whose kernels do not depend on the weights, they are taken once for all
+            _, masses, means = jax.vmap(lambda w: data.sums(tau, place, w))(weights)
+            halves = jax.vmap(jnp.divide)(means, masses)
             after = before + halves - data.denoise(tau, place)
             errors = jax.vmap(lambda error: jnp.sum(error**2))(after) - jnp.sum(before**2)
             return loss_weight(tau, sigma_data) / x.size * errors
 
-        return jnp.mean(jax.lax.map(at_level, (queries.levels, loss_noise(queries, i))), 0)
+        return jnp.mean(jax.lax.map(at_level, (queries.levels, noise_of_losses(queries, i))), 0)
 
     return jax.lax.map(change, (jnp.arange(len(queries.images)), queries.images))
 

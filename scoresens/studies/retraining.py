@@ -28,6 +28,7 @@ from scoresens.flow.solve import Solve
 from scoresens.laws.processes import EDM
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser, ModelSettings, build, load, save
+from scoresens.sensitivity.losses import loss_noise
 from scoresens.studies.store import Form, Store, arrays
 from scoresens.training.denoising import TrainSettings, denoising_loss, train
 
@@ -40,7 +41,7 @@ class Queries(NamedTuple):
     noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
     images: Float[Array, "Q *shape"]  # where to take the denoising loss (there may be none),
     levels: Float[Array, " L"]  # at these noise levels,
-    key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
+    key: PRNGKeyArray  # with the noise of `loss_sensitivity`
 
 
 class Outputs(NamedTuple):
@@ -140,19 +141,18 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
     def loss(row):
         i, x = row
         copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
-        return denoising_loss(model, copies, queries.levels, loss_noise(queries, i))
+        return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
 
     rows = jnp.arange(len(queries.images)), queries.images
     return Outputs(samples, jax.lax.map(loss, rows))
 
 
-def loss_noise(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
+def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
     key = jax.random.fold_in(queries.key, i)
-    _, *shape = queries.images.shape
 
     def at_level(j):
-        return jax.random.normal(jax.random.fold_in(key, j), shape, queries.images.dtype)
+        return loss_noise(jax.random.fold_in(key, j), queries.images[0])
 
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 

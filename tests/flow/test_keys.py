@@ -11,6 +11,7 @@ import pytest
 
 import scoresens as ss
 from scoresens._pytrees import register_dataclass
+from scoresens.flow.diffusion import brownian
 from scoresens.fokker_planck.induced import mirrored
 
 KEY = jax.random.key(0)
@@ -133,3 +134,16 @@ def test_forward_paths_are_drawn_apart_from_noise_and_reverse_paths():
     for i in range(4):
         key = jax.random.fold_in(KEY, i)
         assert np.abs(mirrored(key, 2, 3, given[0])[0, 0] - jax.random.normal(key, (2,))).min() > 0
+
+
+def test_the_noise_of_losses_is_drawn_apart_from_the_reverse_paths():
+    """Of a denoiser that leaves x where it is, the loss is tau^2 |n|^2."""
+    process, solve = ss.EDM(), ss.Solve(steps=1)
+    x, same = jnp.ones((3, 2)), ss.from_denoiser(ss.EDM(), lambda tau, x: x)
+    found = ss.loss_sensitivity(
+        process, same, laws.data_set(), x, levels=jnp.ones(1), key=KEY, solve=solve
+    )
+    for i, loss in enumerate(found.loss):
+        run = brownian(process, x[i], jax.random.fold_in(KEY, i), solve)
+        kick = run.kicks[0] / jnp.sqrt(run.clock[1] - run.clock[0])
+        assert abs(loss / jnp.vdot(kick, kick) - 1) > 1e-3

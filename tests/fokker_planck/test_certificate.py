@@ -112,19 +112,33 @@ def test_probes_leave_the_certificate_unbiased():
     laws.close(one.energy.value, exact.energy.value, absolute=1e-9)
 
 
-def test_paths_that_leave_are_left_out():
+def cliff(t, x):
     """A potential that throws samples from beyond 2 to infinity."""
+    return -jnp.vdot(x, x) + 0.3 * jnp.sin(x[0]) + jnp.where(jnp.abs(x[0]) > 2, 1e3 * x[0] ** 4, 0)
 
-    def cliff(t, x):
-        return (
-            -jnp.vdot(x, x) + 0.3 * jnp.sin(x[0]) + jnp.where(jnp.abs(x[0]) > 2, 1e3 * x[0] ** 4, 0)
-        )
 
+def test_paths_that_leave_are_left_out():
     noise = jnp.linspace(-2.5, 2.5, 20)[:, None]
     found = ss.gap_certificate(LINE, cliff, noise, key=KEY, solve=ss.Solve(steps=20))
     assert 2 <= int(found.kept) < 20 and bool(jnp.isfinite(found.energy.value))
     with pytest.raises(FloatingPointError, match="fewer than two paths"):
         ss.gap_certificate(LINE, cliff, 3 + jnp.abs(noise), key=KEY, solve=ss.Solve(steps=20))
+
+
+@pytest.mark.parametrize("verb", [ss.gap_certificate, functools.partial(ss.ode_sde_gap, paths=4)])
+def test_gaps_within_jit(verb):
+    """The same numbers, some paths left out; where none stays, none, and `kept` says so."""
+
+    def ask(noise):
+        return verb(LINE, cliff, noise, key=KEY, solve=ss.Solve(steps=4))
+
+    noise, compiled = jnp.linspace(-2.5, 2.5, 20)[:, None], jax.jit(ask)
+    found, expected = compiled(noise), ask(noise)
+    assert 2 <= int(found.kept) < 20
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        laws.close(one, other, relative=1e-9)
+    nowhere = compiled(10 + jnp.abs(noise))
+    assert int(nowhere.kept) == 0 and bool(jnp.isnan(nowhere.energy.value))
 
 
 @pytest.mark.usefixtures("unchecked_annotations")

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from scoresens.laws import bumps
-from scoresens.laws.bumps import Bumps, Origin, Softmax, over_blocks, smoothed_mean
+from scoresens.laws.bumps import Bumps, Origin, Softmax, over_blocks
+from scoresens.laws.kernels import Gaussian, smoothed_mean
 
 rng = np.random.default_rng(0)
 POINTS, PLACES = rng.normal(size=(13, 3)) + 5, rng.normal(size=(2, 4, 3)) + 5
@@ -16,8 +17,8 @@ POINTS, PLACES = rng.normal(size=(13, 3)) + 5, rng.normal(size=(2, 4, 3)) + 5
 
 def log_kernels(points, bandwidth, levels, x):
     """log K itself: the ratios to the kernel at a place's reference distance, times that."""
-    origin, kernel = Origin.of(points, points.dtype), bumps.Gaussian()
-    places = origin.places(bandwidth, jnp.asarray(levels), jnp.asarray(x))
+    origin, kernel = Origin.of(points, dtype=points.dtype), Gaussian()
+    places = origin.places(bandwidth, kernel, jnp.asarray(levels), jnp.asarray(x))
     ratios = Bumps.of(jnp.asarray(points), origin, kernel).log_kernels(places)
     return ratios + kernel.evaluate(places.reference, places.spread, x.shape[-1])[..., None]
 
@@ -92,3 +93,14 @@ def test_smoothed_mean_at_both_ends():
     laws.close(smoothed_mean(0.0, 80.0, x, y), y)  # exactly: nothing of x at large noise
     laws.close(smoothed_mean(0.5, 1e-9, x, y), x, absolute=1e-15)
     laws.close(smoothed_mean(1.0, 2.0, x, y), (x + 4 * y) / 5, relative=1e-15)
+
+
+def test_a_first_block_of_no_weight_is_measured_from_its_mean():
+    """Points without weight alone still have a centre."""
+    points = jnp.array([[1.0], [3.0]])
+    for weights, centre, square in (([0.0, 0.0], 2.0, 1.0), ([0.0, 2.0], 3.0, 0.0)):
+        found = Origin.of(points, jnp.array(weights))
+        laws.close(found.centre, [centre])
+        laws.close(found.square, square)
+        slope = jax.grad(lambda w: jnp.sum(Origin.of(points, w).centre))(jnp.array(weights))
+        laws.close(slope, jnp.zeros(2))

@@ -20,7 +20,11 @@ from command_line import scoresens, settings_file
 
 import scoresens as ss
 from scoresens import cli, sweeps
+from scoresens.cli._settings import route_of
+from scoresens.flow.starts import fold
+from scoresens.models import pretrained
 from scoresens.sensitivity.functionals import inner_product
+from scoresens.sweeps.questions import _of_rows
 from scoresens.sweeps.store import Layout, Store
 
 PROCESS = ss.VP()
@@ -330,6 +334,31 @@ def test_a_sensitivity_names_its_directions(tmp_path):
     found = opened(ran.out)
     assert list(found.direction.values)[-3:] == ["class 9", "image 0", "image 1"]
     assert np.isfinite(found.tangent).all()
+
+
+@pytest.mark.slow
+def test_a_sweep_along_the_sde(tmp_path):
+    """Samples of `sample_sde`, on paths of each seed's and sample's own; another study than the
+    flow's."""
+    config = settings_file(tmp_path, 'sampler = "sde"\n' + SETTINGS)
+    ran = scoresens("sweep", config, out=tmp_path / "out")
+    assert ran.code == 0, ran.told
+    process, found = ss.EDM(), opened(ran.out).x
+    score = ss.from_denoiser(process, pretrained("digits")[0])
+    for seed in (0, 1):
+        for_noise, for_paths = jax.random.split(jax.random.key(seed))
+        noise = process.sample_prior((6, 8, 8, 1), key=for_noise)
+        route = _of_rows(route_of("sde", 0), fold(for_paths, 6))
+        x = ss.sample(process, score, noise, route=route, solve=ss.Solve(steps=3)).x
+        np.testing.assert_allclose(found.sel(seed=seed), x, rtol=1e-4, atol=1e-5)
+    refused = scoresens("sweep", settings_file(tmp_path, SETTINGS), out=ran.out)
+    assert refused.code == 2 and "holds a study with other settings of sampler" in refused.told
+
+
+def test_a_sampler_that_there_is_not(tmp_path):
+    config = settings_file(tmp_path, 'sampler = "flow"\n' + SETTINGS)
+    ran = scoresens("sweep", config, out=tmp_path / "out")
+    assert ran.code == 2 and "sampler: expected 'ode' or 'sde', got 'flow'" in ran.told
 
 
 @pytest.mark.slow
