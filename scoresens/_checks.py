@@ -63,14 +63,8 @@ def finite(name: str, value: Any) -> None:
 
 
 @jax.jit
-def finite_rows(value: jax.Array) -> jax.Array:
-    """Whether all numbers of each row are finite, `[M]`. Flags of each would be a table, which XLA
-    holds as a whole; 0 times what is not finite is NaN, and so is a sum that has one."""
-    return jnp.isfinite(jnp.sum(0 * value.reshape(len(value), -1), -1))
-
-
-@jax.jit
 def _all_finite(value):
+    """By a sum, which is NaN where 0 times a number is: of flags, XLA makes a table."""
     return jnp.isfinite(jnp.sum(0 * jnp.asarray(value)))
 
 

@@ -97,7 +97,7 @@ class Part:
         points = cast(Points, self.measure)
         return replace_field(
             found,
-            measure=replace_field(points, points=points.points[which]),
+            measure=replace_field(points, points=jnp.asarray(points.points)[which]),
             index=None if self.index is None else self.index[which],
             velocity=None if self.velocity is None else self.velocity[which],
         )

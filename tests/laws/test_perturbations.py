@@ -210,23 +210,18 @@ def single(kind):
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_single_points_do_what_a_table_of_them_says(kind):
-    """To the score, whole, in part and scaled; and finitely, to data and to a black box."""
-    alone, table = single(kind)
+    """To the score, in part and scaled; and finitely, to data and to a black box."""
     data, x = laws.data_set(), jnp.asarray(X)
-    own = data.posterior(TAU, x)
-    some = np.array([2, 0])
-    for one, other in (
-        (alone, table),
-        (alone[some], table[some]),
-        (-2 * alone[1:], -2 * table[1:]),
-    ):
-        found, expected = (p.denoiser_derivative(TAU, x, *own) for p in (one, other))
-        laws.close(found, expected, relative=1e-12)
-    for base in (data, None):
-        one, other = (change(base, p, 0.1) for p in (alone, table))
-        for k in range(3):
-            found, expected = (law[k].shift(TAU, x, own)[0] for law in (one, other))
-            laws.close(found, expected, relative=1e-11)
+
+    @jax.jit
+    def moved(perturbation):
+        own, some = data.posterior(TAU, x), -2 * perturbation[np.array([2, 0])]
+        laws_of = [change(base, perturbation, 0.1) for base in (data, None)]
+        finite = [law[k].shift(TAU, x, own)[0] for law in laws_of for k in range(3)]
+        return some.denoiser_derivative(TAU, x, *own), *finite
+
+    for found, expected in zip(*map(moved, single(kind)), strict=True):
+        laws.close(found, expected, relative=1e-11)
 
 
 @pytest.mark.parametrize("kind", SINGLE)

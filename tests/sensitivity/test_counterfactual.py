@@ -1,5 +1,7 @@
 """Laws 8 and 10: samples of the model that was never trained."""
 
+from dataclasses import replace
+
 import chex
 import diffrax
 import jax
@@ -9,8 +11,6 @@ import numpy as np
 import pytest
 
 import scoresens as ss
-
-KEY = jax.random.key(0)
 
 
 @pytest.mark.as_people_run
@@ -206,30 +206,15 @@ def test_guided_samples(black_box):
 
 @pytest.mark.slow
 def test_directions_are_independent():
-    """K at once are the K one at a time, kept and added parts alike."""
+    """K in one call, in batches of one, are the K one at a time, kept and added parts alike."""
     process, noise = laws.between_levels(ss.EDM())
     data, new = laws.data_set(), jnp.asarray(np.random.default_rng(0).normal(size=(2, 2)))
-    both = laws.after(process, noise, ss.replace(data, [2, -1], new), 0.7).x
+    score, solve = ss.exact_score(process, data), replace(laws.FINE, batch_size=len(noise))
+    change = ss.replace(data, [2, -1], new)
+    both = ss.counterfactual(process, score, change, noise, mass=0.7, base=data, solve=solve).x
     for k, index in enumerate((2, 5)):
         alone = laws.after(process, noise, ss.replace(data, [index], new[k : k + 1]), 0.7).x
         laws.close(both[:, k], alone[:, 0], absolute=1e-12)
-
-
-@pytest.mark.slow
-def test_directions_go_in_batches():
-    """Five directions of three samples, three paths side by side."""
-    data = laws.data_set()
-    score, noise = ss.exact_score(ss.EDM(), data), ss.EDM().sample_prior((3, 2), key=KEY)
-    change = ss.replace(data, np.arange(5), np.random.default_rng(0).normal(size=(5, 2)))
-    whole, found = (
-        ss.counterfactual(
-            ss.EDM(), score, change, noise, mass=0.5, base=data,
-            solve=ss.Solve(steps=3, tau_min=0.1, batch_size=size),
-        )
-        for size in (256, 3)
-    )  # fmt: skip
-    laws.close(found.x, whole.x, relative=1e-12)
-    assert found.x.shape == (3, 5, 2) and found.stats.steps.shape == (3,)
 
 
 def test_mass_has_a_derivative_under_jit():

@@ -1,5 +1,7 @@
 """Laws 1, 2, 8, 9: derivatives of scores and samples."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import laws
@@ -76,7 +78,10 @@ def test_directions_are_independent():
         laws.close(both[:, k], alone[:, 0], relative=1e-12)
 
 
-@pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(jax.random.key(3))])
+ROUTES = [ss.Flow(), pytest.param(ss.Diffusion(KEY), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("route", ROUTES)
 def test_tangents_of_one_sample_in_groups(monkeypatch, route):
     """Seven directions, three at a time, of edits of both kinds."""
     data = laws.data_set()
@@ -84,15 +89,16 @@ def test_tangents_of_one_sample_in_groups(monkeypatch, route):
     change = ss.add(np.random.default_rng(1).normal(size=(7, 2))) + ss.reweight(data, rows)
     score, noise = ss.exact_score(ss.EDM(), data), ss.EDM().sample_prior((3, 2), key=KEY)
     options = {"route": route, "key": KEY, "solve": ss.Solve(steps=3, tau_min=0.1)}
+    program: Any = tangents._push
 
     def pushed():
-        tangents._push.clear_cache()
+        program.clear_cache()
         return ss.sample_sensitivity(ss.EDM(), score, change, noise, prior=data, **options)
 
     whole = pushed()
     monkeypatch.setattr(tangents, "TANGENTS", 3 * 2)
     found = pushed()
-    tangents._push.clear_cache()
+    program.clear_cache()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
         laws.close(a * 1.0, b * 1.0, relative=1e-11)
 
