@@ -5,7 +5,8 @@ a large matrix product on the same cores; and memory, the process's own (anonymo
 and with the pages of the file that happen to be in memory. The points are Fashion-MNIST's images
 with noise; the network is small and random, for only the tables grow with the points.
 
-    operations of the tables: 2 M S N d (3 + P), with M samples, S = 2 steps stages, P = 1
+    operations of the tables: 2 M S N d (3 + P), with M samples, S = 2 steps stages, P = 1, as of
+    points that stay in files
 
 A million in floats (3.1 GB) with the default steps; ten million in bytes (7.8 GB) with a tenth of
 them, which is as much work. Checking a million floats for NaN reads them once more; bytes have
