@@ -47,9 +47,16 @@ from scoresens.laws.processes import Scalar
 # A table of kernels, R places by B points, is the working memory, and products run fastest while it
 # stays in a processor's cache: 2048 points at a time, by 512 places (`sensitivity.tables`, which
 # knows how many there are) are 4 MB in float32. Under a caller's `vmap` R is the caller's.
+# Accelerators want more at once (`room`).
 BLOCK = 2048
 NEAREST = 8  # exact distances in each block
 LOG_2PI = math.log(2 * math.pi)
+
+
+def room() -> int:
+    """How many times a CPU's points, and places, a block has room for on this device: products too
+    small for its cores leave an accelerator waiting. By JAX's default backend, while tracing."""
+    return 1 if jax.default_backend() == "cpu" else 8
 
 
 def level_of(bandwidth: Scalar, tau: Scalar | Array) -> Array:
@@ -309,8 +316,9 @@ class Block(NamedTuple):
 def over_blocks(
     add: Callable[[Any, Block], Any], carry: Any, count: int, size: int | None = None
 ) -> Any:
-    """`carry = add(carry, block)` over blocks of `size` (BLOCK) of that many points."""
-    size = min(count, size or BLOCK)
+    """`carry = add(carry, block)` over blocks of `size` (BLOCK, or what there is room for) of that
+    many points."""
+    size = min(count, size or BLOCK * room())
     if count == size:
         return add(carry, Block(0, jnp.ones(size, bool)))
 
