@@ -19,7 +19,7 @@ def tables_alone(top: int | None) -> Callable:
     return run
 
 
-def states_and_points(samples, stages, count, size):
+def states_and_points(samples, stages, count, size, precision=None):
     """Random points, states around them at falling noise levels, a functional's gradient there.
     The points are bumps wide enough for distances to be taken by their expansion."""
     keys = jax.random.split(KEY, 3)
@@ -28,4 +28,5 @@ def states_and_points(samples, stages, count, size):
     noise = jax.random.normal(keys[1], (stages, samples, size))
     states = States(tau, points[:samples] + tau[:, None, None] * noise)
     omega = jax.random.normal(keys[2], (stages, samples, 1, size))
-    return ss.Points(points, bandwidth=0.3 * size**0.5), states, omega
+    data = ss.Points(points, bandwidth=0.3 * size**0.5, precision=precision)
+    return data, states, omega

@@ -1,21 +1,19 @@
-"""What less precise matrix products do to attributions: which of the tables' products may be fast.
+"""What less precise products with the data do to answers: `Points.precision`, emulated.
 
-    kernels    x Y^T in log K          its error is an error of the exponent
-    means      p Y                     the data's denoiser
-    levers     a Y^T                   what a point does along each change of the denoiser
-    all        the three
+    BF16_BF16_F32     operands rounded to bfloat16 (a TPU's default)
+    TF32_TF32_F32     to ten bits after the leading one (an H100's default)
+    BF16_BF16_F32_X3  split in two bfloat16 parts, three products of which are added ("high")
 
-Each is rounded as accelerators do it, the others stay in float32: operands rounded to bfloat16
-("bfloat16", a TPU's default), to ten bits ("tf32", an H100's default), or split in two bfloat16
-parts, three products of which are added ("bfloat16x3", a TPU's Precision.HIGH; float32 there takes
-six). Products are added in float32, as they are on both.
+are rounded as accelerators do it and multiplied in float32, which is how they add products. The
+rest stays in float32, the network too.
 
-Errors are of the scores [M, N] against float64: `|found - true| / |true|` over the points of each
-sample, its median and worst over the samples, and how many of the ten points with the largest
-scores are the true ten. The paths are followed once: only the tables differ.
+Errors are those of 8 samples against float64: `|found - true| / |true|` of each sample's scores
+(`attribute`), tangent and displacement (`sample_sensitivity` and `counterfactual`, base=data, of a
+removal of a tenth of the points), median and worst over the samples. Scores also have the share of
+the ten largest that are the true ten.
 """
 
-import contextlib
+from dataclasses import replace
 from unittest import mock
 
 import jax
@@ -24,21 +22,13 @@ import numpy as np
 from rows import measure, options, read, table
 
 import scoresens as ss
-from scoresens import _products, datasets
+from scoresens import datasets
 from scoresens.laws import bumps
 from scoresens.models import pretrained
-from scoresens.sensitivity import _trails, attribution, tables
 from scoresens.sensitivity.functionals import inner_product
 
 PROCESS = ss.VP()
 SAMPLES = 8
-SOLVE = ss.Solve()
-PRODUCTS = {
-    "kernels": ("...d,bd->...b",),
-    "means": ("...b,bd->...d",),
-    "levers": ("smpd,bd->smpb",),
-}
-PRODUCTS["all"] = tuple(spec for specs in PRODUCTS.values() for spec in specs)
 
 
 def bfloat16(product, a, b):
@@ -54,7 +44,7 @@ def bfloat16x3(product, a, b):
     return product(a, b) + (product(a, below) + product(low, b))
 
 
-ROUNDINGS = {rule.__name__: rule for rule in (bfloat16, tf32, bfloat16x3)}
+ROUNDINGS = {"BF16_BF16_F32": bfloat16, "TF32_TF32_F32": tf32, "BF16_BF16_F32_X3": bfloat16x3}
 
 
 def _short(x):
@@ -67,21 +57,16 @@ def _ten_bits(x):
     return jax.lax.bitcast_convert_type((bits + 0x1000) & jnp.uint32(0xFFFFE000), jnp.float32)
 
 
-@contextlib.contextmanager
-def rounded(rule, specs):
-    """The tables' products of those forms rounded."""
-    exact = _products.contracted
+def emulated():
+    """Products with points rounded as their precision says, also where the CPU has it not."""
+    exact = bumps.contracted
 
-    def product(spec, a, b):
-        if spec in specs:
-            return rule(lambda a, b: exact(spec, a, b), a, b)
-        return exact(spec, a, b)
+    def product(spec, a, b, precision):
+        if precision not in ROUNDINGS:
+            return exact(spec, a, b, precision)
+        return ROUNDINGS[precision](lambda a, b: exact(spec, a, b), a, b)
 
-    jax.clear_caches()
-    patch = mock.patch.object
-    with patch(tables, "contracted", product), patch(bumps, "contracted", product):
-        yield
-    jax.clear_caches()
+    return mock.patch.object(bumps, "contracted", product)
 
 
 # ------------------------------------------------------------------ data and paths
@@ -95,41 +80,56 @@ def digits(bandwidth):
     return ss.from_canonical(PROCESS, model), ss.Points(images, bandwidth=h)
 
 
-def fashion():
-    """6,000 images of Fashion-MNIST, along paths of their own score, no network."""
-    images = datasets.subset(datasets.load("fashion-mnist"), 6000, 0).images
-    data = ss.Points(jnp.asarray(images), bandwidth=ss.default_bandwidth(jnp.asarray(images)))
+def fashion(count, colour):
+    """Images of Fashion-MNIST, along paths of their own score, no network; each of one random
+    colour, on a larger ground, if asked."""
+    images = datasets.subset(datasets.load("fashion-mnist"), count, 0).images
+    if colour:
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+        colours = np.random.default_rng(0).uniform(size=(count, 1, 1, 3)).astype(np.float32)
+        images = (images + 1) * colours - 1
+    data = ss.Points(jnp.asarray(images), bandwidth=ss.default_bandwidth(images))
     return ss.exact_score(PROCESS, data), data
 
 
 DATA = {
-    "digits": lambda: digits(None),
+    "digits, d = 64": lambda: digits(None),
     "digits, no bandwidth": lambda: digits(0.0),
-    "fashion-mnist": fashion,
+    "fashion-mnist, d = 784": lambda: fashion(6000, colour=False),
+    "in colour, d = 3072": lambda: fashion(2000, colour=True),
 }
 
 
 def row(name: str) -> dict:
-    """Errors by product and rounding."""
+    """Errors by question and precision."""
     score, data = DATA[name]()
     noise = PROCESS.sample_prior((SAMPLES, *data.shape), key=jax.random.key(1))
-    towards = inner_product(data.points[0])
-    _, driver = _trails.driver_of(PROCESS, score, data, "data", None)
-    trail = attribution._down_and_up(driver, towards, noise, None, ss.Flow(), None, SOLVE)
-
-    def scores(data, trail):
-        found = _trails.influences_along(trail, data, data)
-        return np.asarray(found.scores, np.float64)[:, 0]
-
+    given = score, data, noise
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (data, trail))
-        true = scores(*wide)
-    found = {"float32": errors(scores(data, trail), true)}
-    for product, specs in PRODUCTS.items():
-        for rounding, rule in ROUNDINGS.items():
-            with rounded(rule, specs):
-                found[f"{product}, {rounding}"] = errors(scores(data, trail), true)
+        true = answers(*jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), given))
+    found = {}
+    with emulated():
+        for precision in (None, *ROUNDINGS):
+            rough = answers(score, replace(data, precision=precision), noise)
+            name = precision or "float32"
+            found[name] = {
+                ask: errors(rough[ask], true[ask])[: 2 + (ask == "scores")] for ask in true
+            }
     return found
+
+
+def answers(score, data, noise) -> dict[str, np.ndarray]:
+    """To each question, a row a sample. A law's own products are as precise as ever."""
+    towards = inner_product(data.points[0])
+    change = ss.remove(data, np.arange(len(data)) % 10 == 0)
+    asked = PROCESS, score, change, noise
+    x, tangent = ss.sample_sensitivity(*asked, base=data)[:2]
+    found = {
+        "scores": ss.attribute(PROCESS, score, data, towards, noise).scores,
+        "tangent": tangent,
+        "displacement": ss.counterfactual(*asked, mass=1.0, base=data).x[:, 0] - x,
+    }
+    return {ask: np.asarray(x, np.float64).reshape(SAMPLES, -1) for ask, x in found.items()}
 
 
 def errors(found: np.ndarray, true: np.ndarray) -> list[float]:
@@ -146,12 +146,15 @@ def main() -> None:
         rows = {name: lambda name=name: row(name) for name in DATA}
         measure("precision", rows, given.only, given.fresh)
     done = read("precision")
-    cases = ["float32", *(f"{p}, {r}" for p in PRODUCTS for r in ROUNDINGS)]
-    lines = [
-        [case, *(f"{d[case][0]:.1e} ({d[case][1]:.1e}), {d[case][2]:.2f}" for d in done.values())]
-        for case in cases
+    cases = [
+        (ask, p) for ask in ("scores", "tangent", "displacement") for p in ("float32", *ROUNDINGS)
     ]
-    print(table(["products", *done], lines))
+    lines = [[ask, p, *(cell(*d[p][ask]) for d in done.values())] for ask, p in cases]
+    print(table(["of", "products", *done], lines))
+
+
+def cell(median: float, worst: float, *same: float) -> str:
+    return f"{median:.1e} ({worst:.1e})" + "".join(f", {share:.2f}" for share in same)
 
 
 if __name__ == "__main__":

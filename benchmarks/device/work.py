@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 from unittest import mock
 
@@ -142,13 +142,9 @@ def machine(quick: bool) -> Row:
 def rate(precision: str | None, quick: bool) -> Row:
     """Operations a second of a large product."""
     size = 256 if quick else 2048 if jax.default_backend() == "cpu" else 8192
-    with at(precision):
+    chosen = jax.default_matmul_precision(PRECISIONS[precision]) if precision else nullcontext()
+    with chosen:
         return {"rate": matrix_rate(size, size, size, turns=TURNS)}
-
-
-def at(precision: str | None) -> AbstractContextManager:
-    """Products in that precision, and the networks' too."""
-    return jax.default_matmul_precision(PRECISIONS[precision]) if precision else nullcontext()
 
 
 def verb(case_name: str, verb_name: str, quick: bool) -> Row:
@@ -175,23 +171,22 @@ def verb(case_name: str, verb_name: str, quick: bool) -> Row:
 def tables(points: int, size: int, precision: str, quick: bool) -> Row:
     """Attribution's tables alone."""
     sizes = (SAMPLES, STAGES, 200, 16) if quick else (SAMPLES, STAGES, points, size)
-    with at(precision):
-        row = timed(tables_alone(10), *states_and_points(*sizes))
+    row = timed(tables_alone(10), *states_and_points(*sizes, PRECISIONS[precision]))
     return {"sizes": sizes, "operations": 2 * math.prod(sizes) * LEAST, **row}
 
 
 def errors(size: int, precision: str, quick: bool) -> Row:
     """Of attribution's scores, relative to float64's on the same device: median and worst."""
-    given = states_and_points(SAMPLES, STAGES, *((64, 16) if quick else (4096, size)))
+    sizes = (SAMPLES, STAGES, *((64, 16) if quick else (4096, size)))
 
     def scores(given):
         return np.asarray(jax.jit(tables_alone(None))(*given).scores, np.float64)[:, 0]
 
+    exact, given = states_and_points(*sizes), states_and_points(*sizes, PRECISIONS[precision])
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), given)
-        true = scores(wide)
-    with at(precision):
-        return {"errors": relative(scores(given), true)[:2]}
+        true = scores(jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), exact))
+    found = scores(given)
+    return {"errors": relative(found, true)[:2]}
 
 
 def law(*checks: str, quick: bool) -> Row:

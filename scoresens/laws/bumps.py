@@ -45,14 +45,21 @@ from scoresens.laws.processes import Scalar
 # A table of kernels, R places by B points, is the working memory, and products run fastest while it
 # stays in a processor's cache: 2048 points at a time, by 512 places (`sensitivity.tables`, which
 # knows how many there are) are 4 MB in float32. Under a caller's `vmap` R is the caller's.
+# Accelerators want more at once (`room`).
 BLOCK = 2048
 NUMBERS = 2**25  # of a block of points at most: 128 MB in float32
 NEAREST = 8  # exact distances in each block
 
 
+def room() -> int:
+    """How many times a CPU's points, and places, a block has room for on this device: products too
+    small for its cores leave an accelerator waiting. By JAX's default backend, while tracing."""
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
 def block_of(size: int) -> int:
     """How many points of `size` numbers a block has."""
-    return max(1, min(BLOCK, NUMBERS // size))
+    return max(1, min(BLOCK * room(), NUMBERS // size))
 
 
 @runtime_checkable

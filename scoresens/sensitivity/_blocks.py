@@ -25,12 +25,13 @@ from scoresens.laws.bumps import (
     Softmax,
     block_of,
     over_blocks,
+    room,
 )
 from scoresens.laws.kernels import Kernel, shares, smoothed_mean
 from scoresens.laws.measures import Points, Posterior
 from scoresens.laws.shards import combined, ranked, summed
 
-ROWS = 512  # rows of a table, states x samples x functionals, at a time (see `bumps.BLOCK`)
+ROWS = 512  # rows of a CPU's table, states x samples x functionals, at a time (see `bumps.BLOCK`)
 
 
 class States(NamedTuple):
@@ -265,12 +266,14 @@ def _fold_on_device(add, plan, points, origin, given, carry):
 
 
 def _plan(points, counts, functionals, top=None, group=None):
-    """As many states at a time as ROWS allows, a multiple of the group that divides their number;
-    fewer points at a time where one state alone has more rows."""
+    """As many states at a time as there is room for, a multiple of the group that divides their
+    number; fewer points at a time where one state alone has more rows."""
     states, rows = counts[0], counts[1] * functionals
+    points_at_once, rows_at_once = BLOCK * room(), ROWS * room()
     least = group or 1
-    limit = max(least, ROWS // rows)
+    limit = max(least, rows_at_once // rows)
     chunk = max(c for c in range(least, limit + 1, least) if states % c == 0)
-    block = max(BLOCK // 8, BLOCK * ROWS // max(ROWS, chunk * rows))
+    fewer = points_at_once * rows_at_once // max(rows_at_once, chunk * rows)
+    block = max(points_at_once // 8, fewer)
     block = min(block, block_of(math.prod(points.shape)), len(points))
     return Plan(top, group, chunk, block)

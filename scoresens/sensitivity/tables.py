@@ -27,14 +27,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scoresens._products import product
-from scoresens.laws.bumps import block_of, finite_exp, most_of, over_blocks
+from scoresens.laws.bumps import block_of, finite_exp, most_of, over_blocks, room
 from scoresens.laws.kernels import shares
 from scoresens.laws.measures import Measure, Points, Posterior
 from scoresens.laws.shards import Shard
 from scoresens.sensitivity import _blocks
 from scoresens.sensitivity._blocks import ROWS, Influences, Plan, States, is_on_host
 
-KEPT = 2**24  # entries of a table of all points: 64 MB in float32
+KEPT = 2**24  # entries of a CPU's table of all points: 64 MB in float32
 FEW = 64  # rows of a product below which reading the points takes longer than multiplying them
 
 
@@ -94,13 +94,13 @@ def _whole_plan(points, counts, top, group):
     """As many samples at a time, and then states, as the table has room for; None where it has not
     even for a few."""
     states, samples, functionals = counts
-    least, room = group or 1, min(ROWS, KEPT // len(points))
-    if is_on_host(points) or isinstance(points, Shard) or room < max(FEW, functionals * least):
+    least, rows = group or 1, min(ROWS * room(), KEPT * room() // len(points))
+    if is_on_host(points) or isinstance(points, Shard) or rows < max(FEW, functionals * least):
         return None
     few = max(
-        m for m in range(1, samples + 1) if samples % m == 0 and m * functionals * least <= room
+        m for m in range(1, samples + 1) if samples % m == 0 and m * functionals * least <= rows
     )
-    most = room // (few * functionals)
+    most = rows // (few * functionals)
     chunk = max(c for c in range(least, most + 1, least) if states % c == 0)
     return Plan(top, group, chunk, None, few)
 

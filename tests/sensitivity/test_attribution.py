@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 import scoresens as ss
 from scoresens import datasets, models
-from scoresens.laws.bumps import BLOCK
+from scoresens.laws.bumps import BLOCK, over_blocks
 from scoresens.sensitivity import _blocks, tables
 from scoresens.sensitivity.attribution import _attribute_on_device
 
@@ -266,6 +266,21 @@ def test_functionals_are_their_formulas():
         (F.logit(classifier, 3), matrix[3] @ x.ravel()),
     ):
         laws.close(functional(jnp.asarray(x)), np.asarray(expected), relative=1e-13)
+
+
+@pytest.mark.parametrize("kept", [tables.KEPT, 0], ids=["whole", "blocks"])
+def test_blocks_that_fill_an_accelerator_have_the_same_scores(kept, monkeypatch):
+    monkeypatch.setattr(tables, "KEPT", kept)
+    draw = np.random.default_rng(0)
+    data = ss.Points(jnp.asarray(draw.normal(size=(9 * BLOCK, 3))), bandwidth=0.3)
+    states = tables.States(jnp.ones(2), jnp.asarray(draw.normal(size=(2, 1, 3))))
+    omega = jnp.asarray(draw.normal(size=(2, 1, 1, 3)))
+
+    expected = tables.influences(data, states, omega).scores
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert over_blocks(lambda _, block: len(block.fresh), None, 8 * BLOCK) == 8 * BLOCK
+    found = tables.influences(data.with_weights(jnp.ones(len(data))), states, omega)
+    laws.close(found.scores, expected, relative=1e-9)  # with weights: compiled apart
 
 
 @pytest.mark.parametrize("kept", [tables.KEPT, 0], ids=["whole", "blocks"])
