@@ -4,6 +4,7 @@ Processes and the canonical frame; scores and the networks they come from; laws 
 closed form; perturbations of them, infinitesimal and finite.
 """
 
+from scoresens.laws.axes import Axes, principal_axes
 from scoresens.laws.kernels import Gaussian, Kernel
 from scoresens.laws.learned import Learned, Smoothed
 from scoresens.laws.measures import (
@@ -45,10 +46,46 @@ from scoresens.laws.scores import (
 )
 
 __all__ = [
-    "EDM", "OU", "VE", "VP", "Cosine", "DiscreteVP", "FlowMatching", "Gaussian", "GaussianMixture",
-    "Guided", "Kernel", "Law", "Learned", "Measure", "Mixture", "Pair", "Perturbation", "Points",
-    "Posterior", "Process", "Smoothed", "SubVP", "add", "default_bandwidth", "exact_score",
-    "from_canonical", "from_denoiser", "from_noise", "from_potential", "from_v", "from_velocity",
-    "guide", "move", "remove", "replace", "reweight", "to_denoiser", "to_noise", "to_v",
+    "EDM",
+    "OU",
+    "VE",
+    "VP",
+    "Axes",
+    "Cosine",
+    "DiscreteVP",
+    "FlowMatching",
+    "Gaussian",
+    "GaussianMixture",
+    "Guided",
+    "Kernel",
+    "Law",
+    "Learned",
+    "Measure",
+    "Mixture",
+    "Pair",
+    "Perturbation",
+    "Points",
+    "Posterior",
+    "Process",
+    "Smoothed",
+    "SubVP",
+    "add",
+    "default_bandwidth",
+    "exact_score",
+    "from_canonical",
+    "from_denoiser",
+    "from_noise",
+    "from_potential",
+    "from_v",
+    "from_velocity",
+    "guide",
+    "move",
+    "principal_axes",
+    "remove",
+    "replace",
+    "reweight",
+    "to_denoiser",
+    "to_noise",
+    "to_v",
     "to_velocity",
 ]  # fmt: skip
