@@ -9,6 +9,7 @@ import pytest
 import scoresens as ss
 from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
+from scoresens.sensitivity.losses import LOSS
 from scoresens.studies import predictions
 from scoresens.studies.predictions import LOSSES, MOVES, Case
 from scoresens.studies.retraining import PROCESS, Queries
@@ -62,6 +63,7 @@ def test_losses_of_the_changed_denoiser(case):
             x, changes = np.asarray(asked.images[q]).ravel(), []
             for j, tau in enumerate(np.asarray(asked.levels)):
                 key = jax.random.fold_in(jax.random.fold_in(asked.key, q), j)
+                key = jax.random.fold_in(key, LOSS)
                 place = x + tau * np.asarray(jax.random.normal(key, (2, 2, 1))).ravel()
                 before = np.asarray(case.model(tau, jnp.asarray(place.reshape(2, 2, 1)))).ravel()
                 shift = posterior_mean(place, tau, half / 5) - posterior_mean(
