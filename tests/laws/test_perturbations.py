@@ -191,58 +191,51 @@ def test_small_changes_of_many_points_keep_their_figures(kind):
     laws.close(found, expected, relative=1e-3)
 
 
-SINGLE = ("add", "remove", "replace", "move")
+def singles(data, which, new):
+    """Points that are each a direction of their own, of every kind."""
+    edits = (ss.remove(data, which), ss.replace(data, which, new), ss.move(data, which, new))
+    made = [ss.add(new), *edits]
+    assert all(part.single for perturbation in made for part in perturbation.parts)
+    return made
 
 
-def single(kind):
-    """Three points, each a direction of its own; and the same by a table with a row a direction."""
-    data, new, which = laws.data_set(), np.random.default_rng(0).normal(size=(3, 2)), [0, 2, 5]
-    made = {
-        "add": lambda: ss.add(new),
-        "remove": lambda: ss.remove(data, which),
-        "replace": lambda: ss.replace(data, which, new),
-        "move": lambda: ss.move(data, which, new),
-    }[kind]().bumped_like(ss.Smoothed(0.3))
-    assert all(part.single for part in made.parts)
-    tables = (replace(part, coefficients=jnp.diag(part.coefficients)) for part in made.parts)
-    return made, ss.Perturbation(tuple(tables))
-
-
-@pytest.mark.parametrize("kind", SINGLE)
-def test_single_points_do_what_a_table_of_them_says(kind):
-    """To the score, in part and scaled; and finitely, to data and to a black box."""
+def test_single_points_do_what_a_table_of_them_says():
+    """To the score, in part and scaled; and finitely, to data and to a black box. All kinds added
+    up."""
     data, x = laws.data_set(), jnp.asarray(X)
+    made = singles(data, [0, 2, 5], np.random.default_rng(0).normal(size=(3, 2)))
+    alone = sum(made[1:], made[0]).bumped_like(ss.Smoothed(0.3))
+    table = ss.Perturbation(
+        tuple(replace(part, coefficients=jnp.diag(part.coefficients)) for part in alone.parts)
+    )
 
     @jax.jit
     def moved(perturbation):
         own, some = data.posterior(TAU, x), -2 * perturbation[np.array([2, 0])]
-        laws_of = [change(base, perturbation, 0.1) for base in (data, None)]
-        finite = [law[k].shift(TAU, x, own)[0] for law in laws_of for k in range(3)]
-        return some.denoiser_derivative(TAU, x, *own), *finite
 
-    for found, expected in zip(*map(moved, single(kind)), strict=True):
+        def finitely(base):
+            law = change(base, perturbation, 0.1)
+            return jax.vmap(lambda k: law[k].shift(TAU, x, own)[0])(jnp.arange(3))
+
+        return some.denoiser_derivative(TAU, x, *own), finitely(data), finitely(None)
+
+    for found, expected in zip(moved(alone), moved(table), strict=True):
         laws.close(found, expected, relative=1e-11)
 
 
-@pytest.mark.parametrize("kind", SINGLE)
-def test_single_points_make_no_table_of_each_other(kind):
+def test_single_points_make_no_table_of_each_other():
     """Mapped over M samples, K directions take (M, K, d) numbers a few times over."""
     m, k, d = 16, 512, 3
     data = ss.Points(jnp.arange(1.0 * k * d).reshape(k, d))
-    new, which = data.points + 1, np.arange(k)
-    perturbation = {
-        "add": lambda: ss.add(new),
-        "remove": lambda: ss.remove(data, which),
-        "replace": lambda: ss.replace(data, which, new),
-        "move": lambda: ss.move(data, which, new),
-    }[kind]()
 
+    @jax.jit
     def derivatives(perturbation, x):
         return jax.vmap(lambda x: perturbation.denoiser_derivative(TAU, x, 0.0, x))(x)
 
-    program = jax.jit(derivatives).lower(perturbation, jnp.zeros((m, d))).compile()
-    held = program.memory_analysis().temp_size_in_bytes / (8 * m * k * d)
-    assert held < 20  # an (M, K, K) table alone would be 170 of them
+    for perturbation in singles(data, np.arange(k), data.points + 1):
+        program = derivatives.lower(perturbation, jnp.zeros((m, d))).compile()
+        held = program.memory_analysis().temp_size_in_bytes / (8 * m * k * d)
+        assert held < 20  # an (M, K, K) table alone would be 170 of them
 
 
 @pytest.mark.parametrize("black_box", [False, True])
