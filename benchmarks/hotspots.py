@@ -6,12 +6,18 @@
 
 The digits model, M = 64 samples, default settings, compiled before. Shares are of the thunks' time
 in one call with the profiler; milliseconds are medians of calls without it.
+
+And of the small U-Net: milliseconds of processor time an evaluation, in a loop as verbs have it,
+over its floor (its operations at the rate of a large matrix product), and shares by what a thunk
+does: convolutions (with products of single pixels), reductions of the norms, activations (with what
+is fused with them), joins of the way up to the way down, and the rest, which adds and averages.
 """
 
 import collections
 import functools
 import gzip
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +25,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import small
 from rows import measure, options, read, table
-from timing import in_turns
+from timing import by_both_clocks, in_turns
 
 import scoresens as ss
 from scoresens import datasets
@@ -31,6 +38,14 @@ PROCESS = ss.VP()
 KEY = jax.random.key(0)
 SAMPLES = 64
 CALLS = 15
+EVALUATIONS = 4
+SIZES = ((28, 64), (28, 16), (16, 64), (16, 16))  # pixels a side, samples
+PARTS = {  # the first of these that a thunk has; as XLA names its operations
+    "convolutions": ("convolution(", " dot("),
+    "norms": (" reduce(",),
+    "activations": (" exponential(", " tanh(", " logistic("),
+    "joins": (" concatenate(",),
+}
 
 
 def verbs(samples: int, solve: ss.Solve) -> dict[str, Callable]:
@@ -90,15 +105,68 @@ def profiled(verb: Callable) -> collections.Counter:
     return thunks
 
 
+def evaluations(size: int, samples: int, tangent: bool) -> dict:
+    """Of the U-Net, or of its JVP: milliseconds, over the floor, and the shares."""
+    score, shape = small(size)
+    x, along = jax.random.normal(KEY, (2, samples, *shape))
+
+    def push(score, x):
+        return jax.vmap(score, (None, 0))(0.5, x)
+
+    def step(score, state):
+        if not tangent:
+            return (state[0] + 1e-3 * push(score, state[0]),)
+        moved = jax.jvp(functools.partial(push, score), state[:1], state[1:])
+        return tuple(old + 1e-3 * new for old, new in zip(state, moved, strict=True))
+
+    def walk(score, state):
+        return jax.lax.fori_loop(0, EVALUATIONS, lambda _, state: step(score, state), state)
+
+    state = (x, along)[: 1 + tangent]
+    program = jax.jit(walk).lower(score, state).compile()
+    run = functools.partial(program, score, state)
+    large = jax.random.normal(KEY, (1024, 1024))
+    product = functools.partial(jax.jit(jnp.dot), large, large)
+    times = by_both_clocks({"run": run, "product": product}, CALLS)
+    seconds, floor = (float(np.median(times[name][:, 1])) for name in ("run", "product"))
+    seconds /= EVALUATIONS
+    operations = jax.jit(push).lower(score, x).compile().cost_analysis()["flops"] * len(state)
+    spent = collections.Counter()
+    parts = parts_of(program.as_text())
+    for thunk, time in profiled(run).items():
+        spent[parts.get(thunk, "rest")] += time
+    total = sum(spent.values())
+    shares = {part: round(spent[part] / total, 2) for part in (*PARTS, "rest")}
+    over = seconds / (floor * operations / (2 * large.size * len(large)))
+    return {"ms": round(1e3 * seconds, 2), "over floor": round(over, 2)} | shares
+
+
+def parts_of(program: str) -> dict[str, str]:
+    """For each instruction of a compiled program: the part that it, or what it calls, is of."""
+    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) [^\n]*\{\n(.*?)^\}", program, re.M | re.S))
+    found = {}
+    for name, line in re.findall(r"^ +(?:ROOT )?%?([\w.-]+) = ([^\n]*)", program, re.M):
+        called = re.search(r"calls=%?([\w.-]+)", line)
+        text = re.sub(r"metadata=.*", "", line) + (bodies[called[1]] if called else "")
+        found[name] = next((p for p, marks in PARTS.items() if any(m in text for m in marks)), "")
+    return {name: part for name, part in found.items() if part}
+
+
 def main() -> None:
     given = options(__doc__ or "").parse_args()
     if not given.table:
         names = verbs(1, ss.Solve())
-        rows = {name: lambda name=name: row(name) for name in names}
+        rows: dict[str, Callable[[], dict]] = {name: functools.partial(row, name) for name in names}
+        for size, samples in SIZES:
+            for kind in ("forward", "jvp"):
+                rows[f"unet {size} x {size}, M = {samples}, {kind}"] = functools.partial(
+                    evaluations, size, samples, kind == "jvp"
+                )
         measure("hotspots", rows, given.only, given.fresh)
     done = read("hotspots")
-    kinds = ("ms", "products", "other", "a call")
-    print(table(["", *kinds], [[name, *(str(r[k]) for k in kinds)] for name, r in done.items()]))
+    for kinds in (("ms", "products", "other", "a call"), ("ms", "over floor", *PARTS, "rest")):
+        lines = [[name, *(str(r[k]) for k in kinds)] for name, r in done.items() if kinds[1] in r]
+        print(table(["", *kinds], lines), end="\n\n")
 
 
 if __name__ == "__main__":

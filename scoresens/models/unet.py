@@ -9,6 +9,7 @@ References: Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; Ho, Jain, Abbeel 
 2006.11239.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -75,9 +76,9 @@ class Block(nnx.Module):
         self.match = nnx.Linear(before, after, rngs=rngs) if before != after else None
 
     def __call__(self, h: Float[Array, "H W before"], e: Float[Array, "embedding"]) -> Array:
-        scale, shift = jnp.split(self.modulation(e), 2)
+        scale, shift = _halves(self.modulation, e)
         r = self.conv1(nnx.silu(normed(self.norm1, h)))
-        r = (1 + scale) * normed(self.norm2, r) + shift
+        r = normed(self.norm2, r, 1 + scale, shift)
         return (h if self.match is None else self.match(h)) + self.conv2(nnx.silu(r))
 
 
@@ -90,8 +91,37 @@ def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     return nnx.GroupNorm(channels, num_groups=GROUPS, use_fast_variance=False, rngs=rngs)
 
 
-def normed(norm: nnx.GroupNorm, h: Float[Array, "H W C"]) -> Float[Array, "H W C"]:
-    return norm(h[None])[0]  # GroupNorm takes its first axis for the batch
+def _halves(linear: nnx.Linear, e: Float[Array, "embedding"]) -> tuple[Array, Array]:
+    """The two halves of `linear(e)`, each a product of its own: slices of one would be taken again
+    for every pixel by whatever uses them (XLA on a CPU)."""
+    kernel, bias = jax.tree.leaves((linear.kernel, linear.bias))
+    kernels, biases = jnp.split(kernel, 2, axis=-1), jnp.split(bias, 2)
+    first, second = (e @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True))
+    return first, second
+
+
+def normed(
+    norm: nnx.GroupNorm,
+    h: Float[Array, "H W C"],
+    gain: Float[Array, "C"] | float = 1.0,
+    offset: Float[Array, "C"] | float = 0.0,
+) -> Float[Array, "H W C"]:
+    """`gain norm(h) + offset`, by moments in float32 or wider, as `norm` takes them."""
+    scale, bias = jax.tree.leaves((norm.scale, norm.bias))
+    wide = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    centred = wide - _group_means(wide, norm.num_groups)
+    variance = _group_means(jnp.square(centred), norm.num_groups)
+    slope = gain * (scale * jax.lax.rsqrt(variance + norm.epsilon))
+    made = centred * slope + (gain * bias + offset)
+    return made.astype(jnp.result_type(h, scale))
+
+
+def _group_means(h: Float[Array, "H W C"], groups: int) -> Float[Array, "C"]:
+    """For each channel, the mean over the pixels and channels of its group. Over the pixels first:
+    with the channels whole, all of them are added at once, where a CPU (XLA) adds the few of one
+    group number by number."""
+    channels = h.mean((0, 1))
+    return channels.reshape(groups, -1).mean(1).repeat(len(channels) // groups)
 
 
 def halved(h: Float[Array, "H W C"]) -> Array:

@@ -13,6 +13,7 @@ import scoresens as ss
 from scoresens import datasets, models
 from scoresens.models import Denoiser, ModelSettings, ResidualMLP, UNet, build, load, save
 from scoresens.models.checkpoints import HEADER
+from scoresens.models.unet import normed
 
 SHAPES = {"mlp": (3, 4), "unet": (8, 8, 2)}
 SMALL = {"mlp": ModelSettings("mlp", 16, 2), "unet": ModelSettings("unet", 4, 2)}
@@ -155,6 +156,26 @@ def test_unet_keeps_the_shape(shape):
         return Denoiser(UNet(shape, width=4, depth=3, rngs=nnx.Rngs(0)), 0.5)(0.3, x)
 
     assert jax.eval_shape(make_and_call, jax.ShapeDtypeStruct(shape, np.float32)).shape == shape
+
+
+@pytest.mark.parametrize(("dtype", "centre"), [(np.float64, 0), (np.float32, 30), (np.float16, 3)])
+def test_norms_are_those_of_flax(dtype, centre):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)  # noqa: E731
+    made = lambda: nnx.GroupNorm(12, 4, use_fast_variance=False, rngs=nnx.Rngs(0))  # noqa: E731
+    norm, gain, offset = awakened(jax.eval_shape(made), dtype), draw(12), draw(12)
+    h, along = draw(4, 6, 12) + centre, draw(4, 6, 12)
+
+    def ours(h):
+        return normed(norm, h, gain, offset)
+
+    def theirs(h):
+        return gain * norm(h[None])[0] + offset
+
+    found, expected = (jax.jvp(f, (h,), (along,)) for f in (ours, theirs))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype == dtype
+        close(a, b, dtype)
 
 
 def test_default_sizes():

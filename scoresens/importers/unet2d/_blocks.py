@@ -148,7 +148,7 @@ class Residual(nnx.Module):
         r, e = self.conv1(r), self.time_emb_proj(self.act(e))
         if self.scaled:
             scale, shift = jnp.split(e, 2)
-            r = normed(self.norm2, r) * (1 + scale) + shift
+            r = normed(self.norm2, r, 1 + scale, shift)
         else:
             r = normed(self.norm2, r + e)
         r = self.conv2(self.act(r))
