@@ -14,7 +14,15 @@ from scoresens._files import replacing
 from scoresens.cli._config import ConfigError
 from scoresens.cli._progress import Stages, blaming, tell
 from scoresens.cli._results import write_result
-from scoresens.cli._settings import Base, ChangeRun, ComparisonRun, PathSettings, Trace, trace_of
+from scoresens.cli._settings import (
+    Base,
+    BumpSettings,
+    ChangeRun,
+    ComparisonRun,
+    PathSettings,
+    Trace,
+    trace_of,
+)
 from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.importers import Foreign
 from scoresens.laws.learned import Smoothed
@@ -68,6 +76,8 @@ class Setup(NamedTuple):
             "count": len(self.noise),
             "images": len(self.dataset.images),
             "bandwidth": float(self.data.bandwidth),
+            "temperature": float(self.data.kernel.temperature),
+            "resolution": float(self.data.kernel.resolution),
         }
 
 
@@ -106,14 +116,14 @@ def set_up(
     *,
     count: int,
     seed: int,
-    bandwidth: float | None = None,
+    bumps: BumpSettings = BumpSettings(),
 ) -> Setup:
-    """Data of a bandwidth (left out: `default_bandwidth`), the model of a checkpoint, by its name
+    """The data with their bumps, the model of a checkpoint, by its name
     or path, and `count` draws of noise by `seed`; or an error that names the setting to mend, in
     the file or command `where`."""
     with stages("data", f"reading {data.name} and the checkpoint {checkpoint}"):
         dataset, model, about = data_and_model(data, checkpoint, where, prepare)
-        points = points_of(dataset, bandwidth, where)
+        points = points_of(dataset, bumps, where)
         noise = model.process.sample_prior((count, *points.shape), key=jax.random.key(seed))
     trained_on = about.get("data"), about.get("count")
     if isinstance(model, Foreign):
@@ -140,18 +150,22 @@ def data_and_model(
     return dataset, model, about
 
 
-def points_of(dataset: Dataset, bandwidth: float | None, where: str) -> Points:
-    """The data as points of a bandwidth, or of the default one."""
-    with blaming(f"{where}: bandwidth"):
-        images = jnp.asarray(dataset.images)
-        return Points(
-            images, bandwidth=default_bandwidth(images) if bandwidth is None else bandwidth
-        )
+def points_of(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
+    """The data as points with their bumps, or an error that names the settings."""
+    with blaming(f"{where}: bandwidth, temperature, resolution"):
+        return bumps_on(dataset.images, bumps)
+
+
+def bumps_on(images: np.ndarray, bumps: BumpSettings) -> Points:
+    """Images with their bumps."""
+    h = default_bandwidth(images) if bumps.bandwidth is None else bumps.bandwidth
+    sharpness = {"temperature": bumps.temperature, "resolution": bumps.resolution}
+    return Points(jnp.asarray(images), bandwidth=h, **sharpness)
 
 
 def set_up_run(run: PathSettings, checkpoint: str, where: str, stages: Stages) -> Setup:
     """What `set_up` returns, of the settings of a run."""
-    options = {"count": run.count, "seed": run.seed, "bandwidth": run.bandwidth}
+    options = {"count": run.count, "seed": run.seed, "bumps": run}
     return set_up(run.data, checkpoint, where, stages, **options)
 
 
@@ -179,7 +193,7 @@ def options_of_base(data: Points, base: Base, trace: Trace) -> dict[str, Any]:
     """`black_box`, without the key."""
     if base == "data":
         return {"base": data}
-    return {"base": Smoothed(data.bandwidth), "trace": trace_of(trace), "prior": data}
+    return {"base": Smoothed(data.bandwidth), "trace": trace_of(trace), "prior": data.sharp()}
 
 
 def load_checkpoint(name: str) -> tuple[Model, dict]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 
+from scoresens import _checks
 from scoresens.datasets.images import DataSettings
 from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.traces import Exact, Hutchinson
@@ -18,7 +19,29 @@ Trace = Literal["exact"] | int
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathSettings:
+class BumpSettings:
+    """Of commands that divide by the law of the data.
+
+    Args:
+        bandwidth: of the bump on each data point; left out, `default_bandwidth`.
+        temperature, resolution: of their kernel, see `Points`.
+    """
+
+    bandwidth: float | None = None
+    temperature: float = 1.0
+    resolution: float = 0.0
+
+    def __post_init__(self):
+        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
+            raise ValueError(
+                f"bandwidth must be positive, got {self.bandwidth}; leave it out for a default"
+            )
+        _checks.positive("temperature", self.temperature)
+        _checks.non_negative("resolution", self.resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings(BumpSettings):
     """Of commands that follow samples, beside their data, to the data's end.
 
     Args:
@@ -26,7 +49,6 @@ class PathSettings:
         count: how many samples.
         seed: of the noise.
         steps: of the solver, two network evaluations each.
-        bandwidth: of the bump on each data point; left out, `default_bandwidth`.
         trace: how a black box takes the trace: exactly, or by so many random probes.
     """
 
@@ -34,12 +56,11 @@ class PathSettings:
     count: int = 32
     seed: int = 0
     steps: int = 40
-    bandwidth: float | None = None
     trace: Trace = "exact"
 
     def __post_init__(self):
+        super().__post_init__()
         at_least(1, count=self.count, steps=self.steps)
-        check_bandwidth(self.bandwidth)
         check_trace(self.trace)
 
 
@@ -105,12 +126,6 @@ def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_bandwidth(bandwidth: float | None) -> None:
-    """Refuse a bandwidth that is none."""
-    if bandwidth is not None and not 0 < bandwidth < float("inf"):
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}; leave it out for a default")
 
 
 def check_trace(trace: Trace | None) -> None:

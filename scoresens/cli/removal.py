@@ -12,10 +12,9 @@ from scipy.spatial.distance import cdist
 from scoresens.cli._command import Experiment
 from scoresens.cli._common import PROCESS, write
 from scoresens.cli._progress import Stages, blaming, shown
-from scoresens.cli._settings import TrainedRun, at_least, check_bandwidth
+from scoresens.cli._settings import BumpSettings, TrainedRun, at_least
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
-from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
 from scoresens.report.removal import EFFECTS, draw_removal, removal_tables
@@ -39,7 +38,7 @@ AXES = 8  # principal components along which a sample's movement is attributed
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemovalRun(TrainedRun):
+class RemovalRun(TrainedRun, BumpSettings):
     """Settings of `scoresens validate` with experiment = "removal", explained in its help."""
 
     experiment: Literal["removal"] = "removal"
@@ -48,14 +47,13 @@ class RemovalRun(TrainedRun):
     seeds: int = 1
     levels: int = 32
     seed: int = 0
-    bandwidth: float | None = None
     resamples: int = 1000
 
     def __post_init__(self):
+        super().__post_init__()
         at_least(2, queries=self.queries)
         at_least(1, seeds=self.seeds, levels=self.levels, steps=self.steps)
         at_least(1, resamples=self.resamples)
-        check_bandwidth(self.bandwidth)
         if not self.shares or list(self.shares) != sorted(set(self.shares)):
             raise ValueError(f"shares must rise, got {list(self.shares)}")
         if not (self.shares[0] > 0 and self.shares[-1] < 1):
@@ -101,8 +99,7 @@ def _queries(run: RemovalRun, study: Retraining, model: Denoiser) -> Queries:
 
 def _orders(run, model, images, queries, solve) -> dict[str, np.ndarray]:
     """By method, for each sample the images `[Q, N]` that matter most first."""
-    h = run.bandwidth or default_bandwidth(images)
-    data, score = Points(jnp.asarray(images), bandwidth=h), from_denoiser(PROCESS, model)
+    data, score = bumps_on(images, run), from_denoiser(PROCESS, model)
     loss = loss_scores(model, data, queries, solve)
     axes = principal_components(images, AXES).reshape(-1, *images.shape[1:])
     along = functionals.components(jnp.asarray(axes, images.dtype))

@@ -42,7 +42,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     stages, solve = Stages(), Solve(steps=run.steps)
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
-        data = points_of(dataset, run.bandwidth, where)
+        data = points_of(dataset, run, where)
     with blaming(f"{where}: change"):
         change = make_change(dataset, data, run.change)
     with blaming(where):

@@ -27,10 +27,10 @@ from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import (
     Base,
+    BumpSettings,
     Sampler,
     Trace,
     at_least,
-    check_bandwidth,
     check_trace,
     route_of,
 )
@@ -55,7 +55,7 @@ class DirectionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRun:
+class SweepRun(BumpSettings):
     """Settings of `scoresens sweep`, explained in its help."""
 
     question: Literal["attribution", "sensitivity"] = "attribution"
@@ -75,13 +75,12 @@ class SweepRun:
     sampler: Sampler = "ode"
     base: Base = "data"
     trace: Trace = 1
-    bandwidth: float | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         at_least(1, samples=self.samples, steps=self.steps, seeds=len(self.seeds))
         counts = {"top": self.top, "rows": self.rows, "columns": self.columns}
         at_least(1, **{name: count for name, count in counts.items() if count is not None})
-        check_bandwidth(self.bandwidth)
         check_trace(self.trace)
         if self.memory is not None and not self.memory > 0:
             raise ValueError(f"memory must be more than 0 GiB, got {self.memory}")
@@ -154,7 +153,7 @@ def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
         read, points = (unread, _streamed) if run.stream else (prepare, points_of)
         dataset, model, _ = data_and_model(run.data, run.checkpoint, where, read)
-        data = points(dataset, run.bandwidth, where)
+        data = points(dataset, run, where)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
     options = options_of_base(data, run.base, run.trace) | {"mesh": mesh, "solve": solve}
     options["route"] = route_of(run.sampler, 0)  # a sample's path hangs on its own seed besides
@@ -179,11 +178,12 @@ def _source(settings: DataSettings) -> Path:
     return Path(settings.path or settings.name)
 
 
-def _streamed(dataset: Dataset, bandwidth: float | None, where: str) -> Points:
-    with blaming(f"{where}: bandwidth"):
-        if bandwidth is None:
+def _streamed(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
+    with blaming(f"{where}: bandwidth, temperature, resolution"):
+        if bumps.bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
-        return Points.on_host(dataset.images, bandwidth=bandwidth)
+        sharpness = {"temperature": bumps.temperature, "resolution": bumps.resolution}
+        return Points.on_host(dataset.images, bandwidth=bumps.bandwidth, **sharpness)
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:
@@ -237,6 +237,8 @@ def _store(run: SweepRun, start: Start, out: Path, layout: Layout) -> Store:
 
 def _study(run: SweepRun, start: Start) -> dict[str, Any]:
     """What the numbers hang on: settings, model and data. Memory, blocks and devices are not."""
+    usual = {"sampler": "ode", "temperature": 1.0, "resolution": 0.0}
+    unusual = {name: getattr(run, name) for name in usual}
     return {
         "question": run.question,
         "model": fingerprint(start.model),
@@ -250,7 +252,7 @@ def _study(run: SweepRun, start: Start) -> dict[str, Any]:
         "base": run.base,
         "trace": run.trace if run.base == "model" else None,
         "bandwidth": float(start.data.bandwidth),
-    } | ({} if run.sampler == "ode" else {"sampler": run.sampler})
+    } | {name: value for name, value in unusual.items() if value != usual[name]}
 
 
 # ------------------------------------------------------------------ while it runs
@@ -346,7 +348,7 @@ out, all along samples), top (images named; left out, the scores of all), stream
 in blocks from a .npy file, a Zarr array or a folder of images), trace (as for sensitivity; left
 out: 1 random probe), sampler ("ode", or "sde", each sample's Brownian path its own); [functional]
 as for attribute; [directions] classes (true, or false), images (this many of the first); [data],
-checkpoint, steps, base, bandwidth as for sensitivity.
+checkpoint, steps, base, bandwidth, temperature, resolution as for sensitivity.
 
 Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
 one's), --processes N and --process I.""",

@@ -184,7 +184,8 @@ def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> Ch
         )
     terms = list(_terms(perturbation, mass))
     left = jnp.asarray(1 - sum(totals(term.weights) for term in terms))
-    left, edits = _what_is_left(left, jnp.ones_like(left), mass), []
+    _refuse_negative(left, mass)
+    left, edits = _without_ghosts(left, jnp.ones_like(left)), []
     if data is not None:
         edits = [term for term in terms if term.index is not None]
         terms = [term for term in terms if term.index is None]
@@ -232,30 +233,33 @@ def _merged(parts):
 
 def _edited(data, edits, left, mass):
     """Data whose weights are edited, and K mixtures, divided by `left`, of the same points."""
-    weights = data.normalized_weights
-    kept = scaled = jnp.multiply.outer(left, weights)
     for edit in edits:
         _same_data(data, edit)
-        kept = kept.at[_places(edit)].add(edit.weights)
-    kept = _what_is_left(kept, scaled, mass) / jnp.where(left > 0, left, 1)[:, None]
-
-    index = jnp.concatenate([edit.index for edit in edits])
-    order = jnp.arange(len(index))
-    first = jnp.full(len(data), len(index)).at[index].min(order)[index] == order
-    new, old = kept[:, index], jnp.broadcast_to(weights[index], (len(kept), len(index)))
-    less = jnp.where(new < old, new, old)
-    common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
+    changes = [(edit.index, edit.weights) for edit in edits]
+    kept, index, common, beyond = _compared(data.normalized_weights, left, changes)
+    _refuse_negative(kept, mass)
     named = data.chosen(index)
-    beyond = (jnp.where(first, have - less, 0) for have in (old, new))
     lost, gained = (Share(named, rows) if _may_be_positive(rows) else None for rows in beyond)
     return Edits(Share(data, common), lost, gained)
 
 
-def _places(edit):
-    """Where the weights of an edit stand in a table `[K, N]`."""
-    if edit.weights.ndim == 1:
-        return jnp.arange(len(edit.index)), edit.index
-    return slice(None), edit.index
+@jax.jit
+def _compared(weights, left, changes):
+    """Of data and K mixtures of the same points: the mixtures' weights, which points are named, the
+    weights in common, and at the points named what the data, and the mixtures, have beyond."""
+    kept = scaled = jnp.multiply.outer(left, weights)
+    for index, change in changes:
+        rows = jnp.arange(len(index)) if change.ndim == 1 else slice(None)  # see `Part`
+        kept = kept.at[rows, index].add(change)
+    divided = _without_ghosts(kept, scaled) / jnp.where(left > 0, left, 1)[:, None]
+
+    index = jnp.concatenate([index for index, _ in changes])
+    order = jnp.arange(len(index))
+    first = jnp.full(len(weights), len(index)).at[index].min(order)[index] == order
+    new, old = divided[:, index], jnp.broadcast_to(weights[index], (len(kept), len(index)))
+    less = jnp.where(new < old, new, old)
+    common = jnp.broadcast_to(weights, kept.shape).at[:, index].set(less)
+    return kept, index, common, [jnp.where(first, have - less, 0) for have in (old, new)]
 
 
 def _share(term, sign):
@@ -265,14 +269,17 @@ def _share(term, sign):
     return Share(term.measure, weights, term.rider, weights.ndim == 1)
 
 
-def _what_is_left(weights, of, mass):
-    """Weights `of` which something was taken. One that cancels to rounding is zero, with the
-    derivative that it has: at small noise the ghost of what is gone would rule."""
+def _refuse_negative(weights, mass):
     if _checks.is_concrete(weights) and bool(jnp.any(weights < -1e-6)):
         raise ValueError(
             f"mass {mass} takes more than there is: a weight of the changed data becomes "
             f"{float(jnp.min(weights)):.3g}; mass 1 is the whole of the named change"
         )
+
+
+def _without_ghosts(weights, of):
+    """Weights `of` which something was taken. One that cancels to rounding is zero, with the
+    derivative that it has: at small noise the ghost of what is gone would rule."""
     ghost = 16 * jnp.finfo(weights.dtype).eps * jnp.abs(of)
     return jnp.where(weights > ghost, weights, weights - jax.lax.stop_gradient(weights))
 

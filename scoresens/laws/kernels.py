@@ -79,6 +79,8 @@ class Kernel(abc.ABC):
     """A noised bump as a function of distance. A new one is a class with `evaluate`, a pytree."""
 
     is_density: ClassVar[bool] = True  # whether the noised densities are those of a law
+    temperature: Scalar = 1.0
+    resolution: Scalar = 0.0
     axes: Axes | None = None  # along which distances are weighed; None: all count alike
 
     def shares(self, tau: Float[Array, "*R"]) -> Float[Array, "*R r"]:
@@ -123,9 +125,9 @@ class Resolved(Kernel):
     along axes (6.7), if there are any."""
 
     kernel: Kernel
-    temperature: Scalar
-    resolution: Scalar
-    axes: Axes | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    temperature: Scalar = 1.0
+    resolution: Scalar = 0.0
+    axes: Axes | None = None
 
     is_density = False
 

@@ -51,6 +51,7 @@ from scoresens.laws.kernels import (
     BREADTH,
     Gaussian,
     Kernel,
+    Resolved,
     check_comparable,
     log_excess,
     resolved,
@@ -374,6 +375,15 @@ class Points(Mixture):
 
     def with_weights(self, weights):
         return self._but(weights=weights)
+
+    def sharp(self) -> "Points":
+        """The same at temperature 1 and resolution 0, where its noised densities are a law's."""
+        kernel = self.kernel
+        return (
+            self._but(kernel=kernel.kernel, coordinates=None)
+            if isinstance(kernel, Resolved)
+            else self
+        )
 
     def block(self, block: Block, origin: Origin) -> Bumps:
         """Some of the points with their bumps."""

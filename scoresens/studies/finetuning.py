@@ -112,7 +112,7 @@ def predict_change(
         with ratio r = 1 in (2.1); and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
-    options = {"trace": trace, "prior": data, "solve": solve, "key": jax.random.key(0)}
+    options = {"trace": trace, "prior": data.sharp(), "solve": solve, "key": jax.random.key(0)}
     bases = {"data": data, "model": Smoothed(data.bandwidth), "sharp": None}
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
