@@ -100,9 +100,10 @@ OF_POINTS = {
 
 @pytest.mark.parametrize("name", OF_POINTS)
 def test_points_have_a_precision_of_their_own(name):
-    """The points are the second operand, `[n, d]`; of other products that has more axes."""
+    """The points are the second operand: all, or the one that is named, alone or of a direction."""
+    of_points = [(len(IMAGES), 3), (1, 3), (1, 1, 3)]
     with jax.default_matmul_precision("high"):
-        assert all((of == FAST) == (b.ndim == 2) for of, b in products(OF_POINTS[name]))
+        assert all((of == FAST) == (b.shape in of_points) for of, b in products(OF_POINTS[name]))
     assert FAST in precisions(OF_POINTS[name])
 
 

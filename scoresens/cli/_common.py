@@ -159,8 +159,12 @@ def points_of(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
 def bumps_on(images: np.ndarray, bumps: BumpSettings) -> Points:
     """Images with their bumps."""
     h = default_bandwidth(images) if bumps.bandwidth is None else bumps.bandwidth
-    sharpness = {"temperature": bumps.temperature, "resolution": bumps.resolution}
-    return Points(jnp.asarray(images), bandwidth=h, **sharpness)
+    return Points(
+        jnp.asarray(images),
+        bandwidth=h,
+        temperature=bumps.temperature,
+        resolution=bumps.resolution,
+    )
 
 
 def set_up_run(run: PathSettings, checkpoint: str, where: str, stages: Stages) -> Setup:

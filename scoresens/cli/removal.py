@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import PROCESS, write
+from scoresens.cli._common import PROCESS, bumps_on, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import BumpSettings, TrainedRun, at_least
 from scoresens.datasets.images import prepare

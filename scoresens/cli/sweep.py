@@ -182,8 +182,12 @@ def _streamed(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
     with blaming(f"{where}: bandwidth, temperature, resolution"):
         if bumps.bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
-        sharpness = {"temperature": bumps.temperature, "resolution": bumps.resolution}
-        return Points.on_host(dataset.images, bandwidth=bumps.bandwidth, **sharpness)
+        return Points.on_host(
+            dataset.images,
+            bandwidth=bumps.bandwidth,
+            temperature=bumps.temperature,
+            resolution=bumps.resolution,
+        )
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:

@@ -31,7 +31,7 @@ those matter there, and their reference is 0.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Places(NamedTuple):
     @property
     def lever(self) -> Float[Array, "*R r"]:
         """What is multiplied with the points, or with their coordinates."""
-        return self.offset if self.along is None else self.shares * self.along
+        return self.offset if self.along is None else cast(Array, self.shares) * self.along
 
     def gain(self, kernel: Kernel) -> Float[Array, "*R"]:
         """log K at the reference distance, as a gain."""
@@ -113,7 +113,7 @@ class Origin(NamedTuple):
             given = jax.lax.stop_gradient(jnp.asarray(weights[:count], first.dtype))
             total = jnp.sum(given)
             share = jnp.where(total > 0, given / jnp.where(total > 0, total, 1), share)
-        centre = product(share, first) if kernel.axes is None else kernel.axes.centre
+        centre = product(first.T, share) if kernel.axes is None else kernel.axes.centre
         return cls(centre, inner(share, jnp.sum(jnp.square(first - centre), -1)))
 
     def places(

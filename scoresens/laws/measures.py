@@ -378,16 +378,13 @@ class Points(Mixture):
 
     def sharp(self) -> "Points":
         """The same at temperature 1 and resolution 0, where its noised densities are a law's."""
-        kernel = self.kernel
-        return (
-            self._but(kernel=kernel.kernel, coordinates=None)
-            if isinstance(kernel, Resolved)
-            else self
-        )
+        if not isinstance(self.kernel, Resolved):
+            return self
+        return self._but(kernel=self.kernel.kernel, coordinates=None)
 
     def block(self, block: Block, origin: Origin) -> Bumps:
         """Some of the points with their bumps."""
-        rows = block.rows(self.points.reshape(len(self), -1))
+        rows = block.rows(jnp.asarray(self.points).reshape(len(self), -1))
         along = None if self.coordinates is None else block.rows(self.coordinates)
         return Bumps.of(rows, origin, self.kernel, self.precision, along)
 
@@ -401,8 +398,11 @@ class Points(Mixture):
 
     def seen_along_axes(self) -> "Points":
         """The same with the coordinates that its kernel asks for, if it does."""
-        axes, flat = self.kernel.axes, self.points.reshape(len(self), -1)
-        return self._but(coordinates=axes and axes.coordinates(flat))
+        axes = self.kernel.axes
+        if axes is None:
+            return self._but(coordinates=None)
+        flat = jnp.asarray(self.points).reshape(len(self), -1)
+        return self._but(coordinates=axes.coordinates(flat))
 
     def _but(self, **changes: Any) -> "Points":
         """The same, but for some fields, without looking at them again."""

@@ -149,10 +149,13 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
 
 def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
-    key = jax.random.fold_in(queries.key, i)
+    key, image = (
+        jax.random.fold_in(queries.key, i),
+        jnp.zeros_like(queries.images, shape=queries.images.shape[1:]),
+    )
 
     def at_level(j):
-        return loss_noise(jax.random.fold_in(key, j), queries.images[0])
+        return loss_noise(jax.random.fold_in(key, j), image)
 
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 

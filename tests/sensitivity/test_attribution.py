@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 import scoresens as ss
 from scoresens import datasets, models
-from scoresens.laws.bumps import BLOCK, over_blocks
+from scoresens.laws.bumps import BLOCK, block_of
 from scoresens.sensitivity import _blocks, tables
 from scoresens.sensitivity.attribution import _attribute_on_device
 
@@ -278,7 +278,7 @@ def test_blocks_that_fill_an_accelerator_have_the_same_scores(kept, monkeypatch)
 
     expected = tables.influences(data, states, omega).scores
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert over_blocks(lambda _, block: len(block.fresh), None, 8 * BLOCK) == 8 * BLOCK
+    assert block_of(3) == 8 * BLOCK
     found = tables.influences(data.with_weights(jnp.ones(len(data))), states, omega)
     laws.close(found.scores, expected, relative=1e-9)  # with weights: compiled apart
 
