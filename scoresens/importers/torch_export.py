@@ -21,6 +21,7 @@ from scoresens.importers.program import Program, Reference, TensorName, encoded,
 if TYPE_CHECKING:
     import torch  # pyright: ignore[reportMissingImports]
 
+CONVOLUTIONS = [f"conv{n}d.{kind}" for n in (1, 2, 3) for kind in ("default", "padding")]
 DROPPED = ("device", "layout", "memory_format", "pin_memory", "non_blocking", "copy")
 
 
@@ -51,7 +52,7 @@ def torch_export(
 
     Notes:
         Control flow that hangs on values cannot be exported; random operations have no counterpart.
-        The parameters are copied.
+        The parameters are copied, kernels that only convolutions ask for as `[*window, in, out]`.
 
     References:
         PyTorch's documentation of torch.export.
@@ -65,7 +66,7 @@ def torch_export(
     given = [x for x in nodes if x.op == "placeholder" and x.name not in names]
     wanted = [x for x in given if hasattr(x.meta.get("val"), "shape")]
     end = exported.graph_signature.user_outputs[output]
-    calls = _alive(calls, end)
+    calls, kernels = _with_turned_kernels(_alive(calls, end))
     asked = {asked for call in calls for asked in references([call["args"], call["kwargs"]])}
     whole = {
         "inputs": [_input(node) for node in wanted],
@@ -75,8 +76,10 @@ def torch_export(
         ],
         "output": end,
     }
-    kept = {name: jnp.asarray(x) for name, x in tensors.values() if TensorName(name) in asked}
-    return Program(kept, json.dumps(whole, allow_nan=False))
+    kept = {name: x for name, x in tensors.values() if TensorName(name) in asked}
+    turned = {name: np.moveaxis(kept[name], (0, 1), (-1, -2)) for name in kernels}
+    leaves = {name: jnp.asarray(x) for name, x in (kept | turned).items()}
+    return Program(leaves, json.dumps(whole, allow_nan=False))
 
 
 def _exported(torch: Any, module: Any, inputs: tuple, named: dict) -> Any:
@@ -169,3 +172,24 @@ def _alive(calls: list[dict[str, Any]], end: str) -> list[dict[str, Any]]:
             wanted |= set(references([call["args"], call["kwargs"]]))
             kept.append(call)
     return kept[::-1]
+
+
+def _with_turned_kernels(calls: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], set[str]]:
+    """The calls with kernels `[*window, in, out]`, and the names of the tensors that are to be so:
+    those that only convolutions ask for. Those of torch, `[out, in, *window]`, would be turned at
+    every call, which takes as long as half the convolutions of one sample."""
+    kernels = {kernel for call in calls if (kernel := _kernel(call))}
+    for call in calls:
+        args = call["args"] if _kernel(call) is None else [call["args"][0], *call["args"][2:]]
+        kernels -= set(references([args, call["kwargs"]]))
+    turned = [
+        call | {"kwargs": call["kwargs"] | {"turned": True}} if _kernel(call) in kernels else call
+        for call in calls
+    ]
+    return turned, {kernel.name for kernel in kernels}
+
+
+def _kernel(call: dict[str, Any]) -> TensorName | None:
+    """The tensor that a convolution has for its kernel."""
+    kernel = call["args"][1] if call["op"] in CONVOLUTIONS else None
+    return kernel if isinstance(kernel, TensorName) else None

@@ -57,7 +57,10 @@ def _each_axis(value: Any, count: int) -> tuple[int, ...]:
 
 
 @operation("convolution.default")
-def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def convolution(
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, turned=False
+):
+    """Of a weight `[out, in, *window]` as in torch, or (turned) `[*window, in, out]`."""
     count = weight.ndim - 2
     stride, padding, dilation, extra = (
         _each_axis(value, count) for value in (stride, padding, dilation, output_padding)
@@ -71,7 +74,8 @@ def convolution(x, weight, bias, stride, padding, dilation, transposed, output_p
     kind, space = jnp.result_type(x, weight), "DHW"[-count:]
     out = lax.conv_general_dilated(
         x.astype(kind), weight.astype(kind), stride, pairs, spread, dilation,
-        dimension_numbers=(f"NC{space}", f"OI{space}", f"NC{space}"), feature_group_count=groups,
+        dimension_numbers=(f"NC{space}", f"{space}IO" if turned else f"OI{space}", f"NC{space}"),
+        feature_group_count=groups,
     )  # fmt: skip
     return out if bias is None else out + bias.reshape(-1, *[1] * count)
 
@@ -85,19 +89,20 @@ def _transposed(weight, groups):
 
 
 @operation("conv1d.default", "conv2d.default", "conv3d.default")
-def conv(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return convolution(x, weight, bias, stride, padding, dilation, False, 0, groups)
+def conv(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, turned=False):
+    return convolution(x, weight, bias, stride, padding, dilation, False, 0, groups, turned)
 
 
 @operation("conv1d.padding", "conv2d.padding", "conv3d.padding")
-def conv_padding(x, weight, bias=None, stride=1, padding="valid", dilation=1, groups=1):
+def conv_padding(
+    x, weight, bias=None, stride=1, padding="valid", dilation=1, groups=1, turned=False
+):
     count = weight.ndim - 2
     if padding == "same":
-        spans = [
-            d * (k - 1) for d, k in zip(_each_axis(dilation, count), weight.shape[2:], strict=True)
-        ]
+        window = weight.shape[:-2] if turned else weight.shape[2:]
+        spans = [d * (k - 1) for d, k in zip(_each_axis(dilation, count), window, strict=True)]
         x = pad(x, [w for span in spans[::-1] for w in (span // 2, span - span // 2)])
-    return conv(x, weight, bias, stride, 0, dilation, groups)
+    return conv(x, weight, bias, stride, 0, dilation, groups, turned)
 
 
 @operation("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
