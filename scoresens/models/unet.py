@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from scoresens.models.convolution import convolve
 from scoresens.models.preconditioning import EMBEDDING, NoiseEmbedding
 
 GROUPS = 4
@@ -84,7 +85,9 @@ class Block(nnx.Module):
 
 def _conv(before: int, after: int, *, zero: bool = False, rngs: nnx.Rngs) -> nnx.Conv:
     start = nnx.initializers.zeros if zero else nnx.initializers.lecun_normal()
-    return nnx.Conv(before, after, (3, 3), kernel_init=start, rngs=rngs)
+    return nnx.Conv(
+        before, after, (3, 3), kernel_init=start, conv_general_dilated=convolve, rngs=rngs
+    )
 
 
 def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:

@@ -11,6 +11,7 @@ from jax import lax
 
 from scoresens.importers.aten.registry import enter, operation
 from scoresens.importers.aten.shapes import pad
+from scoresens.models.convolution import channels_last, convolve
 
 # ------------------------------------------------------------------ products
 
@@ -60,7 +61,8 @@ def _each_axis(value: Any, count: int) -> tuple[int, ...]:
 def convolution(
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, turned=False
 ):
-    """Of a weight `[out, in, *window]` as in torch, or (turned) `[*window, in, out]`."""
+    """Of a weight `[out, in, *window]` as in torch, or (turned) `[*window, in, out]`. Channels last
+    within, as is quick in loops too (`models.convolution`)."""
     count = weight.ndim - 2
     stride, padding, dilation, extra = (
         _each_axis(value, count) for value in (stride, padding, dilation, output_padding)
@@ -71,12 +73,13 @@ def convolution(
         weight, stride, spread = _transposed(weight, groups), (1,) * count, stride
     else:
         pairs, spread = [(p, p) for p in padding], (1,) * count
-    kind, space = jnp.result_type(x, weight), "DHW"[-count:]
-    out = lax.conv_general_dilated(
-        x.astype(kind), weight.astype(kind), stride, pairs, spread, dilation,
-        dimension_numbers=(f"NC{space}", f"{space}IO" if turned else f"OI{space}", f"NC{space}"),
-        feature_group_count=groups,
+    kind = jnp.result_type(x, weight)
+    kernel = weight if turned else jnp.moveaxis(weight, (0, 1), (-1, -2))
+    out = convolve(
+        jnp.moveaxis(x, 1, -1).astype(kind), kernel.astype(kind), stride, pairs, spread, dilation,
+        channels_last(count), groups,
     )  # fmt: skip
+    out = jnp.moveaxis(out, -1, 1)
     return out if bias is None else out + bias.reshape(-1, *[1] * count)
 
 

@@ -1,6 +1,7 @@
 """The parts of a `UNet2D`, under the names of the checkpoint's tensors."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from scoresens.importers.unet2d.settings import ACTIVATIONS, Map, Settings
+from scoresens.models.convolution import convolve
 from scoresens.models.unet import doubled, halved, normed
 
 
@@ -139,7 +141,7 @@ class Residual(nnx.Module):
         self.norm2 = normalisation(after, s.norm_num_groups, s, rngs=rngs)
         self.conv2 = convolution(after, after, rngs=rngs)
         same = before == after
-        self.conv_shortcut = None if same else nnx.Conv(before, after, (1, 1), rngs=rngs)
+        self.conv_shortcut = None if same else convolution(before, after, 1, rngs=rngs)
 
     def __call__(self, h: Float[Array, "H W before"], e: Float[Array, "embedding"]) -> Array:
         r = self.act(normed(self.norm1, h))
@@ -190,7 +192,7 @@ class Resampling(nnx.Module):
         if padding is None:
             self.conv = convolution(size, size, rngs=rngs)
         else:  # without padding, a row and a column of zeros still follow the last
-            self.conv = nnx.Conv(size, size, (3, 3), 2, padding=[(padding, 1)] * 2, rngs=rngs)
+            self.conv = convolution(size, size, 3, strides=2, padding=[(padding, 1)] * 2, rngs=rngs)
 
     def __call__(self, h: Float[Array, "H W C"], e: Float[Array, "embedding"]) -> Array:
         return self.conv(doubled(h) if self.doubles else h)
@@ -220,8 +222,11 @@ def _resampler(
     return Resampling(size, s.downsample_padding if down else None, rngs=rngs)
 
 
-def convolution(before: int, after: int, *, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(before, after, (3, 3), rngs=rngs)
+def convolution(
+    before: int, after: int, window: int = 3, *, rngs: nnx.Rngs, **settings: Any
+) -> nnx.Conv:
+    size = (window, window)
+    return nnx.Conv(before, after, size, conv_general_dilated=convolve, rngs=rngs, **settings)
 
 
 def normalisation(size: int, groups: int, s: Settings, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
