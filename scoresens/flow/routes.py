@@ -140,7 +140,7 @@ class Flow(Route):
         state = (hat, _zeros(directions, hat), gains)
         if by_nodes(solve) and rides(cargo.drivers):
             return _flow_by_nodes(cargo, state, (tau, end), solve, taps)
-        run = _flow_by_diffrax if taps is None else _tapped_flow
+        run = _flow_by_steps if by_nodes(solve) or taps is not None else _flow_by_diffrax
         return run(cargo, state, (tau, end), solve, taps)
 
 
@@ -381,15 +381,22 @@ def _flow_by_diffrax(cargo, state, levels, solve, _):
     return End(x, tangents, own, steps, solved, flags[0] if flags else None, None)
 
 
-def _tapped_flow(cargo, state, levels, solve, taps):
-    def evaluate(tau, state, before, tap, _):
-        rates, stage = _flow_rates(cargo, tau, state, tap, held=True)
-        return rates, before, _passed(stage)
+def _flow_by_steps(cargo, state, levels, solve, taps):
+    """What diffrax does on a fixed grid, as a program that is smaller and that JAX can keep from
+    one process to the next (diffrax's checks call back to Python)."""
+    held = taps is not None
 
-    clock = grid(levels[0], levels[1], solve)
-    (x, tangents, gains), _, passed = walk(evaluate, state, (), clock, solve, taps=taps)
+    def evaluate(tau, state, before, tap, _):
+        rates, stage = _flow_rates(cargo, tau, state, tap, held)
+        return rates, before, _seen(cargo, stage, held)
+
+    clock, to_last = grid(levels[0], levels[1], solve), not held and bool(cargo.flagged)
+    (x, tangents, gains), _, seen = walk(
+        evaluate, state, (), clock, solve, taps=taps, to_last=to_last
+    )
     own = _nats(cargo.drivers, [riders.own for riders in gains], levels[1], x)
-    return End(x, tangents, own, solve.steps, jnp.array(True), None, passed)
+    flags, passed = (None, cast(Passed, seen)) if held else (_flags(cargo, seen), None)
+    return End(x, tangents, own, solve.steps, jnp.array(True), flags, passed)
 
 
 def _flow_field(tau, state, cargo):

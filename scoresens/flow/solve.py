@@ -1,10 +1,12 @@
 r"""The numerics of a path: its settings, its grid, and the integration of one sample's state.
 
-The only file that calls diffrax. Fixed grids are Karras et al.'s (2022, arXiv 2206.00364, eq. 5),
+The only file that calls diffrax. Paths on a fixed grid of an explicit rule of an order up to 3,
+Heun's among them, are walked here (`walk`), by diffrax's table of the rule. Fixed grids are Karras
+et al.'s (2022, arXiv 2206.00364, eq. 5),
 
     tau_i = (tau_max^(1/rho) + i/steps (tau_min^(1/rho) - tau_max^(1/rho)))^rho,
 
-given to diffrax as the times to step to; with tolerances a PID controller chooses the steps.
+the times to step to; with tolerances a PID controller chooses the steps.
 """
 
 import functools
@@ -39,8 +41,8 @@ class Solve:
         batch_size: samples solved side by side; more run one batch after another.
         throw: raise when a solve fails or a result is not finite; False returns what there is, with
             `stats`.
-        adjoint: how diffrax differentiates the path; `diffrax.ForwardMode()` for forward-mode
-            derivatives.
+        adjoint: how diffrax differentiates the paths that it solves, adaptive ones and those of an
+            order above 3; `diffrax.ForwardMode()` for forward-mode derivatives of these.
     """
 
     steps: int = 40
