@@ -270,8 +270,8 @@ def layout_of(
         ValueError: if not even the smallest block fits.
 
     Notes:
-        Compiles the question for few rows and for twice as many, and reads from the compiler what a
-        further row takes; 2,048 rows at most. A question that streams its data is given 16 rows.
+        Compiles the question for few rows and for twice as many, reads from the compiler what a
+        further row takes, and looks again at what came of it; 2,048 rows at most. A question that streams its data is given 16 rows.
     """
     least, across = question.multiple, question.mesh.shape["directions"]
     wide = min(question.directions, columns or question.directions)
@@ -292,9 +292,10 @@ def _fitting(question, memory, columns, across) -> tuple[int, int]:
     few = 4 * question.multiple
     small, large = (taken(n, columns) for n in (few, 2 * few))
     each = max((large - small) / few, 1.0)
-    rows = int((memory - (small - few * each)) / each)
+    rows = min(int((memory - (small - few * each)) / each), MOST)
     if rows >= few:  # else that line says little
-        return min(rows, MOST), columns
+        over = taken(rows, columns) / memory  # the line is not quite straight
+        return int(rows / max(over, 1.0)), columns
     while (small := taken(question.multiple, columns)) > memory:
         if columns <= across:
             raise ValueError(
