@@ -41,8 +41,6 @@ class Solve:
         batch_size: samples solved side by side; more run one batch after another.
         throw: raise when a solve fails or a result is not finite; False returns what there is, with
             `stats`.
-        checkpoint: whether an adjoint computes each step anew on its way back; False keeps what the
-            network computed at every stage, for small networks.
         adjoint: how diffrax differentiates the paths that it solves, adaptive ones and those of an
             order above 3; `diffrax.ForwardMode()` for forward-mode derivatives of these.
     """
@@ -56,7 +54,6 @@ class Solve:
     max_steps: int = 4096
     batch_size: int = 256
     throw: bool = True
-    checkpoint: bool = True
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()  # noqa: RUF009
 
     def __post_init__(self):
@@ -274,7 +271,7 @@ def walk(
         nodes: `[S + 1]`.
         kicks: `[S, *shape]`, noise increments.
         taps: leaves `[S, stages, ...]`, what is injected at each stage: the gradient with respect
-            to them is the discrete adjoint. Each step is checkpointed, if `solve` says so.
+            to them is the discrete adjoint. Each step is checkpointed.
         to_last: evaluate at the last node too, by a step of no length: one more evaluation a stage,
             where a third copy of the networks would take longer to compile than to run.
 
@@ -285,6 +282,7 @@ def walk(
 
     table = tableau(solve)
 
+    @jax.checkpoint
     def step(carry, given):
         state, before = carry
         start, size, kick, tap = given
@@ -304,8 +302,7 @@ def walk(
         nodes = jnp.append(nodes, nodes[-1])
         kicks = None if kicks is None else jnp.concatenate([kicks, jnp.zeros_like(kicks[:1])])
     given = (nodes[:-1], jnp.diff(nodes), kicks, taps)
-    taken = jax.checkpoint(step) if solve.checkpoint else step
-    (state, before), seen = jax.lax.scan(taken, (state, before), given)
+    (state, before), seen = jax.lax.scan(step, (state, before), given)
     return state, before, seen
 
 

@@ -271,7 +271,8 @@ def layout_of(
 
     Notes:
         Compiles the question for few rows and for twice as many, reads from the compiler what a
-        further row takes, and looks again at what came of it; 2,048 rows at most. A question that streams its data is given 16 rows.
+        further row takes, and looks again at what came of it; 2,048 rows at most. A question that
+        streams its data is given 16 rows.
     """
     least, across = question.multiple, question.mesh.shape["directions"]
     wide = min(question.directions, columns or question.directions)
