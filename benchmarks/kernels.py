@@ -64,7 +64,8 @@ def predicted(name: str, bandwidth: float, temperature: float, resolution: float
     real = truth(name)
     found = finetuning.compare(np.asarray(after - before), real.displacement)
     row = {key: [round(v, 3) for v in found[key]] for key in MEASURES}
-    return row | {"reach": round(real.reach, 3), "pairs": len(real.control)}
+    reach = round(real.reach, 3) if np.isfinite(real.reach) else None  # pairs that do not agree
+    return row | {"reach": reach, "pairs": len(real.control)}
 
 
 def rows() -> dict:
@@ -81,7 +82,9 @@ def markdown() -> str:
     lines = []
     for name, row in read("kernels").items():
         cells = [f"{row[k][0]:.2f} [{row[k][1]:.2f}, {row[k][2]:.2f}]" for k in MEASURES]
-        lines.append([*name.split(", ", 1), *cells, f"{row['reach']:.2f}"])
+        lines.append(
+            [*name.split(", ", 1), *cells, "–" if row["reach"] is None else f"{row['reach']:.2f}"]
+        )
     return table(["change", "kernel", *MEASURES.values(), "reach"], lines)
 
 
