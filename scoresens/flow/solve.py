@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from scoresens import _checks
+from scoresens.laws.bumps import over_blocks
 from scoresens.laws.processes import Scalar
 
 FLAGS = 2**24  # numbers that are looked at side by side for NaN
@@ -144,23 +145,14 @@ def in_batches(function: Callable, batch_size: int, *arrays: PyTree) -> PyTree:
     count, mapped = jax.tree.leaves(arrays)[0].shape[0], jax.vmap(function)
     if count <= batch_size:
         return mapped(*arrays)
-    parts = -(-count // batch_size)
-    size = -(-count // parts)
 
-    def step(found, first):
-        start = jnp.minimum(first, count - size)
-
-        def cut(leaf):
-            return jax.lax.dynamic_slice_in_dim(leaf, start, size)
-
-        def put(table, rows):
-            return jax.lax.dynamic_update_slice_in_dim(table, rows, start, 0)
-
-        return jax.tree.map(put, found, mapped(*jax.tree.map(cut, arrays))), None
+    def add(found, block):
+        return jax.tree.map(block.put, found, mapped(*jax.tree.map(block.rows, arrays)))
 
     whole = jax.eval_shape(mapped, *arrays)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), whole)
-    return jax.lax.scan(step, empty, jnp.arange(0, parts * size, size))[0]
+    parts = -(-count // batch_size)
+    return over_blocks(add, empty, count, -(-count // parts))
 
 
 def raise_if_failed(solve: Solve, stats: Stats) -> None:

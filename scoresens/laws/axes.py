@@ -9,6 +9,7 @@ is 1 along an axis that stands out of the noise and 0 along one that drowns in i
 (`kernels`) weighs the distances of a kernel by it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
+from scoresens.laws import _reading
 from scoresens.laws.processes import Scalar
 
 SAMPLE = 16_384  # points that the axes are those of
@@ -62,11 +64,8 @@ def principal_axes(points: Any) -> Axes:
         One eigendecomposition on the host, of the d x d covariance or of the points' own products
         where these are fewer: about a second at d = 784, twenty at 3,072 or more.
     """
-    count = len(points)
-    most = SAMPLE if np.prod(points.shape[1:]) <= MOST else MOST
-    rows = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
-    chosen = points[:] if len(rows) == count else np.stack([points[i : i + 1][0] for i in rows])
-    flat = np.asarray(_checks.samples("points", chosen), np.float64).reshape(len(chosen), -1)
+    count, most = len(points), SAMPLE if math.prod(points.shape[1:]) <= MOST else MOST
+    flat = _reading.chosen(points, _reading.evenly(count, most))
     centre = flat.mean(0)
     offsets = flat - centre
     if flat.shape[1] <= len(flat):
@@ -78,4 +77,4 @@ def principal_axes(points: Any) -> Axes:
     if not kept.size:
         raise ValueError(f"principal_axes needs points that differ, got {count} that do not")
     parts = centre, basis[:, kept], variances[kept]
-    return Axes(*(jnp.asarray(part, points.dtype) for part in parts))
+    return Axes(*(jnp.asarray(part, _checks.wide(points.dtype)) for part in parts))

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from scoresens._products import Precision, contracted, inner, product
 from scoresens._pytrees import register_dataclass
@@ -176,7 +176,8 @@ class Bumps:
 
     def log_kernels(self, places: Places) -> Float[Array, "*R B"]:
         """log K(x; y) of each place and point, less that at the place's reference distance."""
-        square, spread, reference = (part[..., None] for part in places[4:7])
+        each = places.square, places.spread, places.reference
+        square, spread, reference = (part[..., None] for part in each)
         norms = self._norms(places.shares)
 
         def ratio(excess):  # in both branches, to write the table once
@@ -294,7 +295,7 @@ class Block(NamedTuple):
     start: Int[Array, ""] | int
     fresh: Bool[Array, " B"]  # which points were not seen before
 
-    def rows(self, table: Float[Array, "N *shape"]) -> Float[Array, "B *shape"]:
+    def rows(self, table: Shaped[Array, "N *shape"]) -> Shaped[Array, "B *shape"]:
         """This block of a table with a row a point."""
         return jax.lax.dynamic_slice_in_dim(table, self.start, len(self.fresh), 0)
 
@@ -305,8 +306,8 @@ class Block(NamedTuple):
         return jnp.where(self.fresh, part, seen)
 
     def put(
-        self, table: Float[Array, "N *shape"], rows: Float[Array, "B *shape"]
-    ) -> Float[Array, "N *shape"]:
+        self, table: Shaped[Array, "N *shape"], rows: Shaped[Array, "B *shape"]
+    ) -> Shaped[Array, "N *shape"]:
         """The table with this block's rows, those that were seen before once more."""
         return jax.lax.dynamic_update_slice_in_dim(table, rows, self.start, 0)
 

@@ -61,8 +61,7 @@ class Share:
         """What one of the mixtures holds."""
         weights = self.weights[which]
         if self.single:
-            points = cast(Points, self.measure)
-            alone = replace_field(points, points=points.points[which][None])
+            alone = cast(Points, self.measure).chosen(jnp.asarray(which)[None])
             return Share(alone, weights[None])
         return replace_field(self, weights=weights)
 

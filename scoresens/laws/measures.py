@@ -33,6 +33,7 @@ from scoresens import _checks
 from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
+from scoresens.laws import _reading
 from scoresens.laws.bumps import (
     Block,
     Bumped,
@@ -215,7 +216,7 @@ class Points(Mixture):
         temperature: T of the kernel (6.6), > 0; above 1 it is less sharp than Bayes, as networks
             are.
         resolution: c of the kernel (6.7), >= 0; above 0 distances along each principal axis of the
-            points are weighed by their share of signal. `calibrate` finds both.
+            points are weighed by their share of signal.
 
     Raises:
         ValueError: no points, integers, NaN, weights of another length or negative or all zero, or
@@ -250,13 +251,11 @@ class Points(Mixture):
     ):
         points = _checks.samples("points", points)
         if weights is not None:
-            weights = _checks.floating("weights", weights)
-            _checks.weights("weights", weights, (*weights.shape[:-1], len(points)))
+            weights = _weights_of(len(points), weights)
         _checks.non_negative("bandwidth", bandwidth)
         _checks.precision("precision", precision)
         kernel = resolved(kernel, temperature, resolution, points)
-        self._set(points, weights, bandwidth, kernel, precision, None)
-        object.__setattr__(self, "coordinates", self.seen_along_axes().coordinates)
+        self._set(points, weights, bandwidth, kernel, precision, _coordinates(kernel, points))
 
     def _set(self, *values: Any) -> None:
         for each, value in zip(fields(Points), values, strict=True):
@@ -370,11 +369,15 @@ class Points(Mixture):
 
     def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
         """The points named, of equal weights, with all else as it is."""
-        images = self.points[index]
-        return Points(images, None, self.bandwidth, self.kernel, self.precision)
+        images, kernel = _checks.floating("points", jnp.asarray(self.points[index])), self.kernel
+        along = self.coordinates
+        along = _coordinates(kernel, images) if along is None else along[index]
+        chosen = object.__new__(Points)
+        chosen._set(images, None, self.bandwidth, kernel, self.precision, along)
+        return chosen
 
     def with_weights(self, weights):
-        return self._but(weights=weights)
+        return self._but(weights=_weights_of(len(self), weights))
 
     def sharp(self) -> "Points":
         """The same at temperature 1 and resolution 0, where its noised densities are a law's."""
@@ -398,11 +401,7 @@ class Points(Mixture):
 
     def seen_along_axes(self) -> "Points":
         """The same with the coordinates that its kernel asks for, if it does."""
-        axes = self.kernel.axes
-        if axes is None:
-            return self._but(coordinates=None)
-        flat = jnp.asarray(self.points).reshape(len(self), -1)
-        return self._but(coordinates=axes.coordinates(flat))
+        return self._but(coordinates=_coordinates(self.kernel, self.points))
 
     def _but(self, **changes: Any) -> "Points":
         """The same, but for some fields, without looking at them again."""
@@ -443,6 +442,20 @@ class Points(Mixture):
             return add(carry, block, self.block(block, origin))
 
         return over_blocks(step, carry, len(self), block_of(math.prod(self.shape)))
+
+
+def _weights_of(count: int, weights: Any) -> Array:
+    """The weights of so many points, rows of them too, or an error that names them."""
+    weights = _checks.floating("weights", weights)
+    _checks.weights("weights", weights, (*weights.shape[:-1], count))
+    return weights
+
+
+def _coordinates(kernel: Kernel, points: Any) -> Array | None:
+    """Of points `[N, *shape]` along the axes of their kernel, if it has any."""
+    if kernel.axes is None:
+        return None
+    return kernel.axes.coordinates(jnp.asarray(points).reshape(len(points), -1))
 
 
 class GaussianMixture(Mixture):
@@ -540,9 +553,6 @@ jax.tree_util.register_pytree_node(
 )
 
 
-ROOM = 2**22  # numbers of each block of `default_bandwidth`: 32 MB in float64
-
-
 def default_bandwidth(
     points: Float[Array | np.ndarray, "N *shape"] | Stream, *, subset: int = 2048
 ) -> float:
@@ -567,35 +577,25 @@ def default_bandwidth(
     count, size = len(points), math.prod(points.shape[1:])
     if count < 2:
         raise ValueError(f"default_bandwidth needs at least 2 points, got {count}")
-    chosen = np.unique(np.linspace(0, count - 1, min(subset, count)).astype(int))
-    groups = np.array_split(chosen, math.ceil(len(chosen) * size / ROOM))
+    chosen = _reading.evenly(count, subset)
+    groups = np.array_split(chosen, math.ceil(len(chosen) * size / _reading.ROOM))
     squares = [_nearest_squares(points, group) for group in groups]
     return 0.5 * float(np.median(np.sqrt(np.concatenate(squares))))
 
 
 def _nearest_squares(points, chosen):
     """The squared distance of each of some points to its nearest neighbour that is no copy."""
-    own = np.concatenate([block[np.isin(at, chosen)] for at, block in _read(points, 1)])
+    own = _reading.chosen(points, chosen)
     centre = own.mean(0)
     own -= centre
     norms, nearest = np.sum(own**2, 1), np.full(len(own), np.inf)
-    for _, block in _read(points, 2 * len(own)):
+    for _, block in _reading.read(points, 2 * len(own)):
         block -= centre
         sums = norms[:, None] + np.einsum("nd,nd->n", block, block)
         squares = sums - 2 * own @ block.T
         squares[squares <= 1e-9 * sums] = np.inf  # itself and its copies
         nearest = np.minimum(nearest, squares.min(1))
     return nearest
-
-
-def _read(points, beside):
-    """The points in blocks, by number, as `[B, d]` of float64: as many as there is room for, of d
-    numbers and of so many beside them."""
-    size = max(1, ROOM // max(math.prod(points.shape[1:]), beside))
-    for start in range(0, len(points), size):
-        block = _checks.samples("points", points[start : start + size])
-        at = np.arange(start, start + len(block))
-        yield at, np.array(block, np.float64).reshape(len(block), -1)
 
 
 def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:

@@ -94,10 +94,9 @@ class Part:
         found = replace_field(self, coefficients=self.coefficients[which])
         if not self.single:
             return found
-        points = cast(Points, self.measure)
         return replace_field(
             found,
-            measure=replace_field(points, points=jnp.asarray(points.points)[which]),
+            measure=cast(Points, self.measure).chosen(cast(Any, which)),
             index=None if self.index is None else self.index[which],
             velocity=None if self.velocity is None else self.velocity[which],
         )

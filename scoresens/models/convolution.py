@@ -21,8 +21,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-Pairs = Sequence[tuple[int, int]]
-
 
 def convolve(
     lhs: Array,

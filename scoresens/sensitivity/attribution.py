@@ -119,8 +119,8 @@ def attribute(
         `3 + P` against the data where the points are on the host, divided over devices, or more
         than 262,144, on an accelerator 2,097,152. Memory: `M S (P + 2) d` numbers for a batch of
         samples, at most `Solve.batch_size` and so many that this is 1 GB in float32, and a few
-        tables of 64 MB, on an accelerator 512, beside the result. On a CPU the adjoint of a
-        convolutional network is slow inside a loop (XLA).
+        tables of 64 MB, on an accelerator 512, beside the result. On a CPU the adjoint of JAX's own
+        convolutions is slow inside a loop (XLA): `models.convolution` has others.
 
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.

@@ -149,10 +149,8 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
 
 def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
-    key, image = (
-        jax.random.fold_in(queries.key, i),
-        jnp.zeros_like(queries.images, shape=queries.images.shape[1:]),
-    )
+    key, (_, *shape) = jax.random.fold_in(queries.key, i), queries.images.shape
+    image = jnp.zeros(shape, queries.images.dtype)
 
     def at_level(j):
         return loss_noise(jax.random.fold_in(key, j), image)

@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 import scoresens as ss
 from scoresens.datasets.streams import Stream
-from scoresens.laws import Law, bumps, measures
+from scoresens.laws import Law, _reading, bumps
 from scoresens.laws.learned import Known
 
 rng = np.random.default_rng(0)
@@ -278,7 +278,7 @@ def test_default_bandwidth():
 @pytest.mark.parametrize("kind", ["array", "stream"])
 def test_default_bandwidth_in_blocks(monkeypatch, kind):
     """Far from 0, and of so many that neither the points nor those looked at fit one block."""
-    monkeypatch.setattr(measures, "ROOM", 200)
+    monkeypatch.setattr(_reading, "ROOM", 200)
     spread = (np.random.default_rng(5).normal(size=(90, 4, 1)) + 100).astype(np.float32)
     flat = spread.reshape(90, 4).astype(float)
     distances = cdist(flat, flat)

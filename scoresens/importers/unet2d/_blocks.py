@@ -225,6 +225,7 @@ def _resampler(
 def convolution(
     before: int, after: int, window: int = 3, *, rngs: nnx.Rngs, **settings: Any
 ) -> nnx.Conv:
+    """From `[H, W, before]` to `[H', W', after]`, quick in loops too (`models.convolution`)."""
     size = (window, window)
     return nnx.Conv(before, after, size, conv_general_dilated=convolve, rngs=rngs, **settings)
 
