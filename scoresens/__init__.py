@@ -87,11 +87,13 @@ from scoresens.laws import (
 )
 from scoresens.sensitivity import (
     Attribution,
+    Calibrated,
     Counterfactual,
     LossSensitivity,
     SampleSensitivity,
     ScoreSensitivity,
     attribute,
+    calibrate,
     counterfactual,
     functionals,
     loss_sensitivity,
@@ -103,14 +105,15 @@ from scoresens.statistics import Estimate
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM", "OU", "VE", "VP", "Attribution", "Certificate", "Collocation", "Cosine",
+    "EDM", "OU", "VE", "VP", "Attribution", "Calibrated", "Certificate", "Collocation", "Cosine",
     "Counterfactual", "Diffusion", "DiscreteVP", "Estimate", "Exact", "Flow", "FlowMatching", "Gap",
     "GaussianMixture", "Guided", "HutchPlusPlus", "Hutchinson", "InducedDensity", "Ito", "Learned",
     "LossSensitivity", "Measure", "Mixture", "NonConservative", "Pair", "Path", "Paths",
     "Perturbation", "Points", "Posterior", "Process", "Route", "SampleSensitivity",
     "ScoreSensitivity", "Smoothed", "Solve", "Stats", "SubVP", "TraceEstimator", "add",
-    "along_forward", "along_reverse", "attribute", "counterfactual", "default_bandwidth", "encode",
-    "exact_score", "fokker_planck_residual", "forward_paths", "from_canonical", "from_denoiser",
+    "along_forward", "along_reverse", "attribute", "calibrate", "counterfactual",
+    "default_bandwidth", "encode", "exact_score", "fokker_planck_residual", "forward_paths",
+    "from_canonical", "from_denoiser",
     "from_noise", "from_potential", "from_v", "from_velocity", "functionals", "gap_certificate",
     "guide", "in_box", "induced_log_density", "log_density_along", "loss_sensitivity", "move",
     "non_conservative_part", "ode_sde_gap", "remove", "replace", "reverse_paths", "reweight",

@@ -17,6 +17,7 @@ import jax
 
 from scoresens.cli import (
     attribute,
+    calibrate,
     convert,
     counterfactual,
     demo,
@@ -44,8 +45,8 @@ COMMANDS = {
     command.name: command
     for command in (
         demo.COMMAND, train.COMMAND, sample.COMMAND, counterfactual.COMMAND, attribute.COMMAND,
-        sensitivity.COMMAND, validate.command(EXPERIMENTS), gap.COMMAND, sweep.COMMAND,
-        status.COMMAND, convert.COMMAND, residual.COMMAND,
+        sensitivity.COMMAND, calibrate.COMMAND, validate.command(EXPERIMENTS), gap.COMMAND,
+        sweep.COMMAND, status.COMMAND, convert.COMMAND, residual.COMMAND,
     )
 }  # fmt: skip
 
@@ -56,6 +57,7 @@ What would a diffusion model's samples be, had its training data been others?
   scoresens counterfactual configs/counterfactual.toml  samples after a change of the data
   scoresens attribute configs/attribute.toml            which training images decide each sample
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
+  scoresens calibrate configs/calibrate.toml            how well does a model resolve its data?
   scoresens validate configs/digits-finetune.toml       are the predictions right?
   scoresens sweep configs/sweep.toml                    thousands of samples, hours, devices
   scoresens status DIR                                  how far a sweep is

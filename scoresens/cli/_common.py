@@ -33,6 +33,7 @@ from scoresens.models import Denoiser, load, pretrained
 from scoresens.models.checkpoints import read_header
 from scoresens.report.samples import Touched
 from scoresens.report.tables import NAMES
+from scoresens.sensitivity.calibration import calibrate
 from scoresens.statistics.displacements import Batch, Named, norms
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.changes import Change, ChangeSettings, make_change
@@ -75,10 +76,7 @@ class Setup(NamedTuple):
         return {
             "count": len(self.noise),
             "images": len(self.dataset.images),
-            "bandwidth": float(self.data.bandwidth),
-            "temperature": float(self.data.kernel.temperature),
-            "resolution": float(self.data.kernel.resolution),
-        }
+        } | kernel_of(self.data)
 
 
 class Changed(NamedTuple):
@@ -116,15 +114,16 @@ def set_up(
     *,
     count: int,
     seed: int,
-    bumps: BumpSettings = BumpSettings(),
+    bumps: BumpSettings = BumpSettings(resolution=0.0),
 ) -> Setup:
     """The data with their bumps, the model of a checkpoint, by its name
     or path, and `count` draws of noise by `seed`; or an error that names the setting to mend, in
     the file or command `where`."""
     with stages("data", f"reading {data.name} and the checkpoint {checkpoint}"):
         dataset, model, about = data_and_model(data, checkpoint, where, prepare)
-        points = points_of(dataset, bumps, where)
-        noise = model.process.sample_prior((count, *points.shape), key=jax.random.key(seed))
+        shape = dataset.images.shape[1:]
+        noise = model.process.sample_prior((count, *shape), key=jax.random.key(seed))
+    points = points_of(dataset, bumps, model, where, stages)
     trained_on = about.get("data"), about.get("count")
     if isinstance(model, Foreign):
         tell(f"note: {checkpoint} was converted: nothing tells what it was trained on")
@@ -150,21 +149,38 @@ def data_and_model(
     return dataset, model, about
 
 
-def points_of(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
-    """The data as points with their bumps, or an error that names the settings."""
-    with blaming(f"{where}: bandwidth, temperature, resolution"):
+def points_of(
+    dataset: Dataset, bumps: BumpSettings, model: Model, where: str, stages: Stages
+) -> Points:
+    """The data as points with their bumps, those that the model is nearest to where none are named;
+    or an error that names the settings."""
+    if bumps.calibrated:
+        with stages("calibration", "finding the kernel that the model is nearest to"):
+            return calibrated(dataset.images, model)
+    with blaming(f"{where}: bandwidth, temperature, width, resolution"):
         return bumps_on(dataset.images, bumps)
 
 
+def calibrated(images: np.ndarray, model: Model) -> Points:
+    """Images with the bumps that a model is nearest to, the same at every call."""
+    return calibrate(model.process, model.score, images, key=jax.random.key(0)).points
+
+
 def bumps_on(images: np.ndarray, bumps: BumpSettings) -> Points:
-    """Images with their bumps."""
+    """Images with the bumps that are named."""
     h = default_bandwidth(images) if bumps.bandwidth is None else bumps.bandwidth
-    return Points(
-        jnp.asarray(images),
-        bandwidth=h,
-        temperature=bumps.temperature,
-        resolution=bumps.resolution,
-    )
+    return Points(jnp.asarray(images), bandwidth=h, **bumps.kernel)
+
+
+def kernel_of(data: Points) -> dict[str, float | None]:
+    """What a result records of the kernel of its data."""
+    kernel = data.kernel
+    return {
+        "bandwidth": float(data.bandwidth),
+        "temperature": float(kernel.temperature),
+        "width": None if kernel.width is None else float(kernel.width),
+        "resolution": float(kernel.resolution),
+    }
 
 
 def set_up_run(run: PathSettings, checkpoint: str, where: str, stages: Stages) -> Setup:

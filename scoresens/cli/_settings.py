@@ -23,21 +23,38 @@ class BumpSettings:
     """Of commands that divide by the law of the data.
 
     Args:
-        bandwidth: of the bump on each data point; left out, `default_bandwidth`.
-        temperature, resolution: of their kernel, see `Points`.
+        bandwidth: of the bump on each data point.
+        temperature, width, resolution: of their kernel, see `Points`. Where all but the temperature
+            are left out, `calibrate` finds them; where some are, the bandwidth is
+            `default_bandwidth`, the width the bandwidth, and the resolution 0.
     """
 
     bandwidth: float | None = None
     temperature: float = 1.0
-    resolution: float = 0.0
+    width: float | None = None
+    resolution: float | None = None
 
     def __post_init__(self):
-        if self.bandwidth is not None and not 0 < self.bandwidth < float("inf"):
-            raise ValueError(
-                f"bandwidth must be positive, got {self.bandwidth}; leave it out for a default"
-            )
+        for name in ("bandwidth", "width"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(
+                    f"{name} must be positive, got {value}; leave it out for a default"
+                )
         _checks.positive("temperature", self.temperature)
-        _checks.non_negative("resolution", self.resolution)
+        _checks.non_negative("resolution", self.resolution or 0.0)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the network is asked for them: a black box, which smooths its own law, is not."""
+        left_out = self.bandwidth is None and self.width is None and self.resolution is None
+        return left_out and getattr(self, "base", "data") == "data"
+
+    @property
+    def kernel(self) -> dict[str, float | None]:
+        """Those that are named, as options of `Points`."""
+        names = ("temperature", "width", "resolution")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from scoresens.cli._command import Command, from_options
 from scoresens.cli._common import Changed, change_data, norms_by_mass, set_up, words, write
 from scoresens.cli._functionals import FunctionalSettings
 from scoresens.cli._progress import Stages, blaming
-from scoresens.cli._settings import at_least
+from scoresens.cli._settings import BumpSettings, at_least
 from scoresens.cli.attribute import (
     attribute_samples,
     attributed_result,
@@ -81,7 +81,15 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     with blaming(where):
         settings = run.change
     drawn = max(DRAWN, run.count)
-    setup = set_up(DataSettings("digits"), "digits", where, stages, count=drawn, seed=run.seed)
+    setup = set_up(
+        DataSettings("digits"),
+        "digits",
+        where,
+        stages,
+        count=drawn,
+        seed=run.seed,
+        bumps=BumpSettings(),
+    )
     changed = change_data(setup, settings, where)
     moves = _moves(changed, stages)
     shown = spread(norms(moves.finite), run.count)

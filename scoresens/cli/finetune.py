@@ -154,9 +154,9 @@ experiment = "finetune" (or left out): fine-tunes the checkpoint on the changed 
 control, on the unchanged data with the same randomness, and compares the real with the predicted
 changes of the same samples: first order (all bases), counterfactual, and baselines. A run that was
 stopped goes on where it was. Settings: checkpoint, count (8 or more), seed, steps, bandwidth,
-temperature, resolution, trace (of the black boxes) as for sensitivity; after (steps of fine-tuning
-after which to look as well), repeats (pairs of fine-tunings to average; from 2 on, another
-fine-tuning is compared too), resamples; [data] as for train; [change] as for sensitivity;
+temperature, width, resolution, trace (of the black boxes) as for sensitivity; after (steps of
+fine-tuning after which to look as well), repeats (pairs of fine-tunings to average; from 2 on,
+another fine-tuning is compared too), resamples; [data] as for train; [change] as for sensitivity;
 [finetune] as [train] for train.""",
     writes={"displacements.npz": "finetune: all samples and predicted changes, to look at again"},
 )

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import PROCESS, bumps_on, write
+from scoresens.cli._common import PROCESS, bumps_on, calibrated, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import BumpSettings, TrainedRun, at_least
 from scoresens.datasets.images import prepare
@@ -99,7 +99,8 @@ def _queries(run: RemovalRun, study: Retraining, model: Denoiser) -> Queries:
 
 def _orders(run, model, images, queries, solve) -> dict[str, np.ndarray]:
     """By method, for each sample the images `[Q, N]` that matter most first."""
-    data, score = bumps_on(images, run), from_denoiser(PROCESS, model)
+    data = calibrated(images, model) if run.calibrated else bumps_on(images, run)
+    score = from_denoiser(PROCESS, model)
     loss = loss_scores(model, data, queries, solve)
     axes = principal_components(images, AXES).reshape(-1, *images.shape[1:])
     along = functionals.components(jnp.asarray(axes, images.dtype))
@@ -172,5 +173,5 @@ experiment = "removal": trains from scratch without the images that matter most 
 attribution of its loss and of its movement, against the nearest, the least and random images: how
 the loss at the sample rises and how far it moves. A run that was stopped goes on where it was.
 Settings: [data], [model], [train] as for train; queries (samples), shares (of the images left out),
-seeds, levels, seed, steps, bandwidth, temperature, resolution, resamples.""",
+seeds, levels, seed, steps, bandwidth, temperature, width, resolution, resamples.""",
 )

@@ -14,6 +14,7 @@ from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
+from scoresens.laws.measures import Points
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import validation_table
 from scoresens.studies.changes import make_change
@@ -42,9 +43,9 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     stages, solve = Stages(), Solve(steps=run.steps)
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
-        data = points_of(dataset, run, where)
+        plain = Points(jnp.asarray(dataset.images))
     with blaming(f"{where}: change"):
-        change = make_change(dataset, data, run.change)
+        change = make_change(dataset, plain, run.change)
     with blaming(where):
         of_study(out, run, STUDY)
     study = Retraining(out, dataset.images, run.model, run.train, solve, shown)
@@ -55,6 +56,8 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     trials = controls | {f"changed-{seed}": Trial(seed, change.weights, **own) for seed in seeds}
     with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
         models = study.models(controls)
+    data = points_of(dataset, run, next(iter(models.values())), where, stages)
+    change = make_change(dataset, data, run.change)
     noise = PROCESS.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
     none = jnp.asarray(dataset.images[:0])
     queries = Queries(noise, none, jnp.ones(1, none.dtype), jax.random.key(0))
@@ -102,5 +105,5 @@ experiment = "retrain": predictions against training from scratch, on changed an
 by several seeds, each pair of one seed's parameters and draws, beside what another seed's training
 says. A run that was stopped goes on where it was. Settings: [data], [model], [train] as for train;
 [change] as for sensitivity; seeds (pairs), resamples (of the bootstrap); count, seed, steps,
-bandwidth, temperature, resolution, trace as for sensitivity.""",
+bandwidth, temperature, width, resolution, trace as for sensitivity.""",
 )

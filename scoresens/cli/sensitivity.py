@@ -60,10 +60,11 @@ How does each sample move, to first order, when the training data change?
 Settings: checkpoint, count, seed, steps as for sample; base (whose law the ratio is taken against:
 "data", better where the data are known, or "model", its own smoothed by the bandwidth: a black
 box), trace (for base = "model": "exact", or a number of random probes), bandwidth (of the bump on
-each data point; left out: read off the data), temperature (of its kernel: above 1 it is less
-sharp than Bayes), resolution (the same along the data's axes: above 0); [data] as for train;
-[change] kind ("add", "remove",
-"half", "shift", "model"), classes, images, random, mass, seed, checkpoint.""",
+each data point), width (of its kernel: above the bandwidth it is less sharp than Bayes at small
+noise), resolution (of its kernel: above 0 directions in which the data vary little count little),
+temperature (of its kernel: above 1 it is less sharp everywhere); bandwidth, width and resolution
+left out are found from the model (calibrate); [data] as for train; [change] kind ("add",
+"remove", "half", "shift", "model"), classes, images, random, mass, seed, checkpoint.""",
     example="scoresens sensitivity configs/sensitivity.toml",
     writes={
         "tangents.npz": "x and tangent [M, *shape] per unit of mass; log_density [M], nats,\n"

@@ -21,7 +21,14 @@ from tqdm import tqdm
 from scoresens import sweeps
 from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Command, add_config, from_config
-from scoresens.cli._common import Model, data_and_model, options_of_base, points_of, write
+from scoresens.cli._common import (
+    Model,
+    data_and_model,
+    kernel_of,
+    options_of_base,
+    points_of,
+    write,
+)
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, make_question
 from scoresens.cli._progress import Stages, blaming
@@ -151,9 +158,12 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
 
 def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
-        read, points = (unread, _streamed) if run.stream else (prepare, points_of)
+        read = unread if run.stream else prepare
         dataset, model, _ = data_and_model(run.data, run.checkpoint, where, read)
-        data = points(dataset, run, where)
+    if run.stream:
+        data = _streamed(dataset, run, where)
+    else:
+        data = points_of(dataset, run, model, where, stages)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
     options = options_of_base(data, run.base, run.trace) | {"mesh": mesh, "solve": solve}
     options["route"] = route_of(run.sampler, 0)  # a sample's path hangs on its own seed besides
@@ -179,15 +189,10 @@ def _source(settings: DataSettings) -> Path:
 
 
 def _streamed(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
-    with blaming(f"{where}: bandwidth, temperature, resolution"):
+    with blaming(f"{where}: bandwidth, temperature, width, resolution"):
         if bumps.bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
-        return Points.on_host(
-            dataset.images,
-            bandwidth=bumps.bandwidth,
-            temperature=bumps.temperature,
-            resolution=bumps.resolution,
-        )
+        return Points.on_host(dataset.images, bandwidth=bumps.bandwidth, **bumps.kernel)
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:
@@ -241,8 +246,8 @@ def _store(run: SweepRun, start: Start, out: Path, layout: Layout) -> Store:
 
 def _study(run: SweepRun, start: Start) -> dict[str, Any]:
     """What the numbers hang on: settings, model and data. Memory, blocks and devices are not."""
-    usual = {"sampler": "ode", "temperature": 1.0, "resolution": 0.0}
-    unusual = {name: getattr(run, name) for name in usual}
+    usual = {"sampler": "ode", "temperature": 1.0, "width": None, "resolution": 0.0}
+    unusual = {"sampler": run.sampler} | kernel_of(start.data)
     return {
         "question": run.question,
         "model": fingerprint(start.model),
@@ -256,7 +261,7 @@ def _study(run: SweepRun, start: Start) -> dict[str, Any]:
         "base": run.base,
         "trace": run.trace if run.base == "model" else None,
         "bandwidth": float(start.data.bandwidth),
-    } | {name: value for name, value in unusual.items() if value != usual[name]}
+    } | {name: unusual[name] for name in usual if unusual[name] != usual[name]}
 
 
 # ------------------------------------------------------------------ while it runs
@@ -352,7 +357,7 @@ out, all along samples), top (images named; left out, the scores of all), stream
 in blocks from a .npy file, a Zarr array or a folder of images), trace (as for sensitivity; left
 out: 1 random probe), sampler ("ode", or "sde", each sample's Brownian path its own); [functional]
 as for attribute; [directions] classes (true, or false), images (this many of the first); [data],
-checkpoint, steps, base, bandwidth, temperature, resolution as for sensitivity.
+checkpoint, steps, base, bandwidth, temperature, width, resolution as for sensitivity.
 
 Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
 one's), --processes N and --process I.""",

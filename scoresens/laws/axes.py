@@ -1,11 +1,11 @@
-r"""The principal axes of a data set, and the share of signal along each.
+r"""The principal axes of a data set, and how well a network resolves each.
 
-A network sees a noised image through what it can tell from noise. With lambda_k the variances of
-the data along their principal axes u_k,
+Training finds what varies much in the data long before it finds what varies little. With lambda_k
+the variances of the data along their principal axes u_k, their sum lambda, and c a resolution,
 
-    (6.7)  g_k(tau) = lambda_k / (lambda_k + c tau^2)
+    (6.7)  g_k = lambda_k / (lambda_k + c lambda)
 
-is 1 along an axis that stands out of the noise and 0 along one that drowns in it. `Resolved`
+is near 1 along an axis of large variance, and near 0 along one of small variance. `Resolved`
 (`kernels`) weighs the distances of a kernel by it.
 """
 
@@ -42,9 +42,9 @@ class Axes:
         """Of points, from the centre."""
         return contracted("...d,dr->...r", points - self.centre, self.basis)
 
-    def signal_shares(self, resolution: Scalar, tau: Float[Array, "*R"]) -> Float[Array, "*R r"]:
+    def weights(self, resolution: Scalar) -> Float[Array, " r"]:
         """g of each axis (6.7), for the resolution c."""
-        return self.variances / (self.variances + resolution * jnp.square(tau)[..., None])
+        return self.variances / (self.variances + resolution * jnp.sum(self.variances))
 
 
 def principal_axes(points: Any) -> Axes:

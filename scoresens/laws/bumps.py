@@ -15,12 +15,8 @@ known of a point or of a place alone is added entry by entry.
 
 and what all points have in common waits outside (`Places.gain`).
 
-**Along axes** that a kernel weighs by shares g (6.7), with xi and zeta the coordinates of x and y,
-
-    sum_k g_k (xi_k - zeta_k)^2 = sum_k g_k xi_k^2 + sum_k g_k zeta_k^2 - 2 (g xi).zeta
-
-which is a second product, of the shares with the squares of the points' coordinates: a row for each
-noise level, not for each place.
+**Along axes** that a kernel weighs (6.7), distances are those of coordinates along them
+(`Kernel.coordinates`), which stand for the points in this one product.
 
 **Small noise.** In float32 the expansion loses about 1e-7 |x - c||y - c| / v in log K. c is
 therefore the mean of the first points, as they weigh, or that of the axes, and where the loss would
@@ -31,7 +27,7 @@ those matter there, and their reference is 0.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -76,17 +72,11 @@ class Places(NamedTuple):
 
     x: Float[Array, "*R d"]
     offset: Float[Array, "*R d"]  # from the centre
-    along: Float[Array, "*R r"] | None  # x's coordinates; None: the kernel has no axes
-    shares: Float[Array, "*Q r"] | None  # of the axes, at each noise level
-    square: Float[Array, "*R"]  # |x - c|^2, weighed by the shares
+    seen: Float[Array, "*R r"]  # as distances are taken: the offset, or coordinates along axes
+    square: Float[Array, "*R"]  # |x - c|^2, as they are taken
     spread: Float[Array, "*R"]  # v
     reference: Float[Array, "*R"]  # the squared distance that log-kernels are measured from
     over: Float[Array, "*R"]  # v less the yardstick's variance
-
-    @property
-    def lever(self) -> Float[Array, "*R r"]:
-        """What is multiplied with the points, or with their coordinates."""
-        return self.offset if self.along is None else cast(Array, self.shares) * self.along
 
     def gain(self, kernel: Kernel) -> Float[Array, "*R"]:
         """log K at the reference distance, as a gain."""
@@ -121,15 +111,12 @@ class Origin(NamedTuple):
     ) -> Places:
         """The places x at noise levels of a shape that broadcasts to `[*R]`."""
         offset = x - self.centre
-        if kernel.axes is None:
-            along, shares, square = None, None, jnp.sum(jnp.square(offset), -1)
-        else:
-            along, shares = kernel.axes.coordinates(x), kernel.shares(jnp.asarray(tau))
-            square = jnp.sum(shares * jnp.square(along), -1)
-        spread = jnp.broadcast_to(jnp.square(tau) + jnp.square(bandwidth), square.shape)
+        seen = offset if kernel.axes is None else kernel.coordinates(x)
+        square = jnp.sum(jnp.square(seen), -1)
+        spread = jnp.broadcast_to(kernel.spread(bandwidth, tau), square.shape)
         reference = jnp.where(_far(spread, self.square), square, 0)
-        over = jnp.broadcast_to(jnp.square(bandwidth) - BREADTH**2, square.shape)
-        return Places(x, offset, along, shares, square, spread, reference, over)
+        over = jnp.broadcast_to(kernel.spread(bandwidth, 0.0) - BREADTH**2, square.shape)
+        return Places(x, offset, seen, square, spread, reference, over)
 
 
 def _far(spread: Array, square: Array) -> Array:
@@ -145,8 +132,8 @@ class Bumps:
 
     points: Float[Array, "B d"]
     offsets: Float[Array, "B d"]  # from the centre
-    norms: Float[Array, " B"]  # squared, of the offsets
     coordinates: Float[Array, "B r"] | None  # None: the kernel has no axes
+    norms: Float[Array, " B"]  # squared distances from the centre, as they are taken
     kernel: Kernel
     precision: Precision = field(metadata={"static": True})  # of the products
 
@@ -162,9 +149,10 @@ class Bumps:
         """The bumps at these points; their coordinates, if they are not given, are taken here."""
         offsets = points - origin.centre
         if kernel.axes is not None and coordinates is None:
-            coordinates = kernel.axes.coordinates(points)
-        norms = jnp.sum(jnp.square(offsets), -1)
-        return cls(points, offsets, norms, coordinates, kernel, precision)
+            coordinates = kernel.coordinates(points)
+        seen = offsets if coordinates is None else coordinates
+        norms = jnp.sum(jnp.square(seen), -1)
+        return cls(points, offsets, coordinates, norms, kernel, precision)
 
     def along(self, rows: Float[Array, "*R d"]) -> Float[Array, "*R B"]:
         """Products of rows and points, from the centre."""
@@ -178,23 +166,22 @@ class Bumps:
         """log K(x; y) of each place and point, less that at the place's reference distance."""
         each = places.square, places.spread, places.reference
         square, spread, reference = (part[..., None] for part in each)
-        norms = self._norms(places.shares)
 
         def ratio(excess):  # in both branches, to write the table once
             return self.kernel.ratio(excess, reference, spread, places.x.shape[-1])
 
         def expanded(along):
-            return ratio((square - reference) + (norms - 2 * along))
+            return ratio((square - reference) + (self.norms - 2 * along))
 
         def exact_where_near(along):
-            squares = square + (norms - 2 * along)
+            squares = square + (self.norms - 2 * along)
             nearest = jax.lax.top_k(-squares, min(NEAREST, len(self.points)))[1]
             exact = self._squares(nearest, places)
             squares = jnp.put_along_axis(squares, nearest, exact, -1, inplace=False)
             return ratio(squares - reference)
 
         harmless = _far(jnp.min(places.spread), jnp.max(self.norms))
-        along = self._products(places.lever, self._seen)
+        along = self._products(places.seen, self._seen)
         return jax.lax.cond(harmless, expanded, exact_where_near, along)
 
     @property
@@ -202,18 +189,11 @@ class Bumps:
         """The points, as distances are taken."""
         return self.offsets if self.coordinates is None else self.coordinates
 
-    def _norms(self, shares):
-        """Squared distances from the centre, `[B]` or of each noise level."""
-        if self.coordinates is None:
-            return self.norms
-        return contracted("...r,br->...b", shares, jnp.square(self.coordinates))
-
     def _squares(self, which, places):
         """Squared distances to some of the points, without the expansion."""
         if self.coordinates is None:
             return jnp.sum(jnp.square(self.points[which] - places.x[..., None, :]), -1)
-        apart = self.coordinates[which] - places.along[..., None, :]
-        return jnp.sum(places.shares[..., None, :] * jnp.square(apart), -1)
+        return jnp.sum(jnp.square(self.coordinates[which] - places.seen[..., None, :]), -1)
 
     def _products(self, rows, table):
         return contracted("...d,bd->...b", rows, table, self.precision)

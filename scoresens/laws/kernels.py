@@ -16,13 +16,14 @@ what tells two laws apart is not lost among the constants of both.
 far sharper than any network's: of many numbers it makes one nearest image the winner at noise
 levels where a network still averages over hundreds. `Resolved` is a kernel of less resolution,
 
-    (6.6)  log K_T(x; y) = log K(x; y) / T
-    (6.7)  |x - y|^2 -> sum_k g_k (u_k.(x - y))^2,      g_k = lambda_k / (lambda_k + c tau^2)
+    (6.6)  log K(x; y) = -|x - y|_g^2 / (2 T (tau^2 + w^2)),      T >= 1, w >= h
+    (6.7)  |x|_g^2 = sum_k g_k (u_k.x)^2,      g_k = lambda_k / (lambda_k + c sum_i lambda_i)
 
-of a **temperature** T >= 1 and a **resolution** c >= 0, with lambda_k, u_k the variances and
-principal axes of the data; the posterior mean of one bump stays what it is. No law has such noised
+of a **width** w, a **temperature** T and a **resolution** c >= 0, with lambda_k, u_k the variances
+and principal axes of the data; the posterior mean of one bump stays what it is. A width is a
+temperature (tau^2 + w^2) / (tau^2 + h^2) that falls to 1 with the noise. No law has such noised
 densities. The difference of two such denoisers is a model of what a network's does when its data
-change, and is judged by retraining alone (docs/validation.md).
+change, and is judged by retraining alone (docs/validation.md); `calibrate` finds w and c.
 """
 
 import abc
@@ -80,16 +81,21 @@ class Kernel(abc.ABC):
 
     is_density: ClassVar[bool] = True  # whether the noised densities are those of a law
     temperature: Scalar = 1.0
+    width: Scalar | None = None  # in the place of the bandwidth; None: as wide as the bumps
     resolution: Scalar = 0.0
     axes: Axes | None = None  # along which distances are weighed; None: all count alike
 
-    def shares(self, tau: Float[Array, "*R"]) -> Float[Array, "*R r"]:
-        """What the square of a distance along each of the axes counts."""
-        raise NotImplementedError(f"{type(self).__name__} has axes, and no shares of them")
+    def coordinates(self, points: Float[Array, "*R d"]) -> Float[Array, "*R r"]:
+        """Where points are, as distances along the axes are taken."""
+        raise NotImplementedError(f"{type(self).__name__} has no axes")
+
+    def spread(self, bandwidth: Scalar, tau: Scalar | Array) -> Array:
+        """v, of a bump of this bandwidth at noise level tau."""
+        return jnp.square(tau) + jnp.square(bandwidth if self.width is None else self.width)
 
     @abc.abstractmethod
     def evaluate(self, squares: Array, spread: Array, size: int) -> Array:
-        """log K, in nats, from `|x - y|^2`, v = tau^2 + h^2 (of shapes that broadcast), and d."""
+        """log K, in nats, from `|x - y|^2` and v = `spread`, of shapes that broadcast, and d."""
 
     def gain(self, squares: Array, spread: Array, over: Array, size: int) -> Array:
         """log K as a gain: measured against a yardstick whose variance is `spread - over`."""
@@ -121,19 +127,20 @@ class Gaussian(Kernel):
 @register_dataclass
 @dataclass(frozen=True)
 class Resolved(Kernel):
-    """Another kernel, of less resolution: temperature T (6.6), and signal shares of resolution c
-    along axes (6.7), if there are any."""
+    """Another kernel, of less resolution: temperature T and width w (6.6), and weights of the axes
+    for the resolution c (6.7), if there are any."""
 
     kernel: Kernel
     temperature: Scalar = 1.0
+    width: Scalar | None = None
     resolution: Scalar = 0.0
     axes: Axes | None = None
 
     is_density = False
 
-    def shares(self, tau):
+    def coordinates(self, points):
         assert self.axes is not None
-        return self.axes.signal_shares(self.resolution, tau)
+        return jnp.sqrt(self.axes.weights(self.resolution)) * self.axes.coordinates(points)
 
     def evaluate(self, squares, spread, size):
         return self.kernel.evaluate(squares, spread, size) / self.temperature
@@ -145,20 +152,25 @@ class Resolved(Kernel):
         return self.kernel.ratio(excess, reference, spread, size) / self.temperature
 
 
-def resolved(kernel: Kernel, temperature: Scalar, resolution: Scalar, points: Any) -> Kernel:
-    """The kernel at a temperature and a resolution, along the principal axes of these points if
-    there is a resolution; itself at 1 and 0.
+def resolved(
+    kernel: Kernel, temperature: Scalar, width: Scalar | None, resolution: Scalar, points: Any
+) -> Kernel:
+    """The kernel of a temperature, a width and a resolution, along the principal axes of these
+    points if there is a resolution; itself at 1, None and 0.
 
     Raises:
-        ValueError: a temperature that is not positive, or a negative resolution.
+        ValueError: a temperature or a width that is not positive, or a negative resolution.
     """
     _checks.positive("temperature", temperature)
     _checks.non_negative("resolution", resolution)
+    if width is not None:
+        _checks.positive("width", width)
     known = _checks.is_concrete(temperature), _checks.is_concrete(resolution)
     flat = known[1] and resolution == 0
-    if flat and known[0] and temperature == 1:
+    if flat and width is None and known[0] and temperature == 1:
         return kernel
-    return Resolved(kernel, temperature, resolution, None if flat else principal_axes(points))
+    axes = None if flat else principal_axes(points)
+    return Resolved(kernel, temperature, width, resolution, axes)
 
 
 def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
@@ -166,6 +178,7 @@ def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
     not given."""
     if one.is_density != other.is_density:
         raise ValueError(
-            "points with a temperature or a resolution have no noised densities that another law's "
-            "could be compared with: take base=the same Points, or Points without either"
+            "points with a temperature, a width or a resolution have no noised densities that "
+            "another law's could be compared with: take base=the same Points, or Points without "
+            "them"
         )

@@ -215,8 +215,10 @@ class Points(Mixture):
             where that is set.
         temperature: T of the kernel (6.6), > 0; above 1 it is less sharp than Bayes, as networks
             are.
-        resolution: c of the kernel (6.7), >= 0; above 0 distances along each principal axis of the
-            points are weighed by their share of signal.
+        width: w of the kernel (6.6), > 0, in units of the data; above the bandwidth it is less
+            sharp at small noise. None: the bandwidth.
+        resolution: c of the kernel (6.7), >= 0; above 0 distances along the principal axes of the
+            points count the less, the less the points vary along them.
 
     Raises:
         ValueError: no points, integers, NaN, weights of another length or negative or all zero, or
@@ -227,8 +229,8 @@ class Points(Mixture):
         One evaluation costs 4 N d floating-point operations a sample and reads the points once.
         What each precision does to attributions is in docs/performance.md. With a resolution, the
         axes are those of these points (`principal_axes`, seconds on the host), and the points are
-        held twice. With it or a temperature there are no noised densities: `log_density` refuses,
-        and what compares densities does.
+        held twice. With it, a temperature or a width there are no noised densities: `log_density`
+        refuses, and what compares densities does. `calibrate` finds width and resolution.
     """
 
     points: Float[Array | np.ndarray, "N *shape"]
@@ -247,6 +249,7 @@ class Points(Mixture):
         precision: Precision = None,
         *,
         temperature: Scalar = 1.0,
+        width: Scalar | None = None,
         resolution: Scalar = 0.0,
     ):
         points = _checks.samples("points", points)
@@ -254,7 +257,7 @@ class Points(Mixture):
             weights = _weights_of(len(points), weights)
         _checks.non_negative("bandwidth", bandwidth)
         _checks.precision("precision", precision)
-        kernel = resolved(kernel, temperature, resolution, points)
+        kernel = resolved(kernel, temperature, width, resolution, points)
         self._set(points, weights, bandwidth, kernel, precision, _coordinates(kernel, points))
 
     def _set(self, *values: Any) -> None:
@@ -271,6 +274,7 @@ class Points(Mixture):
         precision: Precision = None,
         *,
         temperature: Scalar = 1.0,
+        width: Scalar | None = None,
         resolution: Scalar = 0.0,
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
@@ -285,7 +289,7 @@ class Points(Mixture):
             size = block_of(math.prod(points.shape[1:]))
             for start in range(0, len(points), size):
                 _checks.samples("points", points[start : start + size])
-        kernel = resolved(kernel, temperature, resolution, points)
+        kernel = resolved(kernel, temperature, width, resolution, points)
         checked = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
             weights = np.asarray(weights)
@@ -379,8 +383,17 @@ class Points(Mixture):
     def with_weights(self, weights):
         return self._but(weights=_weights_of(len(self), weights))
 
+    def with_kernel(
+        self, kernel: Kernel, bandwidth: Scalar, coordinates: Float[Array, "N r"] | None = None
+    ) -> "Points":
+        """The same points with another kernel and bandwidth; their coordinates, if they are not
+        given, are taken here."""
+        if coordinates is None:
+            coordinates = _coordinates(kernel, self.points)
+        return self._but(kernel=kernel, bandwidth=bandwidth, coordinates=coordinates)
+
     def sharp(self) -> "Points":
-        """The same at temperature 1 and resolution 0, where its noised densities are a law's."""
+        """The same without temperature, width and resolution: its noised densities are a law's."""
         if not isinstance(self.kernel, Resolved):
             return self
         return self._but(kernel=self.kernel.kernel, coordinates=None)
@@ -394,8 +407,8 @@ class Points(Mixture):
     def log_density(self, tau, x):
         if not self.kernel.is_density:
             raise ValueError(
-                "points with a temperature or a resolution have no noised density: take Points "
-                "without either"
+                "points with a temperature, a width or a resolution have no noised density: take "
+                "Points without them"
             )
         return super().log_density(tau, x)
 
@@ -455,7 +468,7 @@ def _coordinates(kernel: Kernel, points: Any) -> Array | None:
     """Of points `[N, *shape]` along the axes of their kernel, if it has any."""
     if kernel.axes is None:
         return None
-    return kernel.axes.coordinates(jnp.asarray(points).reshape(len(points), -1))
+    return kernel.coordinates(jnp.asarray(points).reshape(len(points), -1))
 
 
 class GaussianMixture(Mixture):

@@ -6,6 +6,7 @@ the path of the model that was never trained.
 
 from scoresens.sensitivity import functionals
 from scoresens.sensitivity.attribution import Attribution, attribute
+from scoresens.sensitivity.calibration import Calibrated, calibrate
 from scoresens.sensitivity.counterfactual import Counterfactual, counterfactual
 from scoresens.sensitivity.losses import LossSensitivity, loss_sensitivity
 from scoresens.sensitivity.tangents import (
@@ -16,7 +17,7 @@ from scoresens.sensitivity.tangents import (
 )
 
 __all__ = [
-    "Attribution", "Counterfactual", "LossSensitivity", "SampleSensitivity", "ScoreSensitivity",
-    "attribute", "counterfactual", "functionals", "loss_sensitivity", "sample_sensitivity",
-    "score_sensitivity",
+    "Attribution", "Calibrated", "Counterfactual", "LossSensitivity", "SampleSensitivity",
+    "ScoreSensitivity", "attribute", "calibrate", "counterfactual", "functionals",
+    "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
 ]  # fmt: skip

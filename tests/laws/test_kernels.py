@@ -14,47 +14,49 @@ rng = np.random.default_rng(0)
 D, N, H = 6, 40, 0.3
 POINTS = rng.normal(size=(N, D)) @ (rng.normal(size=(D, D)) * np.geomspace(2, 0.02, D)) + 3
 WEIGHTS = rng.uniform(0.2, 1, N)
-SETTINGS = [(1.0, 0.0), (2.5, 0.0), (1.0, 0.3), (3.0, 0.1)]
+SETTINGS = [  # temperature, width, resolution
+    (1.0, None, 0.0), (2.5, None, 0.0), (1.0, 0.5, 0.0), (1.0, None, 0.02), (3.0, 0.5, 0.01),
+]  # fmt: skip
 PROCESS, NOISE = laws.between_levels(ss.EDM())[0], jnp.asarray(20 * rng.normal(size=(3, D)))
 LAW = ss.GaussianMixture(jnp.ones(1), jnp.full((1, D), 3.0), jnp.ones(1))
 SCORE = ss.exact_score(PROCESS, LAW)
 SHORT = ss.Solve(steps=10, tau_min=laws.BOTTOM)
 
 
-def resolved(temperature, resolution, **given):
-    return ss.Points(
-        jnp.asarray(POINTS), WEIGHTS, H, temperature=temperature, resolution=resolution, **given
-    )
+def resolved(*setting):
+    names = ("temperature", "width", "resolution")
+    return ss.Points(jnp.asarray(POINTS), WEIGHTS, H, **dict(zip(names, setting, strict=True)))
 
 
-def kernels_of(temperature, resolution, tau, x):
+def kernels_of(temperature, width, resolution, tau, x):
     """log(w K) of each point, by the definition."""
     variances, axes = np.linalg.eigh(np.cov(POINTS.T, bias=True))
-    shares = variances / (variances + resolution * tau**2)
+    shares = variances / (variances + resolution * variances.sum())
     squares = ((x - POINTS) @ axes) ** 2 @ shares
-    return np.log(WEIGHTS / WEIGHTS.sum()) - squares / (2 * temperature * (tau**2 + H**2))
+    spread = tau**2 + (H if width is None else width) ** 2
+    return np.log(WEIGHTS / WEIGHTS.sum()) - squares / (2 * temperature * spread)
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.5, 5.0, 80.0])
-@pytest.mark.parametrize(("temperature", "resolution"), SETTINGS)
-def test_the_posterior_mean_is_that_of_the_definition(temperature, resolution, tau):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_posterior_mean_is_that_of_the_definition(setting, tau):
     x = POINTS[7] + tau * rng.normal(size=D)
-    logs = kernels_of(temperature, resolution, tau, x)
+    logs = kernels_of(*setting, tau, x)
     shares = np.exp(logs - logs.max())
     mean = shares @ POINTS / shares.sum()
     expected = (H**2 * x + tau**2 * mean) / (H**2 + tau**2)
-    found = resolved(temperature, resolution).denoise(tau, jnp.asarray(x))
+    found = resolved(*setting).denoise(tau, jnp.asarray(x))
     laws.close(found, expected, relative=1e-9)
 
 
 def test_temperature_one_and_resolution_zero_change_nothing():
-    plain, given = ss.Points(jnp.asarray(POINTS), WEIGHTS, H), resolved(1.0, 0.0)
+    plain, given = ss.Points(jnp.asarray(POINTS), WEIGHTS, H), resolved(1.0, None, 0.0)
     assert jax.tree.structure(plain) == jax.tree.structure(given)
 
 
-@pytest.mark.parametrize(("temperature", "resolution"), SETTINGS[1:])
-def test_finite_changes_begin_as_tangents_and_attribution_reads_them(temperature, resolution):
-    data = resolved(temperature, resolution)
+@pytest.mark.parametrize("setting", SETTINGS[1:])
+def test_finite_changes_begin_as_tangents_and_attribution_reads_them(setting):
+    data = resolved(*setting)
     new, edit = ss.add(jnp.asarray(POINTS[[5, 20]])), ss.remove(data, [5, 20])
     before = ss.sample_ode(PROCESS, SCORE, NOISE, solve=SHORT).x[:, None]
     for change in (new, edit, ss.move(data, [5, 20], np.ones((2, D)))):
@@ -66,14 +68,15 @@ def test_finite_changes_begin_as_tangents_and_attribution_reads_them(temperature
     found = ss.attribute(PROCESS, SCORE, data, pixel, NOISE, solve=SHORT).scores
     tangent = ss.sample_sensitivity(PROCESS, SCORE, new, NOISE, base=data, solve=SHORT).tangent
     laws.close(found[:, [5, 20]], tangent[..., 0], relative=1e-5)
-    host = ss.Points.on_host(POINTS, WEIGHTS, H, temperature=temperature, resolution=resolution)
+    given = dict(zip(("temperature", "width", "resolution"), setting, strict=True))
+    host = ss.Points.on_host(POINTS, WEIGHTS, H, **given)
     laws.close(
         ss.attribute(PROCESS, SCORE, host, pixel, NOISE, solve=SHORT).scores, found, relative=1e-8
     )
 
 
 def test_a_shard_answers_as_the_whole():
-    data, x = resolved(2.0, 0.3), jnp.asarray(POINTS[3] + 1)
+    data, x = resolved(2.0, 0.5, 0.03), jnp.asarray(POINTS[3] + 1)
     mesh = jax.make_mesh((8,), ("points",))
     shard = shards.divided(data, mesh, "points")
     specs = (shards.specs(shard), jax.sharding.PartitionSpec())
@@ -88,7 +91,7 @@ def test_a_shard_answers_as_the_whole():
 
 
 def test_what_wants_a_density_is_refused():
-    data, law = resolved(2.0, 0.0), ss.add(LAW)
+    data, law = resolved(2.0, None, 0.0), ss.add(LAW)
     change = ss.remove(data, [3])
     key, options = jax.random.key(0), {"solve": SHORT}
     asked = {
@@ -105,7 +108,7 @@ def test_what_wants_a_density_is_refused():
         ),
     }
     for what, ask in asked.items():
-        with pytest.raises(ValueError, match="temperature or a resolution"):
+        with pytest.raises(ValueError, match="temperature, a width or a resolution"):
             ask()
             pytest.fail(f"{what} was given")
     density = ss.score_sensitivity(PROCESS, SCORE, change, 1.0, NOISE, base=data).log_density
@@ -124,7 +127,7 @@ def test_axes_of_few_points_and_of_many(dimensions):
     assert np.all(np.diff(axes.variances) <= 0)
 
 
-@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"resolution": -0.1}])
+@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"width": 0.0}, {"resolution": -0.1}])
 def test_what_is_no_temperature_or_resolution_is_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         ss.Points(jnp.asarray(POINTS), **given)

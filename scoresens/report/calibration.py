@@ -1,0 +1,67 @@
+"""How near the kernels of a data set come to a network, by noise level."""
+
+from pathlib import Path
+
+import numpy as np
+
+from scoresens.report._plots import MARKERS, OKABE_ITO, dress, head
+from scoresens.report.page import EDGE, Page
+from scoresens.report.tables import table
+from scoresens.sensitivity.calibration import Calibrated
+
+WIDE, TALL, LEFT, BELOW, ABOVE = 3.3, 2.3, 0.75, 0.65, 0.55  # of a panel, in inches
+
+
+def calibration_table(found: Calibrated) -> str:
+    """The kernel found, and what it leaves unexplained beside the default one."""
+    kernel, weights = found.points.kernel, found.energies / found.energies.sum()
+    rows = {
+        "as sharp as Bayes": {"unexplained": f"{found.sharp @ weights:.3f}"},
+        "nearest": {
+            "width": f"{found.width:.3g}",
+            "resolution": f"{found.resolution:.2g}",
+            "unexplained": f"{found.error:.3f}",
+        },
+        "to predict with": {
+            "bandwidth": f"{float(found.points.bandwidth):.3g}",
+            "width": f"{float(np.asarray(kernel.width)):.3g}",
+            "resolution": f"{float(kernel.resolution):.2g}",
+        },
+    }
+    return table(rows, "kernel")
+
+
+def draw_calibration(path: Path, found: Calibrated, *, title: str, count: int) -> Path:
+    """Write what kernels leave unexplained of a network's denoiser, over noise levels.
+
+    Args:
+        found: by `calibrate`.
+        count: of samples that the network was asked around.
+    """
+    page = Page(
+        2 * EDGE + 2 * (LEFT + WIDE) + 0.1,
+        title,
+        f"The network's denoiser at {count} of its own samples, noised to each level. Left: how "
+        "much of it is not linear in the noised image, which is where single training images "
+        "matter. Right: the share of that which a denoiser of the training images leaves "
+        "unexplained, by the nearest kernel, and by that of the default bandwidth, as sharp as "
+        "Bayes' rule.",
+    )
+    page.extend(ABOVE + TALL + BELOW)
+    lefts = EDGE + LEFT, EDGE + 2 * LEFT + WIDE
+    first, second = (page.axes(left, page.top + ABOVE, WIDE, TALL) for left in lefts)
+    style = {"color": OKABE_ITO[2], "marker": MARKERS[2], "markersize": 4}
+    first.plot(found.levels, found.energies, label="of the network's denoiser", **style)
+    shares = {"nearest kernel": found.errors, "as sharp as Bayes": found.sharp}
+    for place, (label, values) in enumerate(shares.items()):
+        style = {"color": OKABE_ITO[place], "marker": MARKERS[place], "markersize": 4}
+        second.plot(found.levels, values, label=label, **style)
+    for axes, heading, label in (
+        (first, "What is not linear", "squared norm"),
+        (second, "What kernels leave of it", "share unexplained"),
+    ):
+        axes.set(xscale="log", ylim=(0, None))
+        axes.xaxis.set_major_formatter("{x:g}")
+        dress(axes, "noise level τ", label)
+        head(axes, heading)
+    return page.save(path)
