@@ -21,7 +21,7 @@ class CalibrateRun:
 
     data: DataSettings = field(default_factory=lambda: DataSettings("digits"))
     checkpoint: str = "digits"
-    count: int = 64
+    count: int = 128
     seed: int = 0
 
     def __post_init__(self):

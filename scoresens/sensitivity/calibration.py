@@ -74,7 +74,7 @@ def calibrate(
     data: Points | Float[ArrayLike, "N *shape"],
     *,
     key: PRNGKeyArray,
-    count: int = 64,
+    count: int = 128,
     solve: Solve = Solve(steps=20),
 ) -> Calibrated:
     """The kernel of the data that a network is nearest to, found from its denoiser alone (6.10).
