@@ -62,8 +62,8 @@ Settings: checkpoint, count, seed, steps as for sample; base (whose law the rati
 box), trace (for base = "model": "exact", or a number of random probes), bandwidth (of the bump on
 each data point), width (of its kernel: above the bandwidth it is less sharp than Bayes at small
 noise), resolution (of its kernel: above 0 directions in which the data vary little count little),
-temperature (of its kernel: above 1 it is less sharp everywhere); bandwidth, width and resolution
-left out are found from the model (calibrate); [data] as for train; [change] kind ("add",
+temperature (of its kernel: above 1 it is less sharp everywhere; where none of the three others is
+named, the model is asked for them: see calibrate); [data] as for train; [change] kind ("add",
 "remove", "half", "shift", "model"), classes, images, random, mass, seed, checkpoint.""",
     example="scoresens sensitivity configs/sensitivity.toml",
     writes={
