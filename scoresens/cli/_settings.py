@@ -91,6 +91,11 @@ class ChangeRun(PathSettings):
 
     change: ChangeSettings
 
+    @property
+    def calibrated(self) -> bool:
+        """A model that is added has a density, and wants one to compare it with."""
+        return super().calibrated and self.change.kind != "model"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRun(ChangeRun):

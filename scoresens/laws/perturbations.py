@@ -156,6 +156,11 @@ class Perturbation:
         """Points without a bandwidth of their own take the bump of the law that they change."""
         return self._with(part.measure.bumped_like(base) for part in self.parts)
 
+    def sharp(self) -> "Perturbation":
+        """The same of points without temperature, width and resolution, for a black box."""
+        laws = (part.measure for part in self.parts)
+        return self._with(law.sharp() if isinstance(law, Points) else law for law in laws)
+
     def with_known(self, known: Sequence[Measure]) -> "Perturbation":
         """The same with each `learned` law replaced by what is known of it at one place."""
         here = iter(known)

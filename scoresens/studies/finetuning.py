@@ -117,7 +117,8 @@ def predict_change(
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
     for name, base in bases.items():
-        arguments = (PROCESS, score, perturbation, noise)
+        asked = perturbation if name == "data" else perturbation.sharp()
+        arguments = (PROCESS, score, asked, noise)
         try:
             first = sample_sensitivity(*arguments, base=base, **options)
             found[f"first_order_{name}"] = mass * first.tangent[:, 0]

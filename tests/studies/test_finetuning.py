@@ -240,6 +240,26 @@ def test_predictions_are_displacements_of_the_named_samples(dataset):
     np.testing.assert_allclose(found["first_order_data"] / 0.3, tiny, rtol=0.02, atol=0.01)
 
 
+def test_black_boxes_are_asked_about_the_data_without_their_kernel(dataset):
+    """What is given a width or a resolution predicts by `data` alone; the others are as they
+    were."""
+    plain = points(dataset)
+    given = ss.Points(plain.points, None, plain.bandwidth, width=1.0, resolution=0.1)
+    model = build(ModelSettings("mlp", 8, 1), plain.shape, 1.0, key=jax.random.key(0))
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
+    noise = ss.EDM().sample_prior((3, *plain.shape), key=jax.random.key(1)).astype(jnp.float32)
+    one, other = (
+        predict_change(
+            model, data, make_change(dataset, data, ChangeSettings("half")), 0.3, noise,
+            ss.Solve(steps=5),
+        )
+        for data in (plain, given)
+    )  # fmt: skip
+    for name in one:
+        same = np.allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+        assert same == (not name.endswith("_data")), name
+
+
 def test_what_the_effect_itself_would_reach():
     """Measured on an effect that is known: two pairs agree at 1/2, four pairs' mean at
     sqrt(4 / 5)."""
