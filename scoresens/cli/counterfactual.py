@@ -19,6 +19,7 @@ from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun, Sampler, route_of
 from scoresens.flow import sample
 from scoresens.flow.solve import Solve
+from scoresens.laws.measures import spacing_of
 from scoresens.report.samples import SHOWN, Strip, draw_strip
 from scoresens.report.tables import table
 from scoresens.sensitivity.counterfactual import counterfactual
@@ -75,7 +76,7 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
         write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
     result = changed.about | {"masses": masses, "norms": sizes}
     moved = change.moved * masses[-1] / run.change.mass
-    trust = reliability(after[:, -1] - before, moved, float(setup.data.bandwidth))
+    trust = reliability(after[:, -1] - before, moved, spacing_of(setup.data))
     result |= {"reliability": trust}
     result |= {"norm": [quantiles(column) for column in sizes.T], "other_class": turned}
     result |= {"bounded_samples": np.sum(bounded > 0, 0), "bounded_steps": bounded.sum(0)}

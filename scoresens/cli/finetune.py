@@ -23,6 +23,7 @@ from scoresens.cli._common import (
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, at_least, trace_of
 from scoresens.flow.solve import Solve
+from scoresens.laws.measures import spacing_of
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import cell, table, validation_table
 from scoresens.statistics.estimates import Estimate
@@ -88,7 +89,7 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
     result = about_agreement(changed, results, moves)
     finite = predicted["counterfactual_data"]
-    trust = finetuning.reliability(finite, change.moved, float(setup.data.bandwidth))
+    trust = finetuning.reliability(finite, change.moved, spacing_of(setup.data))
     options = {"resamples": run.resamples, "seed": run.seed}
     worth = finetuning.calibration(trust, finite, real.displacement, **options)
     result |= {"moved": change.moved, "reliability": about_calibration(worth)}

@@ -611,6 +611,13 @@ def _nearest_squares(points, chosen):
     return nearest
 
 
+def spacing_of(data: Points) -> float:
+    """The bandwidth to smooth a model's own law by beside these points, which is also what moves
+    are measured in: theirs, or the default one where their kernel has a width of its own."""
+    known = data.kernel.is_density
+    return float(data.bandwidth) if known else default_bandwidth(data.points)
+
+
 def bandwidth_or(own: Scalar, default: Scalar) -> Scalar:
     """A law's own bandwidth where it has one, else the default."""
     return jnp.where(jnp.asarray(own) > 0, own, default)

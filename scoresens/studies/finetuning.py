@@ -35,7 +35,7 @@ from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.laws.learned import Learned, Smoothed
-from scoresens.laws.measures import Points
+from scoresens.laws.measures import Points, spacing_of
 from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
@@ -96,7 +96,7 @@ def predict_change(
 
     Args:
         model: a denoiser of the canonical frame.
-        data: its training data, with the bandwidth of their bumps.
+        data: its training data, with their bumps.
         change: from `make_change`, of the same data.
         mass: how much of it.
         noise: `[M, *shape]` at tau = 80.
@@ -106,14 +106,15 @@ def predict_change(
     Returns:
         `first_order_data`, `counterfactual_data` against the data's law; black box,
         `first_order_model`, `counterfactual_model` against the model's law smoothed by the data's
-        bandwidth, and `first_order_sharp`, `counterfactual_sharp` against it as it is, left out
-        where its density ratios overflow; the baseline `class_mean`, which moves each sample
-        straight toward the mean of what is added (away from what is removed, along what is moved),
-        with ratio r = 1 in (2.1); and `before`, the samples themselves.
+        bandwidth (the default one, where their kernel has a width of its own), and
+        `first_order_sharp`, `counterfactual_sharp` against it as it is, left out where its density
+        ratios overflow; the baseline `class_mean`, which moves each sample straight toward the mean
+        of what is added (away from what is removed, along what is moved), with ratio r = 1 in
+        (2.1); and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
     options = {"trace": trace, "prior": data.sharp(), "solve": solve, "key": jax.random.key(0)}
-    bases = {"data": data, "model": Smoothed(data.bandwidth), "sharp": None}
+    bases = {"data": data, "model": Smoothed(spacing_of(data)), "sharp": None}
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
     for name, base in bases.items():
@@ -265,7 +266,7 @@ def reliability(
     Args:
         predicted: `[M, *shape]`, a finite prediction.
         moved: how much mass the change moves, `Change.moved`.
-        bandwidth: of the bumps, in units of the data.
+        bandwidth: `default_bandwidth`, in units of the data.
 
     Notes:
         Found on one fine-tuning of the digits, among several signals; it held on nine other
