@@ -172,7 +172,7 @@ def bumps_on(images: np.ndarray, bumps: BumpSettings) -> Points:
     return Points(jnp.asarray(images), bandwidth=h, **bumps.kernel)
 
 
-def kernel_of(data: Points) -> dict[str, float | None]:
+def kernel_of(data: Points) -> dict[str, Any]:
     """What a result records of the kernel of its data."""
     kernel = data.kernel
     return {

@@ -1,7 +1,7 @@
 """What the settings of several commands share, and what their words stand for."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -51,7 +51,7 @@ class BumpSettings:
         return left_out and getattr(self, "base", "data") == "data"
 
     @property
-    def kernel(self) -> dict[str, float | None]:
+    def kernel(self) -> dict[str, Any]:
         """Those that are named, as options of `Points`."""
         names = ("temperature", "width", "resolution")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

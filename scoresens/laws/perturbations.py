@@ -156,10 +156,10 @@ class Perturbation:
         """Points without a bandwidth of their own take the bump of the law that they change."""
         return self._with(part.measure.bumped_like(base) for part in self.parts)
 
-    def sharp(self) -> "Perturbation":
-        """The same of points without temperature, width and resolution, for a black box."""
-        laws = (part.measure for part in self.parts)
-        return self._with(law.sharp() if isinstance(law, Points) else law for law in laws)
+    def sharp(self, bandwidth: Scalar) -> "Perturbation":
+        """For a black box: points of a temperature, a width or a resolution without them, and with
+        this bandwidth."""
+        return self._with(_sharp(part.measure, bandwidth) for part in self.parts)
 
     def with_known(self, known: Sequence[Measure]) -> "Perturbation":
         """The same with each `learned` law replaced by what is known of it at one place."""
@@ -316,6 +316,13 @@ def check_perturbation(perturbation: Perturbation) -> None:
 def totals(table: Any) -> Any:
     """The sum of each direction's numbers, `[K]`, of a table `[K, n]` or of its diagonal `[K]`."""
     return table if table.ndim == 1 else table.sum(-1)
+
+
+def _sharp(law, bandwidth):
+    if not isinstance(law, Points) or law.kernel.is_density:
+        return law
+    sharp = law.sharp()
+    return sharp.with_kernel(sharp.kernel, bandwidth)
 
 
 def _added(measure, coefficients):

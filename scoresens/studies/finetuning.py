@@ -113,12 +113,13 @@ def predict_change(
         (2.1); and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
-    options = {"trace": trace, "prior": data.sharp(), "solve": solve, "key": jax.random.key(0)}
-    bases = {"data": data, "model": Smoothed(spacing_of(data)), "sharp": None}
+    spacing, options = spacing_of(data), {"trace": trace, "prior": data.sharp(), "solve": solve}
+    options["key"] = jax.random.key(0)
+    bases = {"data": data, "model": Smoothed(spacing), "sharp": None}
     before = sample_ode(PROCESS, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
     for name, base in bases.items():
-        asked = perturbation if name == "data" else perturbation.sharp()
+        asked = perturbation if name == "data" else perturbation.sharp(spacing)
         arguments = (PROCESS, score, asked, noise)
         try:
             first = sample_sensitivity(*arguments, base=base, **options)

@@ -28,8 +28,9 @@ def resolved(*setting):
     return ss.Points(jnp.asarray(POINTS), WEIGHTS, H, **dict(zip(names, setting, strict=True)))
 
 
-def kernels_of(temperature, width, resolution, tau, x):
+def kernels_of(setting, tau, x):
     """log(w K) of each point, by the definition."""
+    temperature, width, resolution = setting
     variances, axes = np.linalg.eigh(np.cov(POINTS.T, bias=True))
     shares = variances / (variances + resolution * variances.sum())
     squares = ((x - POINTS) @ axes) ** 2 @ shares
@@ -41,7 +42,7 @@ def kernels_of(temperature, width, resolution, tau, x):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_posterior_mean_is_that_of_the_definition(setting, tau):
     x = POINTS[7] + tau * rng.normal(size=D)
-    logs = kernels_of(*setting, tau, x)
+    logs = kernels_of(setting, tau, x)
     shares = np.exp(logs - logs.max())
     mean = shares @ POINTS / shares.sum()
     expected = (H**2 * x + tau**2 * mean) / (H**2 + tau**2)

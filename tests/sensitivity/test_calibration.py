@@ -41,6 +41,7 @@ def test_gives_points_that_every_verb_takes():
     data = ss.Points(POINTS, weights, 3.0, temperature=2.0)
     found = ss.calibrate(PROCESS, score, data, key=jax.random.key(1), count=16)
     points, kernel = found.points, found.points.kernel
+    assert kernel.width is not None
     laws.close(kernel.width, calibration.WIDER * found.width, relative=1e-12)
     laws.close(kernel.resolution, calibration.COARSER * found.resolution, relative=1e-12)
     laws.close(points.bandwidth, calibration.OF_WIDTH * kernel.width, relative=1e-12)

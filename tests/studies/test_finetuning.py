@@ -244,7 +244,8 @@ def test_black_boxes_are_asked_about_the_data_without_their_kernel(dataset):
     """What is given a width or a resolution predicts by `data` alone; the others are as they
     were."""
     plain = points(dataset)
-    given = ss.Points(plain.points, None, plain.bandwidth, width=1.0, resolution=0.1)
+    given = ss.Points(plain.points, None, 0.6, width=1.0, resolution=0.1)
+    plain = plain.with_kernel(plain.kernel, ss.default_bandwidth(plain.points))
     model = build(ModelSettings("mlp", 8, 1), plain.shape, 1.0, key=jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
     noise = ss.EDM().sample_prior((3, *plain.shape), key=jax.random.key(1)).astype(jnp.float32)
