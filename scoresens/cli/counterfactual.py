@@ -27,7 +27,7 @@ from scoresens.statistics.displacements import looks_like
 from scoresens.studies.finetuning import reliability
 
 PARTS = (0.04, 0.1, 0.2, 0.4, 1.0)  # of the change, where no masses are named
-DOUBTFUL = 0.5  # reliability below which the median cosine with fine-tunings was 0.34 to 0.75
+DOUBTFUL = 0.5  # reliability below which the median cosine with fine-tunings was 0.37 to 0.72
 
 
 @dataclass(frozen=True, kw_only=True)
