@@ -15,15 +15,14 @@ import functools
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rows import RESULTS, measure, options, read, table
 
 import scoresens as ss
-from scoresens.cli import _config
-from scoresens.cli._common import Setup, change_data, set_up
+from scoresens.cli import _common, _config
+from scoresens.cli._common import Setup, bumps_on, change_data, set_up
 from scoresens.cli._progress import Stages
+from scoresens.cli._settings import BumpSettings
 from scoresens.cli.finetune import FinetuneRun
 from scoresens.studies import finetuning
 
@@ -67,8 +66,7 @@ def started(network: str, name: str) -> tuple[Setup, FinetuneRun]:
 def calibrated(network: str) -> ss.Points:
     """The data with the kernel that the network is nearest to; a change does not matter."""
     setup, _ = started(network, "images")
-    key = jax.random.key(0)
-    return ss.calibrate(setup.process, setup.score, setup.data.points, key=key).points
+    return _common.calibrated(setup.dataset.images, setup.model)
 
 
 def of_kernel(network: str, images: np.ndarray, kernel: dict[str, float] | None) -> ss.Points:
@@ -77,7 +75,7 @@ def of_kernel(network: str, images: np.ndarray, kernel: dict[str, float] | None)
         return calibrated(network)
     usual = ss.default_bandwidth(images)
     lengths = {k: usual * v for k, v in kernel.items() if k in ("bandwidth", "width")}
-    return ss.Points(jnp.asarray(images), **{**kernel, **lengths})
+    return bumps_on(images, BumpSettings(**{**kernel, **lengths}))
 
 
 def predicted(network: str, name: str, kernel: str) -> dict:

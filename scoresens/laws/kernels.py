@@ -140,7 +140,12 @@ class Resolved(Kernel):
 
     def coordinates(self, points):
         assert self.axes is not None
-        return jnp.sqrt(self.axes.weights(self.resolution)) * self.axes.coordinates(points)
+        return self.weighed(self.axes.coordinates(points))
+
+    def weighed(self, along: Float[Array, "*R r"]) -> Float[Array, "*R r"]:
+        """Coordinates, from those along the axes as they are."""
+        assert self.axes is not None
+        return jnp.sqrt(self.axes.weights(self.resolution)) * along
 
     def evaluate(self, squares, spread, size):
         return self.kernel.evaluate(squares, spread, size) / self.temperature

@@ -368,8 +368,7 @@ class Points(Mixture):
     def bumped_like(self, base):
         bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
         precision = base.precision if self.precision is None else self.precision
-        alike = self._but(bandwidth=bandwidth, kernel=base.kernel, precision=precision)
-        return alike.seen_along_axes()
+        return self._but(precision=precision).with_kernel(base.kernel, bandwidth)
 
     def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
         """The points named, of equal weights, with all else as it is."""
@@ -392,11 +391,14 @@ class Points(Mixture):
             coordinates = _coordinates(kernel, self.points)
         return self._but(kernel=kernel, bandwidth=bandwidth, coordinates=coordinates)
 
-    def sharp(self) -> "Points":
-        """The same without temperature, width and resolution: its noised densities are a law's."""
+    def sharp(self, bandwidth: Scalar | None = None) -> "Points":
+        """The same without temperature, width and resolution, if it has any: its noised densities
+        are a law's. With this bandwidth then, if one is given."""
         if not isinstance(self.kernel, Resolved):
             return self
-        return self._but(kernel=self.kernel.kernel, coordinates=None)
+        return self.with_kernel(
+            self.kernel.kernel, self.bandwidth if bandwidth is None else bandwidth
+        )
 
     def block(self, block: Block, origin: Origin) -> Bumps:
         """Some of the points with their bumps."""
@@ -411,10 +413,6 @@ class Points(Mixture):
                 "Points without them"
             )
         return super().log_density(tau, x)
-
-    def seen_along_axes(self) -> "Points":
-        """The same with the coordinates that its kernel asks for, if it does."""
-        return self._but(coordinates=_coordinates(self.kernel, self.points))
 
     def _but(self, **changes: Any) -> "Points":
         """The same, but for some fields, without looking at them again."""

@@ -159,7 +159,8 @@ class Perturbation:
     def sharp(self, bandwidth: Scalar) -> "Perturbation":
         """For a black box: points of a temperature, a width or a resolution without them, and with
         this bandwidth."""
-        return self._with(_sharp(part.measure, bandwidth) for part in self.parts)
+        laws = (part.measure for part in self.parts)
+        return self._with(law.sharp(bandwidth) if isinstance(law, Points) else law for law in laws)
 
     def with_known(self, known: Sequence[Measure]) -> "Perturbation":
         """The same with each `learned` law replaced by what is known of it at one place."""
@@ -316,13 +317,6 @@ def check_perturbation(perturbation: Perturbation) -> None:
 def totals(table: Any) -> Any:
     """The sum of each direction's numbers, `[K]`, of a table `[K, n]` or of its diagonal `[K]`."""
     return table if table.ndim == 1 else table.sum(-1)
-
-
-def _sharp(law, bandwidth):
-    if not isinstance(law, Points) or law.kernel.is_density:
-        return law
-    sharp = law.sharp()
-    return sharp.with_kernel(sharp.kernel, bandwidth)
 
 
 def _added(measure, coefficients):

@@ -91,7 +91,7 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
     weights = jax.device_put(weights, place)
     bumps = points.bandwidth, points.kernel, points.precision
     shard = Shard(images, weights, *bumps, axis, count)
-    return cast(Shard, shard.seen_along_axes())
+    return cast(Shard, shard.with_kernel(points.kernel, points.bandwidth))
 
 
 def specs(data: Points) -> Any:

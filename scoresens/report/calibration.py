@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from scoresens.report._plots import MARKERS, OKABE_ITO, dress, head
-from scoresens.report.page import EDGE, Page
+from scoresens.report.page import panels_of
 from scoresens.report.tables import table
 from scoresens.sensitivity.calibration import Calibrated
-
-WIDE, TALL, LEFT, BELOW, ABOVE = 3.3, 2.3, 0.75, 0.65, 0.55  # of a panel, in inches
 
 
 def calibration_table(found: Calibrated) -> str:
@@ -38,8 +36,8 @@ def draw_calibration(path: Path, found: Calibrated, *, title: str, count: int) -
         found: by `calibrate`.
         count: of samples that the network was asked around.
     """
-    page = Page(
-        2 * EDGE + 2 * (LEFT + WIDE) + 0.1,
+    page, (first, second) = panels_of(
+        2,
         title,
         f"The network's denoiser at {count} of its own samples, noised to each level. Left: how "
         "much of it is not linear in the noised image, which is where single training images "
@@ -47,9 +45,6 @@ def draw_calibration(path: Path, found: Calibrated, *, title: str, count: int) -
         "unexplained, by the nearest kernel, and by that of the default bandwidth, as sharp as "
         "Bayes' rule.",
     )
-    page.extend(ABOVE + TALL + BELOW)
-    lefts = EDGE + LEFT, EDGE + 2 * LEFT + WIDE
-    first, second = (page.axes(left, page.top + ABOVE, WIDE, TALL) for left in lefts)
     style = {"color": OKABE_ITO[2], "marker": MARKERS[2], "markersize": 4}
     first.plot(found.levels, found.energies, label="of the network's denoiser", **style)
     shares = {"nearest kernel": found.errors, "as sharp as Bayes": found.sharp}

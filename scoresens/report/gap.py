@@ -1,6 +1,5 @@
 """What the study of a gap found, in tables and in pictures: induced laws, residuals, distances."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from scoresens.report.page import (
     Page,
     change_norm,
     draw_bar,
+    panels_of,
     show,
 )
 from scoresens.report.tables import Rows, cell, number, table
@@ -30,8 +30,6 @@ from scoresens.studies.gap import GRID, Sampled
 
 # Inches.
 DENSITY = 1.55
-ABOVE, BELOW, LEFT = 0.5, 0.62, 0.82  # of a panel's frame
-WIDE, TALL = 3.3, 2.9  # a panel's frame
 OTHERS = "networks"  # whose names tell neither data nor weight
 
 Levels = Mapping[float, Mapping[str, Estimate]]
@@ -200,7 +198,7 @@ def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
     """Write the mean squared residual over time, a panel a data set, and against W_2^2."""
     groups = families(studied)
     colours = {label: _cycled(OKABE_ITO, i) for i, label in enumerate(_labels(studied))}
-    page, panels = _panels(
+    page, panels = panels_of(
         len(groups) + 1,
         "How far networks are from the Fokker-Planck equation, and their samplers from each other",
         "Left: the mean of R², squared residual of a network in the log-density's equation, over "
@@ -240,7 +238,7 @@ def draw_levels(
         trace: how traces were taken: exactly, or by so many random probes a point.
     """
     probes = f" Traces are estimated by random probes ({trace} a point), which raises the residual."
-    page, (first, second) = _panels(
+    page, (first, second) = panels_of(
         2,
         title,
         "The score of noised data obeys an equation in time (left) and is the gradient of a "
@@ -273,18 +271,6 @@ def draw_levels(
 
 
 # ------------------------------------------------------------------ panels
-
-
-def _panels(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
-    """A page of panels, at most three in a row."""
-    across = math.ceil(count / math.ceil(count / 3))
-    down = math.ceil(count / across)
-    page = Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
-    page.extend(down * (ABOVE + TALL + BELOW))
-    places = [divmod(place, across) for place in range(count)]
-    lefts = [EDGE + LEFT + column * (LEFT + WIDE) for _, column in places]
-    tops = [page.top + ABOVE + row * (ABOVE + TALL + BELOW) for row, _ in places]
-    return page, [page.axes(*corner, WIDE, TALL) for corner in zip(lefts, tops, strict=True)]
 
 
 def _over_time(axes: Axes, network: Studied, colour: str) -> tuple[float, float]:

@@ -42,6 +42,8 @@ DPI = 150
 EDGE, CELL, GAP, SPLIT, NOTE, LABEL = 0.35, 0.92, 0.12, 0.34, 0.19, 1.25
 HEADINGS, BAR, BARS, CURVE = 0.62, 0.11, 0.75, 2.1
 PANEL, PANEL_LEFT, PANEL_BELOW = 3.2, 1.5, 0.62
+ABOVE, BELOW, LEFT = 0.5, 0.62, 0.82  # of the frame of a panel among others
+WIDE, TALL = 3.3, 2.9  # that frame
 TITLE = 14.0  # points
 CHARACTER = 0.5  # mean width, in units of the size
 
@@ -202,6 +204,18 @@ class Page:
         with replacing(path) as beside:
             self.figure.savefig(beside, format="png", dpi=DPI, metadata={"Software": "scoresens"})
         return path
+
+
+def panels_of(count: int, title: str, caption: str) -> tuple[Page, list[Axes]]:
+    """A page of panels, at most three in a row."""
+    across = math.ceil(count / math.ceil(count / 3))
+    down = math.ceil(count / across)
+    page = Page(2 * EDGE + across * (LEFT + WIDE) + 0.1, title, caption)
+    page.extend(down * (ABOVE + TALL + BELOW))
+    places = [divmod(place, across) for place in range(count)]
+    lefts = [EDGE + LEFT + column * (LEFT + WIDE) for _, column in places]
+    tops = [page.top + ABOVE + row * (ABOVE + TALL + BELOW) for row, _ in places]
+    return page, [page.axes(*corner, WIDE, TALL) for corner in zip(lefts, tops, strict=True)]
 
 
 def show(axes: Axes, image: np.ndarray, norm: Normalize, colours: str) -> None:

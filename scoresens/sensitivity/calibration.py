@@ -117,7 +117,7 @@ def calibrate(
 
     width, resolution = _descended(lambda *at: float(jnp.sum(left(*at))), usual)
     kernel = Resolved(points.kernel, 1.0, WIDER * width, COARSER * resolution, axes)
-    found = points.with_kernel(kernel, OF_WIDTH * WIDER * width)
+    found = points.with_kernel(kernel, OF_WIDTH * WIDER * width, kernel.weighed(raw))
     linear = jax.jit(_nonlinear)(places.along, places.denoised)
     rests = left(width, resolution), left(usual, 0.0)
     shares = (np.asarray(rest / jnp.maximum(linear, 1e-30)) for rest in rests)
@@ -152,8 +152,7 @@ def _left(
     """How much of the network's denoiser is explained neither by lines nor by this kernel, summed
     over places and axes."""
     kernel = Resolved(points.kernel, 1.0, width, resolution, axes)
-    seen = jnp.sqrt(axes.weights(resolution)) * raw
-    points = points.with_kernel(kernel, 0.0, seen)
+    points = points.with_kernel(kernel, 0.0, kernel.weighed(raw))
 
     def at(level):
         means = jax.vmap(points.denoise, (None, 0))(level.tau, level.x)
