@@ -156,8 +156,9 @@ def points_of(
     or an error that names the settings."""
     if bumps.calibrated:
         with stages("calibration", "finding the kernel that the model is nearest to"):
-            return calibrated(dataset.images, model)
-    with blaming(f"{where}: bandwidth, temperature, width, resolution"):
+            points, bias = calibrated(dataset.images, model), bumps.spectral_bias
+            return points.with_spectral_bias(bias) if bias else points
+    with blaming(f"{where}: bandwidth, temperature, width, resolution, spectral_bias"):
         return bumps_on(dataset.images, bumps)
 
 
@@ -180,6 +181,7 @@ def kernel_of(data: Points) -> dict[str, Any]:
         "temperature": float(kernel.temperature),
         "width": None if kernel.width is None else float(kernel.width),
         "resolution": float(kernel.resolution),
+        "spectral_bias": float(kernel.spectral_bias or 0.0),
     }
 
 

@@ -24,15 +24,17 @@ class BumpSettings:
 
     Args:
         bandwidth: of the bump on each data point.
-        temperature, width, resolution: of their kernel, see `Points`. Where all but the temperature
-            are left out, `calibrate` finds them; where some are, the bandwidth is
+        temperature, width, resolution: of their kernel, see `Points`. Where the last two and the
+            bandwidth are left out, `calibrate` finds them; where some are, the bandwidth is
             `default_bandwidth`, the width the bandwidth, and the resolution 0.
+        spectral_bias: of what is learnt of a change, see `Points`.
     """
 
     bandwidth: float | None = None
     temperature: float = 1.0
     width: float | None = None
     resolution: float | None = None
+    spectral_bias: float = 0.0
 
     def __post_init__(self):
         for name in ("bandwidth", "width"):
@@ -43,6 +45,7 @@ class BumpSettings:
                 )
         _checks.positive("temperature", self.temperature)
         _checks.non_negative("resolution", self.resolution or 0.0)
+        _checks.non_negative("spectral_bias", self.spectral_bias)
 
     @property
     def calibrated(self) -> bool:
@@ -53,7 +56,7 @@ class BumpSettings:
     @property
     def kernel(self) -> dict[str, Any]:
         """Those that are named, as options of `Points`."""
-        names = ("temperature", "width", "resolution")
+        names = ("temperature", "width", "resolution", "spectral_bias")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -236,9 +236,8 @@ a number of the sample rise (helpful) or fall (harmful)?
 
 Settings: top (images named of either kind), scores ("all", or "top": keep those of the images
 named, nothing of the data's size), sampler ("ode", or "sde", its Brownian path held); [data],
-checkpoint, count, seed, steps, base, trace, bandwidth, temperature, width, resolution as for
-sensitivity;
-[functional] kind, class_name, image, pixel, components.
+checkpoint, count, seed, steps, base, trace, bandwidth, temperature, width, resolution,
+spectral_bias as for sensitivity; [functional] kind, class_name, image, pixel, components.
 
 [functional] kind, the number that is attributed:
   "itself"       how far the sample stands from the mean of the data, in its own direction: more of

@@ -107,7 +107,8 @@ would follow it after the change: by a little of it, by more, by all of it. Noth
 
 Settings: masses (how much of the change, rising, each above 0 and at most 1; left out: five up to
 the change's mass), sampler ("ode", or "sde", its Brownian path held); [data], [change], checkpoint,
-count, seed, steps, base, trace, bandwidth, temperature, width, resolution as for sensitivity.
+count, seed, steps, base, trace, bandwidth, temperature, width, resolution,
+spectral_bias as for sensitivity.
 
 The mass of "add" and "model" is the share of the new data; of the others it is the part of the
 change that is made, 1 the whole. With base = "model" a removal may ask for more than the model has

@@ -11,6 +11,7 @@ import numpy as np
 from scoresens._pytrees import fingerprint
 from scoresens.cli._command import Experiment
 from scoresens.cli._common import (
+    Changed,
     about_agreement,
     about_measures,
     agreement,
@@ -24,6 +25,7 @@ from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, at_least, trace_of
 from scoresens.flow.solve import Solve
 from scoresens.laws.measures import spacing_of
+from scoresens.models import Denoiser
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import cell, table, validation_table
 from scoresens.statistics.estimates import Estimate
@@ -69,6 +71,9 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
             model, setup.data, change, run.change.mass, setup.noise, solve, trace_of(run.trace)
         )
     before = predicted.pop("before")
+    with stages("steps", "predicting what so many steps learn of the change"):
+        learnt = _by_number(run, changed, model, solve)
+    predicted |= learnt.get(run.finetune.steps, {})
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
         how = finetuning.Finetuning(
@@ -76,7 +81,10 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
         )
         reals = finetuning.real_changes(model, setup.data, change, setup.noise, how)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
-        found = {steps: _compared(predicted, real, run) for steps, real in reals.items()}
+        found = {
+            steps: _compared(predicted | learnt.get(steps, {}), real, run)
+            for steps, real in reals.items()
+        }
     real, results = reals[run.finetune.steps], found[run.finetune.steps]
     with stages("pictures", "drawing"):
         one, other, moved = real.control[0], real.changed[0], real.displacement
@@ -103,6 +111,18 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     if run.after:
         parts += ["pooled Pearson, by the number of steps of fine-tuning", _by_steps(found)]
     return "\n\n".join(parts)
+
+
+def _by_number(
+    run: FinetuneRun, changed: Changed, model: Denoiser, solve: Solve
+) -> dict[int, dict[str, np.ndarray]]:
+    """What each number of steps learns of the change; of a model that is added, nothing is said."""
+    if run.change.kind == "model":
+        return {}
+    asked = model, changed.setup.data, changed.change, run.change.mass, changed.setup.noise
+    steps = (*run.after, run.finetune.steps)
+    found = finetuning.predict_steps(*asked, run.finetune, steps, solve)
+    return {count: {"counterfactual_steps": moves} for count, moves in found.items()}
 
 
 def _compared(
@@ -155,9 +175,9 @@ experiment = "finetune" (or left out): fine-tunes the checkpoint on the changed 
 control, on the unchanged data with the same randomness, and compares the real with the predicted
 changes of the same samples: first order (all bases), counterfactual, and baselines. A run that was
 stopped goes on where it was. Settings: checkpoint, count (8 or more), seed, steps, bandwidth,
-temperature, width, resolution, trace (of the black boxes) as for sensitivity; after (steps of
-fine-tuning after which to look as well), repeats (pairs of fine-tunings to average; from 2 on,
-another fine-tuning is compared too), resamples; [data] as for train; [change] as for sensitivity;
-[finetune] as [train] for train.""",
+temperature, width, resolution, spectral_bias, trace (of the black boxes) as for sensitivity; after
+(steps of fine-tuning after which to look as well: what so few learn is predicted too), repeats
+(pairs of fine-tunings to average; from 2 on, another fine-tuning is compared too), resamples;
+[data] as for train; [change] as for sensitivity; [finetune] as [train] for train.""",
     writes={"displacements.npz": "finetune: all samples and predicted changes, to look at again"},
 )

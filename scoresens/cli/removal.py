@@ -173,5 +173,5 @@ experiment = "removal": trains from scratch without the images that matter most 
 attribution of its loss and of its movement, against the nearest, the least and random images: how
 the loss at the sample rises and how far it moves. A run that was stopped goes on where it was.
 Settings: [data], [model], [train] as for train; queries (samples), shares (of the images left out),
-seeds, levels, seed, steps, bandwidth, temperature, width, resolution, resamples.""",
+seeds, levels, seed, steps, bandwidth, temperature, width, resolution, spectral_bias, resamples.""",
 )

@@ -105,5 +105,5 @@ experiment = "retrain": predictions against training from scratch, on changed an
 by several seeds, each pair of one seed's parameters and draws, beside what another seed's training
 says. A run that was stopped goes on where it was. Settings: [data], [model], [train] as for train;
 [change] as for sensitivity; seeds (pairs), resamples (of the bootstrap); count, seed, steps,
-bandwidth, temperature, width, resolution, trace as for sensitivity.""",
+bandwidth, temperature, width, resolution, spectral_bias, trace as for sensitivity.""",
 )

@@ -63,8 +63,10 @@ box), trace (for base = "model": "exact", or a number of random probes), bandwid
 each data point), width (of its kernel: above the bandwidth it is less sharp than Bayes at small
 noise), resolution (of its kernel: above 0 directions in which the data vary little count little),
 temperature (of its kernel: above 1 it is less sharp everywhere; where none of the three others is
-named, the model is asked for them: see calibrate); [data] as for train; [change] kind ("add",
-"remove", "half", "shift", "model"), classes, images, random, mass, seed, checkpoint.""",
+named, the model is asked for them: see calibrate), spectral_bias (above 0 a change is predicted as
+a short training learns it, directions in which the data vary much first); [data] as for train;
+[change] kind ("add", "remove", "half", "shift", "model"), classes, images, random, mass, seed,
+checkpoint.""",
     example="scoresens sensitivity configs/sensitivity.toml",
     writes={
         "tangents.npz": "x and tangent [M, *shape] per unit of mass; log_density [M], nats,\n"

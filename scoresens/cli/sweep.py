@@ -189,7 +189,7 @@ def _source(settings: DataSettings) -> Path:
 
 
 def _streamed(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
-    with blaming(f"{where}: bandwidth, temperature, width, resolution"):
+    with blaming(f"{where}: bandwidth, temperature, width, resolution, spectral_bias"):
         if bumps.bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
         return Points.on_host(dataset.images, bandwidth=bumps.bandwidth, **bumps.kernel)
@@ -246,7 +246,10 @@ def _store(run: SweepRun, start: Start, out: Path, layout: Layout) -> Store:
 
 def _study(run: SweepRun, start: Start) -> dict[str, Any]:
     """What the numbers hang on: settings, model and data. Memory, blocks and devices are not."""
-    usual = {"sampler": "ode", "temperature": 1.0, "width": None, "resolution": 0.0}
+    usual = {
+        "sampler": "ode", "temperature": 1.0, "width": None, "resolution": 0.0,
+        "spectral_bias": 0.0,
+    }  # fmt: skip
     unusual = {"sampler": run.sampler} | kernel_of(start.data)
     return {
         "question": run.question,
@@ -357,7 +360,8 @@ out, all along samples), top (images named; left out, the scores of all), stream
 in blocks from a .npy file, a Zarr array or a folder of images), trace (as for sensitivity; left
 out: 1 random probe), sampler ("ode", or "sde", each sample's Brownian path its own); [functional]
 as for attribute; [directions] classes (true, or false), images (this many of the first); [data],
-checkpoint, steps, base, bandwidth, temperature, width, resolution as for sensitivity.
+checkpoint, steps, base, bandwidth, temperature, width, resolution, spectral_bias as for
+sensitivity.
 
 Several processes, on one host or on many, share DIR: give each --coordinator HOST:PORT (the first
 one's), --processes N and --process I.""",

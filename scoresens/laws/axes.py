@@ -6,7 +6,12 @@ the variances of the data along their principal axes u_k, their sum lambda, and 
     (6.7)  g_k = lambda_k / (lambda_k + c lambda)
 
 is near 1 along an axis of large variance, and near 0 along one of small variance. `Resolved`
-(`kernels`) weighs the distances of a kernel by it.
+(`kernels`) weighs the distances of a kernel by it. A change of the data is learnt in the same
+order: with a **spectral bias** b, the larger the shorter the training,
+
+    (6.11)  (G v)_k = lambda_k / (lambda_k + b lambda) v_k
+
+is what has been learnt of a change v of the denoiser.
 """
 
 import math
@@ -43,8 +48,13 @@ class Axes:
         return contracted("...d,dr->...r", points - self.centre, self.basis)
 
     def weights(self, resolution: Scalar) -> Float[Array, " r"]:
-        """g of each axis (6.7), for the resolution c."""
+        """g of each axis (6.7), for the resolution c; of (6.11), for the spectral bias b."""
         return self.variances / (self.variances + resolution * jnp.sum(self.variances))
+
+    def filtered(self, change: Float[Array, "*R d"], bias: Scalar) -> Float[Array, "*R d"]:
+        """G v (6.11); across the axes it is 0."""
+        along = self.weights(bias) * contracted("...d,dr->...r", change, self.basis)
+        return contracted("...r,dr->...d", along, self.basis)
 
 
 def principal_axes(points: Any) -> Axes:

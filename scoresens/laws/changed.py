@@ -130,7 +130,8 @@ class ChangedLaw:
     def shift(
         self, tau: Scalar, x: Float[Array, "*shape"], own: Posterior
     ) -> tuple[Float[Array, "*shape"], Bool[Array, ""]]:
-        """D_eps - D of one law, and whether M/P was bounded.
+        """D_eps - D of one law, as far as its kernel says that it is learnt, and whether M/P was
+        bounded.
 
         Where two laws do not fit each other M/P can come near 1, the pole, or pass it: it is
         bounded at `1 - POLE`.
@@ -153,13 +154,20 @@ class ChangedLaw:
         there = plus.mean / plus.mass
         moved = there if before is None else there - before.mean / before.mass
         if not self.less:
-            return moved, jnp.zeros((), bool)
+            return self._kernel.learnt(moved), jnp.zeros((), bool)
         minus = _merged(counted(self.less)).counted_from(there)
         scale = finite_exp(minus.gain - plus.gain) / plus.mass
         ratio, most = scale * minus.mass, 1 - POLE
         beyond = ratio > most
         scale = jnp.where(beyond, most / jnp.where(beyond, minus.mass, 1), scale)
-        return moved - scale / (1 - scale * minus.mass) * minus.mean, beyond
+        moved = moved - scale / (1 - scale * minus.mass) * minus.mean
+        return self._kernel.learnt(moved), beyond
+
+    @property
+    def _kernel(self):
+        """That of its components, which say how much of a change is learnt."""
+        some = () if self.edits is None else (self.edits.common,)
+        return (*some, *self.more, *self.less)[0].measure.kernel
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:

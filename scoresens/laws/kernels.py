@@ -22,8 +22,9 @@ levels where a network still averages over hundreds. `Resolved` is a kernel of l
 of a **width** w, a **temperature** T and a **resolution** c >= 0, with lambda_k, u_k the variances
 and principal axes of the data; the posterior mean of one bump stays what it is. A width is a
 temperature (tau^2 + w^2) / (tau^2 + h^2) that falls to 1 with the noise. No law has such noised
-densities. The difference of two such denoisers is a model of what a network's does when its data
-change, and is judged by retraining alone (docs/validation.md); `calibrate` finds w and c.
+densities. The difference of two such denoisers, filtered along the same axes for a training that
+was short (6.11), is a model of what a network's does when its data change, and is judged by
+retraining alone (docs/validation.md); `calibrate` finds w and c.
 """
 
 import abc
@@ -83,7 +84,13 @@ class Kernel(abc.ABC):
     temperature: Scalar = 1.0
     width: Scalar | None = None  # in the place of the bandwidth; None: as wide as the bumps
     resolution: Scalar = 0.0
+    spectral_bias: Scalar | None = None  # of what is learnt of a change; None: all of it
     axes: Axes | None = None  # along which distances are weighed; None: all count alike
+
+    def learnt(self, change: Float[Array, "*R"]) -> Float[Array, "*R"]:
+        """What a training makes of changes of the denoiser, `[..., *shape]` or `[..., d]`: a
+        symmetric linear map of each."""
+        return change
 
     def coordinates(self, points: Float[Array, "*R d"]) -> Float[Array, "*R r"]:
         """Where points are, as distances along the axes are taken."""
@@ -128,15 +135,23 @@ class Gaussian(Kernel):
 @dataclass(frozen=True)
 class Resolved(Kernel):
     """Another kernel, of less resolution: temperature T and width w (6.6), and weights of the axes
-    for the resolution c (6.7), if there are any."""
+    for the resolution c (6.7), and for what is learnt of a change (6.11), if there are any."""
 
     kernel: Kernel
     temperature: Scalar = 1.0
     width: Scalar | None = None
     resolution: Scalar = 0.0
+    spectral_bias: Scalar | None = None
     axes: Axes | None = None
 
     is_density = False
+
+    def learnt(self, change):
+        if self.spectral_bias is None:
+            return change
+        assert self.axes is not None
+        rows = change.reshape(-1, len(self.axes.centre))
+        return self.axes.filtered(rows, self.spectral_bias).reshape(change.shape)
 
     def coordinates(self, points):
         assert self.axes is not None
@@ -158,24 +173,36 @@ class Resolved(Kernel):
 
 
 def resolved(
-    kernel: Kernel, temperature: Scalar, width: Scalar | None, resolution: Scalar, points: Any
+    kernel: Kernel,
+    temperature: Scalar,
+    width: Scalar | None,
+    resolution: Scalar,
+    spectral_bias: Scalar,
+    points: Any,
 ) -> Kernel:
-    """The kernel of a temperature, a width and a resolution, along the principal axes of these
-    points if there is a resolution; itself at 1, None and 0.
+    """The kernel of a temperature, a width, a resolution and a spectral bias, along the principal
+    axes of these points if there is one of the last two; itself at 1, None, 0 and 0.
 
     Raises:
-        ValueError: a temperature or a width that is not positive, or a negative resolution.
+        ValueError: a temperature or a width that is not positive, or a negative resolution or
+            spectral bias.
     """
     _checks.positive("temperature", temperature)
     _checks.non_negative("resolution", resolution)
+    _checks.non_negative("spectral_bias", spectral_bias)
     if width is not None:
         _checks.positive("width", width)
-    known = _checks.is_concrete(temperature), _checks.is_concrete(resolution)
-    flat = known[1] and resolution == 0
-    if flat and width is None and known[0] and temperature == 1:
+    bias = None if _is(spectral_bias, 0.0) else spectral_bias
+    flat = _is(resolution, 0.0) and bias is None
+    if flat and width is None and _is(temperature, 1.0):
         return kernel
     axes = None if flat else principal_axes(points)
-    return Resolved(kernel, temperature, width, resolution, axes)
+    return Resolved(kernel, temperature, width, resolution, bias, axes)
+
+
+def _is(value: Scalar, known: float) -> bool:
+    """Whether a number, traced or not, is known to be this one."""
+    return _checks.is_concrete(value) and bool(value == known)
 
 
 def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
@@ -183,7 +210,7 @@ def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
     not given."""
     if one.is_density != other.is_density:
         raise ValueError(
-            "points with a temperature, a width or a resolution have no noised densities that "
-            "another law's could be compared with: take base=the same Points, or Points without "
-            "them"
+            "points with a temperature, a width, a resolution or a spectral bias have no noised "
+            "densities that another law's could be compared with: take base=the same Points, or "
+            "Points without them"
         )

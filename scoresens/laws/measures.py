@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
+from dataclasses import replace as replace_field
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from scoresens._products import Precision, contracted
 from scoresens._pytrees import register_dataclass
 from scoresens.datasets.streams import Stream
 from scoresens.laws import _reading
+from scoresens.laws.axes import principal_axes
 from scoresens.laws.bumps import (
     Block,
     Bumped,
@@ -219,6 +221,8 @@ class Points(Mixture):
             sharp at small noise. None: the bandwidth.
         resolution: c of the kernel (6.7), >= 0; above 0 distances along the principal axes of the
             points count the less, the less the points vary along them.
+        spectral_bias: b of (6.11), >= 0; above 0 a change is predicted as a short training learns
+            it, the less along an axis, the less the points vary along it.
 
     Raises:
         ValueError: no points, integers, NaN, weights of another length or negative or all zero, or
@@ -251,13 +255,14 @@ class Points(Mixture):
         temperature: Scalar = 1.0,
         width: Scalar | None = None,
         resolution: Scalar = 0.0,
+        spectral_bias: Scalar = 0.0,
     ):
         points = _checks.samples("points", points)
         if weights is not None:
             weights = _weights_of(len(points), weights)
         _checks.non_negative("bandwidth", bandwidth)
         _checks.precision("precision", precision)
-        kernel = resolved(kernel, temperature, width, resolution, points)
+        kernel = resolved(kernel, temperature, width, resolution, spectral_bias, points)
         self._set(points, weights, bandwidth, kernel, precision, _coordinates(kernel, points))
 
     def _set(self, *values: Any) -> None:
@@ -276,6 +281,7 @@ class Points(Mixture):
         temperature: Scalar = 1.0,
         width: Scalar | None = None,
         resolution: Scalar = 0.0,
+        spectral_bias: Scalar = 0.0,
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
         map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
@@ -289,7 +295,7 @@ class Points(Mixture):
             size = block_of(math.prod(points.shape[1:]))
             for start in range(0, len(points), size):
                 _checks.samples("points", points[start : start + size])
-        kernel = resolved(kernel, temperature, width, resolution, points)
+        kernel = resolved(kernel, temperature, width, resolution, spectral_bias, points)
         checked = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
             weights = np.asarray(weights)
@@ -391,9 +397,18 @@ class Points(Mixture):
             coordinates = _coordinates(kernel, self.points)
         return self._but(kernel=kernel, bandwidth=bandwidth, coordinates=coordinates)
 
+    def with_spectral_bias(self, bias: Scalar) -> "Points":
+        """The same points, for predictions of a training as short as this says (6.11); their axes
+        are taken here if their kernel has none."""
+        _checks.positive("bias", bias)
+        kernel = self.kernel if isinstance(self.kernel, Resolved) else Resolved(self.kernel)
+        axes = kernel.axes or principal_axes(self.points)
+        kernel = replace_field(kernel, spectral_bias=bias, axes=axes)
+        return self.with_kernel(kernel, self.bandwidth, self.coordinates)
+
     def sharp(self, bandwidth: Scalar | None = None) -> "Points":
-        """The same without temperature, width and resolution, if it has any: its noised densities
-        are a law's. With this bandwidth then, if one is given."""
+        """The same without temperature, width, resolution and bias, if it has any: its noised
+        densities are a law's. With this bandwidth then, if one is given."""
         if not isinstance(self.kernel, Resolved):
             return self
         return self.with_kernel(
@@ -409,8 +424,8 @@ class Points(Mixture):
     def log_density(self, tau, x):
         if not self.kernel.is_density:
             raise ValueError(
-                "points with a temperature, a width or a resolution have no noised density: take "
-                "Points without them"
+                "points with a temperature, a width, a resolution or a spectral bias have no "
+                "noised density: take Points without them"
             )
         return super().log_density(tau, x)
 

@@ -157,8 +157,8 @@ class Perturbation:
         return self._with(part.measure.bumped_like(base) for part in self.parts)
 
     def sharp(self, bandwidth: Scalar) -> "Perturbation":
-        """For a black box: points of a temperature, a width or a resolution without them, and with
-        this bandwidth."""
+        """For a black box: points of a temperature, a width, a resolution or a spectral bias
+        without them, and with this bandwidth."""
         laws = (part.measure for part in self.parts)
         return self._with(law.sharp(bandwidth) if isinstance(law, Points) else law for law in laws)
 
@@ -178,7 +178,8 @@ class Perturbation:
         gain: Scalar,
         denoised: Float[Array, "*shape"],
     ) -> Float[Array, "K *shape"]:
-        """dD_k = sum_j c_kj r_j (D_j - D) at one sample x, in the canonical frame (2.1).
+        """dD_k = sum_j c_kj r_j (D_j - D) at one sample x, in the canonical frame (2.1), as far as
+        their kernel says that it is learnt.
 
         Args:
             tau: noise level.
@@ -190,7 +191,8 @@ class Perturbation:
         for part in self.parts:
             sums = part.sums(tau, x, gain)
             mass, mean = mass + sums[0], mean + sums[1]
-        return mean - jnp.multiply.outer(mass, denoised)
+        change = mean - jnp.multiply.outer(mass, denoised)
+        return self.parts[0].measure.kernel.learnt(change)
 
 
 def add(new: Law | Float[ArrayLike, "K *shape"]) -> Perturbation:

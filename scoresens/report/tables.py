@@ -13,10 +13,12 @@ NAMES = {
     "counterfactual_data": "counterfactual (data)",
     "counterfactual_model": "counterfactual (model)",
     "counterfactual_sharp": "counterfactual (sharp)",
+    "counterfactual_steps": "counterfactual (data), as so many steps learn it",
     "first_order_data": "first order (data)",
     "first_order_model": "first order (model)",
     "first_order_sharp": "first order (sharp)",
     "class_mean": "toward class mean",
+    "wiener": "Wiener's filter",
     "another_finetuning": "another fine-tuning",
     "another_seed": "another seed's training",
 }

@@ -48,7 +48,8 @@ def influences_along(
     """What weight on each data point does to each functional, its kernels divided by a measure, by
     the model's law that the path knows, or else by the data's own."""
     known = trail.known if base is None else base
-    return influences(data, trail.states, trail.omega, known, top=top, group=group)
+    omega = data.kernel.learnt(trail.omega)
+    return influences(data, trail.states, omega, known, top=top, group=group)
 
 
 def states_first(leaf: Array, size: int) -> Float[Array, "S M d"]:

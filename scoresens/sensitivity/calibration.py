@@ -116,7 +116,7 @@ def calibrate(
         return _left(points, raw, axes, places, width, resolution)
 
     width, resolution = _descended(lambda *at: float(jnp.sum(left(*at))), usual)
-    kernel = Resolved(points.kernel, 1.0, WIDER * width, COARSER * resolution, axes)
+    kernel = Resolved(points.kernel, 1.0, WIDER * width, COARSER * resolution, axes=axes)
     found = points.with_kernel(kernel, OF_WIDTH * WIDER * width, kernel.weighed(raw))
     linear = jax.jit(_nonlinear)(places.along, places.denoised)
     rests = left(width, resolution), left(usual, 0.0)
@@ -151,7 +151,7 @@ def _left(
 ) -> Float[Array, " L"]:
     """How much of the network's denoiser is explained neither by lines nor by this kernel, summed
     over places and axes."""
-    kernel = Resolved(points.kernel, 1.0, width, resolution, axes)
+    kernel = Resolved(points.kernel, 1.0, width, resolution, axes=axes)
     points = points.with_kernel(kernel, 0.0, kernel.weighed(raw))
 
     def at(level):

@@ -10,7 +10,10 @@ keys.
                   x_i(counterfactual) - x_i           finite, (6.1) and (6.3)
 
 are compared over samples i by the measures of `compare`, each with a bootstrap interval over
-samples.
+samples. A short fine-tuning learns of a change first what lies along the axes of large variance:
+after n steps of learning rates eta_i it is predicted with the spectral bias (6.11)
+
+    (6.12)  b = 1.5e-4 / sum_{i <= n} eta_i
 
 When to distrust a prediction, nobody has to train to know. A network follows a change of its data
 up to an error that grows with how much mass is moved, wherever the sample is; of a change that it
@@ -24,7 +27,7 @@ in bandwidths h per unit of mass moved (`Change.moved`); `calibration` says what
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +37,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator
-from scoresens.laws.learned import Learned, Smoothed
+from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points, spacing_of
-from scoresens.laws.perturbations import Perturbation
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
@@ -44,11 +46,13 @@ from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.bootstrap import percentiles, resampled_rows
 from scoresens.statistics.displacements import cosines, norms, rank_correlation
 from scoresens.statistics.estimates import Estimate
+from scoresens.studies._baselines import toward_mean, wiener
 from scoresens.studies.changes import Change
 from scoresens.studies.retraining import OUTPUTS, PROCESS
 from scoresens.studies.store import Store
-from scoresens.training.denoising import TrainSettings, train
+from scoresens.training.denoising import TrainSettings, learning_rates, train
 
+SLOWNESS = 1.5e-4  # (6.12), of Adam: read off the digits, class '3' and ten images added
 EDGES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of groups of samples, by their reliability
 
 
@@ -110,14 +114,16 @@ def predict_change(
         `first_order_sharp`, `counterfactual_sharp` against it as it is, left out where its density
         ratios overflow; the baseline `class_mean`, which moves each sample straight toward the mean
         of what is added (away from what is removed, along what is moved), with ratio r = 1 in
-        (2.1); and `before`, the samples themselves.
+        (2.1); the baseline `wiener`, which knows of the data and of the changed data their means
+        and covariances alone; and `before`, the samples themselves.
     """
     score, perturbation = from_denoiser(PROCESS, model), change.perturbation
     spacing, options = spacing_of(data), {"trace": trace, "prior": data.sharp(), "solve": solve}
     options["key"] = jax.random.key(0)
     bases = {"data": data, "model": Smoothed(spacing), "sharp": None}
     before = sample_ode(PROCESS, score, noise, solve=solve).x
-    found = {"before": before, "class_mean": mass * _straight(perturbation, before)}
+    found = {"before": before, "class_mean": mass * toward_mean(perturbation, before)}
+    found["wiener"] = wiener(score, data, change, noise, solve) - before
     for name, base in bases.items():
         asked = perturbation if name == "data" else perturbation.sharp(spacing)
         arguments = (PROCESS, score, asked, noise)
@@ -132,21 +138,41 @@ def predict_change(
     return jax.device_get(found)
 
 
-def _straight(perturbation: Perturbation, x: Float[Array, "M *shape"]) -> Float[Array, "M *shape"]:
-    """sum_j c_j (y_j - x), or sum_j c_j u_j of a move: (4.1) as it would be with every ratio 1 and
-    no network."""
-    shift = jnp.zeros_like(x)
-    for part in perturbation[:1].parts:
-        weights, measure = part.coefficients.reshape(-1), part.measure
-        if part.velocity is not None:
-            shift += jnp.tensordot(weights, part.velocity, 1)
-        elif isinstance(measure, Learned):
-            drawn = cast(Points, measure.prior).points  # its samples
-            shift += weights[0] * (jnp.mean(drawn, 0) - x)
-        else:
-            points = cast(Points, measure).points
-            shift += jnp.tensordot(weights, points, 1) - jnp.sum(weights) * x
-    return shift
+def predict_steps(
+    model: Denoiser,
+    data: Points,
+    change: Change,
+    mass: float,
+    noise: Float[Array, "M *shape"],
+    settings: TrainSettings,
+    steps: Sequence[int],
+    solve: Solve = Solve(),
+) -> dict[int, Float[np.ndarray, "M *shape"]]:
+    """The finite prediction against the data's law, as far as it is learnt after each number of
+    steps (6.12).
+
+    Args:
+        model, data, change, mass, noise, solve: as for `predict_change`.
+        settings: of the fine-tuning.
+        steps: numbers of steps, at least 1 each.
+    """
+    score = from_denoiser(PROCESS, model)
+    before = sample_ode(PROCESS, score, noise, solve=solve).x
+
+    def after(count):
+        base = data.with_spectral_bias(spectral_bias(settings, count))
+        asked = PROCESS, score, change.perturbation, noise
+        found = counterfactual(*asked, mass=mass, base=base, solve=solve)
+        return np.asarray(found.x[:, 0] - before)
+
+    return {count: after(count) for count in steps}
+
+
+def spectral_bias(settings: TrainSettings, steps: int) -> float:
+    """b of what is learnt after that many steps (6.12)."""
+    middles = jnp.arange(steps) + 0.5  # of steps: a warm-up begins at 0, a decay ends there
+    rates = jnp.broadcast_to(learning_rates(settings)(middles), steps)
+    return SLOWNESS / float(jnp.sum(rates))
 
 
 class Finetuning(NamedTuple):

@@ -274,6 +274,16 @@ def draw(coupling: Coupling, count: int, *, key: jax.Array) -> Int[Array, "B"]:
     return jnp.where(stay < coupling.keep[index], index, other)
 
 
+def learning_rates(settings: TrainSettings) -> optax.Schedule:
+    """Adam's learning rate, as a function of the number of steps taken."""
+    peak, warmup = settings.learning_rate, settings.warmup
+    if settings.decay:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.steps)
+    if warmup:
+        return optax.linear_schedule(0.0, peak, warmup)
+    return optax.constant_schedule(peak)
+
+
 @functools.partial(jax.jit, static_argnames="settings", donate_argnames="state")
 def train_step(
     state: TrainState,
@@ -319,12 +329,7 @@ def _start(model: Denoiser, settings: TrainSettings) -> TrainState:
 
 
 def _optimiser(settings: TrainSettings) -> optax.GradientTransformation:
-    peak, warmup = settings.learning_rate, settings.warmup
-    if settings.decay:
-        rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, settings.steps)
-    else:
-        rate = optax.linear_schedule(0.0, peak, warmup) if warmup else peak
-    return optax.adam(rate)
+    return optax.adam(learning_rates(settings))
 
 
 def _normalised(name: str, given: Float[Arrays, "N"]) -> np.ndarray:

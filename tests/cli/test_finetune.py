@@ -33,9 +33,10 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
     assert result["moved"] == pytest.approx(0.2 * 54 / 60)  # 6 of 60 images are of the class
     assert list(rows(at_the_end)) == list(rows(by_steps)) == result["methods"]
     assert result["methods"] == [
-        *(f"counterfactual_{base}" for base in ("data", "model", "sharp")),
+        *(f"counterfactual_{base}" for base in ("data", "model", "sharp", "steps")),
         *(f"first_order_{base}" for base in ("data", "model", "sharp")),
         "class_mean",
+        "wiener",
         "another_finetuning",
     ]
     pairs = arrays["changed"] - arrays["control"]

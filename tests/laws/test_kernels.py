@@ -1,4 +1,4 @@
-"""Kernels as sharp as a network (6.6), (6.7), against their definition and through every verb."""
+"""Kernels as sharp as a network (6.6), (6.7), (6.11), by their definition and in every verb."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,16 @@ import pytest
 import scoresens as ss
 from scoresens.laws import shards
 from scoresens.laws.axes import principal_axes
+from scoresens.laws.changed import change as change_of
 
 rng = np.random.default_rng(0)
 D, N, H = 6, 40, 0.3
 POINTS = rng.normal(size=(N, D)) @ (rng.normal(size=(D, D)) * np.geomspace(2, 0.02, D)) + 3
 WEIGHTS = rng.uniform(0.2, 1, N)
-SETTINGS = [  # temperature, width, resolution
-    (1.0, None, 0.0), (2.5, None, 0.0), (1.0, 0.5, 0.0), (1.0, None, 0.02), (3.0, 0.5, 0.01),
+NAMES = ("temperature", "width", "resolution", "spectral_bias")
+SETTINGS = [
+    (1.0, None, 0.0, 0.0), (2.5, None, 0.0, 0.0), (1.0, 0.5, 0.0, 0.0), (1.0, None, 0.02, 0.0),
+    (1.0, None, 0.0, 0.1), (3.0, 0.5, 0.01, 0.03),
 ]  # fmt: skip
 PROCESS, NOISE = laws.between_levels(ss.EDM())[0], jnp.asarray(20 * rng.normal(size=(3, D)))
 LAW = ss.GaussianMixture(jnp.ones(1), jnp.full((1, D), 3.0), jnp.ones(1))
@@ -24,13 +27,12 @@ SHORT = ss.Solve(steps=10, tau_min=laws.BOTTOM)
 
 
 def resolved(*setting):
-    names = ("temperature", "width", "resolution")
-    return ss.Points(jnp.asarray(POINTS), WEIGHTS, H, **dict(zip(names, setting, strict=True)))
+    return ss.Points(jnp.asarray(POINTS), WEIGHTS, H, **dict(zip(NAMES, setting, strict=True)))
 
 
 def kernels_of(setting, tau, x):
     """log(w K) of each point, by the definition."""
-    temperature, width, resolution = setting
+    temperature, width, resolution, _ = setting
     variances, axes = np.linalg.eigh(np.cov(POINTS.T, bias=True))
     shares = variances / (variances + resolution * variances.sum())
     squares = ((x - POINTS) @ axes) ** 2 @ shares
@@ -50,8 +52,8 @@ def test_the_posterior_mean_is_that_of_the_definition(setting, tau):
     laws.close(found, expected, relative=1e-9)
 
 
-def test_temperature_one_and_resolution_zero_change_nothing():
-    plain, given = ss.Points(jnp.asarray(POINTS), WEIGHTS, H), resolved(1.0, None, 0.0)
+def test_the_usual_settings_change_nothing():
+    plain, given = ss.Points(jnp.asarray(POINTS), WEIGHTS, H), resolved(*SETTINGS[0])
     assert jax.tree.structure(plain) == jax.tree.structure(given)
 
 
@@ -69,15 +71,42 @@ def test_finite_changes_begin_as_tangents_and_attribution_reads_them(setting):
     found = ss.attribute(PROCESS, SCORE, data, pixel, NOISE, solve=SHORT).scores
     tangent = ss.sample_sensitivity(PROCESS, SCORE, new, NOISE, base=data, solve=SHORT).tangent
     laws.close(found[:, [5, 20]], tangent[..., 0], relative=1e-5)
-    given = dict(zip(("temperature", "width", "resolution"), setting, strict=True))
+    given = dict(zip(NAMES, setting, strict=True))
     host = ss.Points.on_host(POINTS, WEIGHTS, H, **given)
     laws.close(
         ss.attribute(PROCESS, SCORE, host, pixel, NOISE, solve=SHORT).scores, found, relative=1e-8
     )
 
 
+@pytest.mark.parametrize("plain", [resolved(2.0, 0.5, 0.01, 0.0), resolved(*SETTINGS[0])])
+def test_a_spectral_bias_filters_what_changes(plain):
+    """A dense matrix of (6.11) times what points without it say, by every kind of change."""
+    bias, x, index = 0.05, jnp.asarray(POINTS[:3] + 1), [5, 20]
+    variances, axes = np.linalg.eigh(np.cov(POINTS.T, bias=True))
+    gains = axes * (variances / (variances + bias * variances.sum())) @ axes.T
+    given = plain.with_spectral_bias(bias)
+
+    def scores(data, change):
+        return ss.score_sensitivity(PROCESS, SCORE, change(data), 1.0, x, base=data).tangent
+
+    def finitely(data, change):
+        law = change_of(data, change(data).bumped_like(data), 0.3)[0]
+        denoised = jax.vmap(lambda x: law.shift(1.0, x, data.posterior(1.0, x))[0])
+        return denoised(x)
+
+    changes = {
+        "added": lambda data: ss.add(jnp.asarray(POINTS[:1] + 0.5)),
+        "removed": lambda data: ss.remove(data, index),
+        "moved": lambda data: ss.move(data, index, np.ones((2, D))),
+    }
+    for change in changes.values():
+        for asked in (scores, finitely):
+            laws.close(asked(given, change), asked(plain, change) @ gains, relative=1e-9)
+    laws.close(given.denoise(1.0, x[0]), plain.denoise(1.0, x[0]), relative=1e-12)
+
+
 def test_a_shard_answers_as_the_whole():
-    data, x = resolved(2.0, 0.5, 0.03), jnp.asarray(POINTS[3] + 1)
+    data, x = resolved(2.0, 0.5, 0.03, 0.0), jnp.asarray(POINTS[3] + 1)
     mesh = jax.make_mesh((8,), ("points",))
     shard = shards.divided(data, mesh, "points")
     specs = (shards.specs(shard), jax.sharding.PartitionSpec())
@@ -92,7 +121,7 @@ def test_a_shard_answers_as_the_whole():
 
 
 def test_what_wants_a_density_is_refused():
-    data, law = resolved(2.0, None, 0.0), ss.add(LAW)
+    data, law = resolved(2.0, None, 0.0, 0.0), ss.add(LAW)
     change = ss.remove(data, [3])
     key, options = jax.random.key(0), {"solve": SHORT}
     asked = {
@@ -109,7 +138,7 @@ def test_what_wants_a_density_is_refused():
         ),
     }
     for what, ask in asked.items():
-        with pytest.raises(ValueError, match="temperature, a width or a resolution"):
+        with pytest.raises(ValueError, match="temperature, a width, a resolution"):
             ask()
             pytest.fail(f"{what} was given")
     density = ss.score_sensitivity(PROCESS, SCORE, change, 1.0, NOISE, base=data).log_density
@@ -128,7 +157,10 @@ def test_axes_of_few_points_and_of_many(dimensions):
     assert np.all(np.diff(axes.variances) <= 0)
 
 
-@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"width": 0.0}, {"resolution": -0.1}])
-def test_what_is_no_temperature_or_resolution_is_refused(given):
+REFUSED = {"temperature": 0.0, "width": 0.0, "resolution": -0.1, "spectral_bias": -1.0}
+
+
+@pytest.mark.parametrize("given", [{name: value} for name, value in REFUSED.items()])
+def test_what_is_no_setting_of_a_kernel_is_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         ss.Points(jnp.asarray(POINTS), **given)

@@ -1,5 +1,7 @@
 """Measures of agreement, named changes, and the fine-tuning experiment."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from scoresens.datasets.images import Dataset
 from scoresens.laws.changed import change
 from scoresens.models import ModelSettings, build
 from scoresens.studies import finetuning
+from scoresens.studies._baselines import wiener
 from scoresens.studies.changes import ChangeSettings, make_change
 from scoresens.studies.finetuning import (
     EDGES,
@@ -19,6 +22,7 @@ from scoresens.studies.finetuning import (
     calibration,
     compare,
     predict_change,
+    predict_steps,
     real_changes,
     reliability,
 )
@@ -238,6 +242,63 @@ def test_predictions_are_displacements_of_the_named_samples(dataset):
     small = make_change(dataset, data, ChangeSettings("add", ("b",), mass=1e-3))
     tiny = predict_change(model, data, small, 1e-3, noise, solve)["counterfactual_data"] / 1e-3
     np.testing.assert_allclose(found["first_order_data"] / 0.3, tiny, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["add", "shift"])
+def test_of_gaussian_data_wieners_filter_is_the_whole_answer(dataset, kind):
+    """Of a score that is itself linear, samples go where the changed law's mean and covariance
+    send them: a closed form of the flow, `mu' + S'^1/2 (S' + T^2)^-1/2 (noise - mu')`."""
+    data = points(dataset)
+    change = make_change(dataset, data, ChangeSettings(kind, ("b",), mass=0.4))
+    images = np.asarray(data.points if change.images is None else change.images, np.float64)
+
+    def moments(images, weights):
+        flat, shares = images.reshape(len(images), -1), weights / weights.sum()
+        mean = shares @ flat
+        return mean, (flat - mean).T @ (shares[:, None] * (flat - mean))
+
+    mean, spread = moments(np.asarray(data.points, np.float64), np.ones(12))
+
+    def score(t, x):
+        inverse = jnp.linalg.inv(jnp.asarray(spread) + t**2 * jnp.eye(4))
+        return (inverse @ (jnp.asarray(mean) - x.reshape(-1))).reshape(x.shape)
+
+    noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1))
+    found = wiener(score, data, change, noise, ss.Solve(steps=200))
+    mean, spread = moments(images, change.weights)
+    variances, axes = np.linalg.eigh(spread)
+    shrunk = np.sqrt((variances + ss.Solve().tau_min ** 2) / (variances + 80.0**2))
+    start = np.asarray(noise).reshape(3, -1) - mean
+    expected = mean + (start @ axes * shrunk) @ axes.T
+    np.testing.assert_allclose(found.reshape(3, -1), expected, atol=2e-3)
+
+
+def test_what_few_steps_learn_is_filtered_along_the_axes(dataset):
+    """With the spectral bias of the learning rates that were taken; all of it after very many."""
+    data = ss.Points(points(dataset).points, None, 0.6, width=1.0, resolution=0.1)
+    model = build(ModelSettings("mlp", 8, 1), data.shape, 1.0, key=jax.random.key(0))
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model)
+    noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1)).astype(jnp.float32)
+    settings = TrainSettings(steps=40, learning_rate=1e-3, warmup=10, decay=False)
+    named = make_change(dataset, data, ChangeSettings("add", ("b",), mass=0.3))
+    given, solve = (model, data, named, 0.3, noise), ss.Solve(steps=5)
+    found = predict_steps(*given, settings, (1, 40), solve)
+    score = ss.from_denoiser(ss.EDM(), model)
+    x = ss.sample_ode(ss.EDM(), score, noise, solve=solve).x
+    taken = 1e-3 * (0.05 + np.arange(10) / 10).sum() + 30e-3
+    for steps, rates in ((1, 0.05e-3), (40, taken)):
+        base = ss.Points(
+            data.points, None, 0.6, width=1.0, resolution=0.1, spectral_bias=1.5e-4 / rates
+        )
+        after = ss.counterfactual(
+            ss.EDM(), score, named.perturbation, noise, mass=0.3, base=base, solve=solve
+        ).x
+        np.testing.assert_allclose(found[steps], after[:, 0] - x, rtol=1e-3, atol=1e-6)
+    longer = dataclasses.replace(settings, steps=10**6, decay=True)
+    everything = predict_change(*given, solve)["counterfactual_data"]
+    nearly = predict_steps(*given, longer, (10**6,), solve)[10**6]
+    np.testing.assert_allclose(nearly, everything, rtol=1e-2, atol=1e-4)
+    assert np.abs(found[1]).max() < 0.5 * np.abs(everything).max()
 
 
 def test_black_boxes_are_asked_about_the_data_without_their_kernel(dataset):
