@@ -40,7 +40,28 @@ KEPT = RESULTS / "validation" / "trust.npz"
 Group = np.ndarray  # [M, 2], signal and cosine
 
 CONFIGS = ("add3", "add1", "add7", "half", "image", "remove06", "remove1", "shift4", "ten")
-MORE: dict[str, ChangeSettings] = {}
+MORE = {
+    "add-0": ChangeSettings("add", ("0",), mass=0.1),
+    "add-6": ChangeSettings("add", ("6",), mass=0.5),
+    "add-8": ChangeSettings("add", ("8",), mass=0.02),
+    "add-59": ChangeSettings("add", ("5", "9"), mass=0.3),
+    "remove-4": ChangeSettings("remove", ("4",)),
+    "remove-8": ChangeSettings("remove", ("8",)),
+    "remove-9": ChangeSettings("remove", ("9",)),
+    "remove-235": ChangeSettings("remove", ("2", "3", "5")),
+    "without-300": ChangeSettings("remove", random=300, seed=2),
+    "without-1200": ChangeSettings("remove", random=1200, seed=4),
+    "half-7": ChangeSettings("half", seed=7),
+    "half-9": ChangeSettings("half", seed=9, mass=0.5),
+    "images-3": ChangeSettings(random=3, mass=0.1, seed=9),
+    "images-30": ChangeSettings(random=30, mass=0.2, seed=1),
+    "images-100": ChangeSettings(random=100, mass=0.2, seed=5),
+    "images-200": ChangeSettings(random=200, mass=0.4, seed=6),
+    "image-500": ChangeSettings(images=(500,), mass=0.05),
+    "image-1200": ChangeSettings(images=(1200,), mass=0.2),
+    "shift-7": ChangeSettings("shift", ("7",)),
+    "shift-05": ChangeSettings("shift", ("0", "5")),
+}
 SAMPLES = 96
 EDGES = (0, 0.03, 0.1, 0.3, 1, 100)  # of groups of samples, by their signal
 

@@ -236,7 +236,7 @@ def trainable(model: Model, where: str) -> Denoiser:
 
 
 def bound_cosines(
-    run: ChangeRun, setup: Setup, before: Batch, predicted: Batch
+    run: ChangeRun, setup: Setup, before: Batch, predicted: Batch, stages: Stages
 ) -> Float[np.ndarray, " M"] | None:
     """What the cosines of predicted displacements with those of fine-tunings are above; None for
     predictions that are not like those that it was measured on: by the data, with the kernel that
@@ -244,7 +244,8 @@ def bound_cosines(
     if not run.calibrated or isinstance(setup.model, Foreign):
         return None
     asked = setup.process, setup.score, setup.data, jnp.asarray(before)
-    return cosine_bound(norms(predicted) / mismatch(*asked, key=jax.random.key(0)))
+    with stages("trust", "comparing the model with its data"):
+        return cosine_bound(norms(predicted) / mismatch(*asked, key=jax.random.key(0)))
 
 
 def agreement(

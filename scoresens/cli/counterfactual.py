@@ -71,8 +71,7 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     turned = [float(np.mean(looks_like(x, setup.named) != was)) for x in np.moveaxis(after, 1, 0)]
     predicted, bound = after[:, -1] - before, None
     if run.sampler == "ode":
-        with stages("trust", "comparing the model with its data"):
-            bound = bound_cosines(run, setup, before, predicted)
+        bound = bound_cosines(run, setup, before, predicted, stages)
     title = changed._replace(settings=replace(run.change, mass=masses[-1])).title
     with stages("pictures", "drawing"):
         strip = Strip(before, after, masses, sizes[:, -1], bounded, bound)
@@ -103,9 +102,9 @@ def _about_trust(bound: np.ndarray | None) -> str:
         )
     low, middle, high = np.percentile(bound, (10, 50, 90))
     return (
-        "the cosine of a sample's displacement with what fine-tuning would do is, with 90 %, above "
-        f"{middle:.2f} (median over samples; 10 %: {low:.2f}, 90 %: {high:.2f}); this bound is "
-        f"above 0.5 for {np.mean(bound > 0.5):.0%} of the samples (docs/validation.md)"
+        "with 90 %, the cosine of a displacement with what fine-tuning would do is above "
+        f"{middle:.2f} at the median sample [10 %: {low:.2f}, 90 %: {high:.2f}], above 0.5 for "
+        f"{np.mean(bound > 0.5):.0%} of the samples (docs/validation.md)"
     )
 
 
@@ -129,6 +128,6 @@ somewhere: it is bounded there, and `bounded` counts the samples (and the steps)
     writes={
         "samples.npz": "before [M, *shape], x [M, E, *shape] at masses [E], bounded [M, E]",
         "report.png": "a strip a sample: before, then one image a mass",
-        "result.json": "norms of the changes by mass, how many look like another class",
+        "result.json": "norms of the changes by mass, classes that turned, what to trust",
     },
 )

@@ -95,7 +95,7 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     options = {"resamples": run.resamples, "seed": run.seed}
     worth = finetuning.calibration(trust, finite, real.displacement, **options)
     result |= {"moved": change.moved, "reliability": about_calibration(worth)}
-    bound = bound_cosines(run, setup, before, finite)
+    bound = bound_cosines(run, setup, before, finite, stages)
     held = None if bound is None else np.mean(cosines(finite, real.displacement) >= bound)
     result |= {} if bound is None else {"cosine_bound": bound, "bound_held": held}
     result |= as_json({"reach": real.reach})

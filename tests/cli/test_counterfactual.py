@@ -46,7 +46,7 @@ def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change
         apart = sizes[:, -1] * np.tan(np.arccos(bound) / 2) ** (1 / POWER) / QUANTILE
         assert apart[0] > 0.05 and bound.shape == (3,)
         np.testing.assert_allclose(apart, apart[0], rtol=1e-5)
-        assert f"above {np.median(bound):.2f} (median over samples" in ran.printed
+        assert f"above {np.median(bound):.2f} at the median sample" in ran.printed
     else:
         assert "cosine_bound" not in result
         assert "how far to trust it was measured on other predictions only" in ran.printed
