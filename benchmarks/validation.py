@@ -72,24 +72,8 @@ def by_steps(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def by_reliability(results: dict[str, dict]) -> str:
-    """The median cosine of the samples of each reliability, and how many they are."""
-    groups = next(iter(results.values()))["reliability"]["groups"]
-    names = [f"from {group['from']:g}" for group in groups]
-    lines = [f"| change | {' | '.join(names)} | rank correlation |", "|---|" + "---|" * 7]
-    for name, result in results.items():
-        found = result["reliability"]
-        cells = [
-            f"{group['cosine'][1]:.2f} ({group['count']})" if group["count"] else "–"
-            for group in found["groups"]
-        ]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {cell(found['spearman'])} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    print(by_reliability(results), "\n")
     print(by_steps(results), "\n")
     print(reached(results))
     for name, result in results.items():

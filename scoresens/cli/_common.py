@@ -38,6 +38,7 @@ from scoresens.statistics.displacements import Batch, Named, norms
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.changes import Change, ChangeSettings, make_change
 from scoresens.studies.finetuning import compare
+from scoresens.studies.trust import cosine_bound, mismatch
 
 PROCESS = EDM()  # denoisers are of the canonical frame
 GRID = 64  # samples shown at most
@@ -234,6 +235,19 @@ def trainable(model: Model, where: str) -> Denoiser:
             "scoresens train"
         )
     return model
+
+
+def bound_cosines(
+    run: ChangeRun, setup: Setup, before: Batch, predicted: Batch, stages: Stages
+) -> Float[np.ndarray, " M"] | None:
+    """What the cosines of predicted displacements with those of fine-tunings are above; None for
+    predictions that are not like those that it was measured on: by the data, with the kernel that
+    `calibrate` finds for a network of `scoresens train`."""
+    if not run.calibrated or isinstance(setup.model, Foreign):
+        return None
+    asked = setup.process, setup.score, setup.data, jnp.asarray(before)
+    with stages("trust", "comparing the model with its data"):
+        return cosine_bound(norms(predicted) / mismatch(*asked, key=jax.random.key(0)))
 
 
 def agreement(

@@ -16,6 +16,7 @@ from scoresens.cli._common import (
     about_measures,
     agreement,
     as_json,
+    bound_cosines,
     set_up_change,
     trainable,
     write,
@@ -28,6 +29,7 @@ from scoresens.laws.measures import spacing_of
 from scoresens.models import Denoiser
 from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import cell, table, validation_table
+from scoresens.statistics.displacements import cosines
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies import finetuning
 from scoresens.studies.store import of_study
@@ -101,6 +103,9 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     options = {"resamples": run.resamples, "seed": run.seed}
     worth = finetuning.calibration(trust, finite, real.displacement, **options)
     result |= {"moved": change.moved, "reliability": about_calibration(worth)}
+    bound = bound_cosines(run, setup, before, finite, stages)
+    held = None if bound is None else np.mean(cosines(finite, real.displacement) >= bound)
+    result |= {} if bound is None else {"cosine_bound": bound, "bound_held": held}
     result |= as_json({"reach": real.reach})
     result["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
     write(out, result, run, stages)
@@ -108,6 +113,9 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     if np.isfinite(real.reach):
         parts += [f"the effect that all pairs share would reach a Pearson of {real.reach:.2f}"]
     parts += ["counterfactual_data, by its reliability", _by_reliability(worth)]
+    if bound is not None:
+        middle = f"{np.median(bound):.2f} at the median sample"
+        parts += [f"the bound of the cosine ({middle}) held for {held:.0%} of the samples"]
     if run.after:
         parts += ["pooled Pearson, by the number of steps of fine-tuning", _by_steps(found)]
     return "\n\n".join(parts)

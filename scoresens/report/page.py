@@ -87,7 +87,7 @@ def draw_sheet(
     Args:
         path: the PNG file.
         columns: the pictures; all have the same number of rows R.
-        labels: what stands left of each row, up to three short lines.
+        labels: what stands left of each row, up to four short lines.
         title: one line or two.
         caption: what is to be seen, in sentences.
         values: images that the grey map should span from white to black.

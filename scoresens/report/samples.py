@@ -55,6 +55,7 @@ class Strip(NamedTuple):
         masses: `[E]`, rising.
         sizes: `[M]`, how far each sample moves, by which it is ranked.
         bounded: `[M, E]`, at how many steps a removal asked for more than there was.
+        cosine: `[M]`, what the cosine with a real displacement at the last mass is above, if known.
     """
 
     before: Batch
@@ -62,6 +63,7 @@ class Strip(NamedTuple):
     masses: Sequence[float]
     sizes: Float[np.ndarray, "M"]
     bounded: Int[np.ndarray, "M E"] | None = None
+    cosine: Float[np.ndarray, "M"] | None = None
 
 
 def draw_demo(
@@ -141,9 +143,16 @@ def draw_strip(
         "look like another class, that of its nearest training image.\n"
         f"{_rows(rows, strip.before)}, labelled with that class before → at the last mass. {remark}"
     )
+    labels = _became(_labels(rows, sizes), start, end, data)
+    if strip.cosine is not None:
+        known = zip(labels, strip.cosine[rows], strict=True)
+        labels = [f"{label}\ncos > {bound:.2f}" for label, bound in known]
+        caption += (
+            "cos: what the cosine of the last displacement with that of fine-tuning is above, with "
+            "90 %. "
+        )
     if steps.any():
         caption += "* bounded: the removal asked for more than there is."
-    labels = _became(_labels(rows, sizes), start, end, data)
     return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
 
 

@@ -1,8 +1,9 @@
 """Numbers that come from draws, with what the draws leave open: estimates with their intervals,
-the bootstrap, distances between laws, displacements of samples."""
+the bootstrap, conformal quantiles, distances between laws, displacements of samples."""
 
 from scoresens.statistics.bootstrap import percentiles, resampled_rows
 from scoresens.statistics.components import principal_components
+from scoresens.statistics.conformal import unseen_quantile
 from scoresens.statistics.displacements import Named, cosines, looks_like, norms
 from scoresens.statistics.estimates import Estimate
 from scoresens.statistics.histograms import (
@@ -18,5 +19,5 @@ from scoresens.statistics.transport import transport_map
 __all__ = [
     "Estimate", "Grid", "Histogram", "Named", "cosines", "histogram", "looks_like", "norms",
     "percentiles", "principal_components", "resampled_rows", "sampling_floor", "transport_map",
-    "wasserstein_interval", "wasserstein_of_histograms",
+    "unseen_quantile", "wasserstein_interval", "wasserstein_of_histograms",
 ]  # fmt: skip

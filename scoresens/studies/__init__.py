@@ -13,9 +13,10 @@ from scoresens.studies.finetuning import (
 )
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.retraining import Outputs, Queries, Retraining, Trial
+from scoresens.studies.trust import cosine_bound, mismatch
 
 __all__ = [
     "Change", "ChangeSettings", "Finetuning", "HalvesSettings", "Outputs", "Queries", "Retraining",
-    "Trial", "calibration", "compare", "make_change", "predict_change", "real_changes",
-    "reliability",
+    "Trial", "calibration", "compare", "cosine_bound", "make_change", "mismatch", "predict_change",
+    "real_changes", "reliability",
 ]  # fmt: skip

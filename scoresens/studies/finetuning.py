@@ -15,10 +15,9 @@ after n steps of learning rates eta_i it is predicted with the spectral bias (6.
 
     (6.12)  b = 1.5e-4 / sum_{i <= n} eta_i
 
-When to distrust a prediction, nobody has to train to know. A network follows a change of its data
-up to an error that grows with how much mass is moved, wherever the sample is; of a change that it
-can follow at all, the samples predicted to go far are predicted well. The signal is a sample's own
-speed,
+When to distrust a prediction, nobody has to train to know: of a change that a network can follow at
+all, the samples predicted to go far are predicted well. `trust` makes of it a bound that holds for
+changes not seen; within one change they are ranked by their own speed,
 
     reliability_i = |predicted_i| / (h moved)
 
@@ -296,9 +295,9 @@ def reliability(
         bandwidth: `default_bandwidth`, in units of the data.
 
     Notes:
-        Found on one fine-tuning of the digits, among several signals; it held on nine other
-        changes of them, and less on Fashion-MNIST, where random images were predicted badly
-        at every value: docs/validation.md has the table of what a value was worth.
+        Found on one fine-tuning of the digits, among several signals; it ranked the samples of
+        nine other changes of them, and less well those of Fashion-MNIST. It does not compare
+        networks: `trust.cosine_bound` does.
     """
     return norms(predicted) / (bandwidth * moved)
 

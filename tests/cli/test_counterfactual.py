@@ -1,10 +1,13 @@
 """`scoresens counterfactual`."""
 
+import json
+
 import numpy as np
 import pytest
 from command_line import CHANGE, DATA, arrays_of, is_complete, rows, scoresens, with_checkpoint
 
 from scoresens.datasets.images import DataSettings, prepare
+from scoresens.studies.trust import POWER, QUANTILE
 
 pytestmark = pytest.mark.slow  # commands from end to end
 
@@ -38,6 +41,15 @@ def test_counterfactual_writes_a_strip_and_its_samples(tmp_path, trained, change
     assert result["bounded_steps"] == arrays["bounded"].sum(0).tolist()
     assert result["bounded_samples"] == (arrays["bounded"] > 0).sum(0).tolist()
     assert sum(result["bounded_steps"]) == 0 or (base, added) == ("model", False)
+    if base == "data":  # of one network and its data all bounds tell the same m
+        bound = np.array(result["cosine_bound"])
+        apart = sizes[:, -1] * np.tan(np.arccos(bound) / 2) ** (1 / POWER) / QUANTILE
+        assert apart[0] > 0.05 and bound.shape == (3,)
+        np.testing.assert_allclose(apart, apart[0], rtol=1e-5)
+        assert f"above {np.median(bound):.2f} at the median sample" in ran.printed
+    else:
+        assert "cosine_bound" not in result
+        assert "how far to trust it was measured on other predictions only" in ran.printed
     assert list(rows(ran.printed)) == [f"{mass:g}" for mass in masses]
     assert ("add class 3 at mass" in ran.printed) == added
 
@@ -49,6 +61,7 @@ def test_along_the_sde_small_changes_are_those_that_attribute_predicts(tmp_path,
     config = with_checkpoint(tmp_path, trained, f"masses = [0.001]\n{few}{change}")
     assert scoresens("counterfactual", config, out=tmp_path / "after").code == 0
     arrays = arrays_of(tmp_path / "after" / "samples.npz")
+    assert "cosine_bound" not in json.loads((tmp_path / "after" / "result.json").read_text())
     config = with_checkpoint(tmp_path, trained, f"{few}[functional]\nkind='pixel'\npixel=[4, 3]")
     assert scoresens("attribute", config, out=tmp_path / "scores").code == 0
     found = arrays_of(tmp_path / "scores" / "scores.npz")

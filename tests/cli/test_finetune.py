@@ -47,6 +47,11 @@ def test_validate_compares_every_method_with_the_truth(tmp_path, trained):
         assert result[method].keys() == MEASURES
         for measure, found in result[method].items():
             assert found == pytest.approx(expected[measure]._asdict()), (method, measure)
+    finite = arrays["counterfactual_data"].reshape(9, -1)
+    inner = (finite * real.reshape(9, -1)).sum(1)
+    alike = inner / np.linalg.norm(finite, axis=1) / np.linalg.norm(real.reshape(9, -1), axis=1)
+    assert result["bound_held"] == np.mean(alike >= result["cosine_bound"])
+    assert f"held for {result['bound_held']:.0%} of the samples" in ran.printed
     assert result["mean_norm"]["real"] == pytest.approx(
         np.linalg.norm(real.reshape(9, -1), axis=1).mean()
     )
