@@ -1,8 +1,9 @@
 """Which kernel of the data predicts what fine-tuning a U-Net does: the one that `calibrate` finds?
 
-The truth is kept in `results/validation`: two U-Nets (`fashion28.safetensors`, Fashion-MNIST at
-28 x 28, made by `configs/fashion28.toml`; `emoji.safetensors`, emoji in colour at 32 x 32, made by
-`configs/emoji.toml`), and samples of them after pairs of fine-tunings (`*-truth.npz`: `control` and
+The truth is kept in `results/validation`: three U-Nets (`fashion28.safetensors` and
+`fashion28-wide.safetensors`, Fashion-MNIST at 28 x 28, made by `configs/fashion28.toml`, and
+`fashion28-wide.toml`, by training on more noise; `emoji.safetensors`, emoji in colour at 32 x 32,
+made by `configs/emoji.toml`), and samples of them after pairs of fine-tunings (`*-truth.npz`: `control` and
 one array a change, `[R, M, *shape]`, of `configs/*-finetune-*.toml`). A row predicts one change
 with one kernel, by `counterfactual` with base=data and 20 steps, and compares by
 `finetuning.compare`: median cosine, pooled Pearson, relative L2, each with its 95 % interval over
@@ -28,8 +29,8 @@ from scoresens.studies import finetuning
 
 ROOT = Path(__file__).parent.parent
 TRUTH = RESULTS / "validation"
-CHANGES = ("images", "half", "remove", "add")
-NETWORKS = ("fashion28", "emoji")
+CHANGES = ("images", "half", "remove", "add", "ten", "shift", "image")
+NETWORKS = ("fashion28", "fashion28-wide", "emoji")
 KERNELS: dict[str, dict[str, float] | None] = {
     "as sharp as Bayes": {"bandwidth": 1},
     "calibrated": None,
