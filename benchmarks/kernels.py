@@ -3,9 +3,9 @@
 The truth is kept in `results/validation`: three U-Nets (`fashion28.safetensors` and
 `fashion28-wide.safetensors`, Fashion-MNIST at 28 x 28, made by `configs/fashion28.toml`, and
 `fashion28-wide.toml`, by training on more noise; `emoji.safetensors`, emoji in colour at 32 x 32,
-made by `configs/emoji.toml`), and samples of them after pairs of fine-tunings (`*-truth.npz`: `control` and
-one array a change, `[R, M, *shape]`, of `configs/*-finetune-*.toml`). A row predicts one change
-with one kernel, by `counterfactual` with base=data and 20 steps, and compares by
+made by `configs/emoji.toml`), and samples of them after pairs of fine-tunings (`*-truth.npz`:
+`control` and one array a change, `[R, M, *shape]`, of `configs/*-finetune-*.toml`). A row predicts
+one change with one kernel, by `counterfactual` with base=data and 20 steps, and compares by
 `finetuning.compare`: median cosine, pooled Pearson, relative L2, each with its 95 % interval over
 samples. What a prediction can have at best, `reach`, hangs on how well the pairs agree. `as learnt`
 is filtered for the length of the fine-tuning (6.11, 6.12). Bandwidth and width are in units of
