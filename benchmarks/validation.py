@@ -1,8 +1,8 @@
-"""The tables of docs/validation.md, from the committed results of `scoresens validate`.
+"""The page docs/validation-tables.md, from the committed results of `scoresens validate`.
 
 scoresens validate configs/digits-finetune.toml --out out      (about a minute on two idle cores)
 cp out/result.json benchmarks/results/validation/digits-finetune.json
-python benchmarks/validation.py
+python benchmarks/validation.py > docs/validation-tables.md
 """
 
 import json
@@ -44,19 +44,19 @@ def table(result: dict) -> str:
     return "\n".join([head, "|---|" + "---|" * len(MEASURES), *rows])
 
 
-def reached(results: dict[str, dict]) -> str:
-    """What a perfect prediction would reach, and what ours does."""
+def headline(results: dict[str, dict]) -> str:
+    """The finite prediction of each change, and what a perfect one would reach."""
     lines = [
-        "| change | pairs | pooled Pearson | of the effect itself | share |",
-        "|---|---|---|---|---|",
+        "| change | configuration | cosine | Pearson | relative L2 | reach | share |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        if result.get("reach"):
-            found = result["counterfactual_data"]["pooled_pearson"]
-            share = found["value"] / result["reach"]
-            pairs = result["settings"]["repeats"]
-            cells = f"{cell(found)} | {result['reach']:.2f} | {share:.0%}"
-            lines.append(f"| `{name}` | {pairs} | {cells} |")
+        found = result["counterfactual_data"]
+        cells = [cell(found[measure]) for measure in MEASURES[:3]]
+        reach = result.get("reach")
+        share = f"{found['pooled_pearson']['value'] / reach:.0%}" if reach else "–"
+        cells += [f"{reach:.2f}" if reach else "–", share]
+        lines.append(f"| {result['change']} | `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -74,11 +74,17 @@ def by_steps(results: dict[str, dict]) -> str:
 
 def main() -> None:
     results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    print(by_steps(results), "\n")
-    print(reached(results))
+    print("# Every method on every change\n")
+    print("Printed by `python benchmarks/validation.py`; docs/validation.md says what it means.\n")
+    print("## In short\n")
+    print("`counterfactual_data`. Reach: what the effect itself would have against these pairs.\n")
+    print(headline(results))
+    print("\n## After a few steps\n")
+    print("Pooled Pearson after 1, 10, 100 and all steps of the same fine-tunings.\n")
+    print(by_steps(results))
     for name, result in results.items():
         sizes = result["mean_norm"]
-        print(f"\n### {result['change']} (`configs/{name}.toml`)\n")
+        print(f"\n## {result['change']} (`configs/{name}.toml`)\n")
         print(
             f"{result['count']} samples, which really moved by {sizes['real']:.2f} on average; "
             f"the control drifted by {sizes['control_drift']:.2f}.\n"

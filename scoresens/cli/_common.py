@@ -243,7 +243,7 @@ def bound_cosines(
     """What the cosines of predicted displacements with those of fine-tunings are above; None for
     predictions that are not like those that it was measured on: by the data, with the kernel that
     `calibrate` finds for a network of `scoresens train`."""
-    if not run.calibrated or isinstance(setup.model, Foreign):
+    if not run.calibrated or run.spectral_bias or isinstance(setup.model, Foreign):
         return None
     asked = setup.process, setup.score, setup.data, jnp.asarray(before)
     with stages("trust", "comparing the model with its data"):

@@ -98,13 +98,13 @@ def _about_trust(bound: np.ndarray | None) -> str:
     if bound is None:
         return (
             "how far to trust it was measured on other predictions only: of networks trained "
-            "here, with the data, their calibrated kernel and the ODE (docs/validation.md)"
+            "here, with the data, their calibrated kernel and the ODE (docs/trust.md)"
         )
     low, middle, high = np.percentile(bound, (10, 50, 90))
     return (
         "with 90 %, the cosine of a displacement with what fine-tuning would do is above "
         f"{middle:.2f} at the median sample [10 %: {low:.2f}, 90 %: {high:.2f}], above 0.5 for "
-        f"{np.mean(bound > 0.5):.0%} of the samples (docs/validation.md)"
+        f"{np.mean(bound > 0.5):.0%} of the samples (docs/trust.md)"
     )
 
 

@@ -24,7 +24,7 @@ and principal axes of the data; the posterior mean of one bump stays what it is.
 temperature (tau^2 + w^2) / (tau^2 + h^2) that falls to 1 with the noise. No law has such noised
 densities. The difference of two such denoisers, filtered along the same axes for a training that
 was short (6.11), is a model of what a network's does when its data change, and is judged by
-retraining alone (docs/validation.md); `calibrate` finds w and c.
+retraining alone (docs/resolution.md); `calibrate` finds w and c.
 """
 
 import abc

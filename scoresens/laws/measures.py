@@ -595,7 +595,7 @@ def default_bandwidth(
     Notes:
         Exact copies of a point are passed over: they say nothing about the spacing. The factor was
         read off fine-tuning experiments on digits, where it lies on a plateau
-        (docs/validation.md). Cost: `subset` N d multiplications in float64, of blocks of 32 MB, and
+        (docs/resolution.md). Cost: `subset` N d multiplications in float64, of blocks of 32 MB, and
         two readings of the points, more where the subset itself is more than a block.
     """
     if not isinstance(points, np.ndarray | Stream):

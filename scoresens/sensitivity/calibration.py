@@ -34,7 +34,7 @@ from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score, canonical_denoiser
 
 LEVELS = 10
-WIDER, COARSER = 1.25, 3.0  # than the nearest kernel: read off fine-tunings (docs/validation.md)
+WIDER, COARSER = 1.25, 3.0  # than the nearest kernel: read off fine-tunings (docs/resolution.md)
 OF_WIDTH = 0.6  # the bandwidth of the bumps: read off the same
 START = 0.01  # of the resolutions looked at
 STRIDES = 2.0, 4.0  # of width and of resolution, the first; they are square roots of it then
@@ -100,7 +100,7 @@ def calibrate(
         Cost: `count` samples and 10 more network evaluations each; then about 25 kernels, each
         one pass over the data for every place, `80 N d count` operations; one eigendecomposition
         (`principal_axes`). Trains nothing. What it was worth on fine-tunings is in
-        docs/validation.md.
+        docs/resolution.md.
     """
     if count < 8:
         raise ValueError(f"calibrate needs at least 8 samples to fit lines to, got {count}")

@@ -18,7 +18,7 @@ was not among them (`statistics.conformal`). So, with this probability,
 The changes are fine-tunings of three networks, an MLP and two U-Nets, kept in
 `benchmarks/results/validation/trust.npz`, from which `benchmarks/trust.py` makes q. If a change is
 like these, one drawn with them, the bound holds for its samples on average over such changes; not
-of every change, and not of networks trained otherwise. docs/validation.md has what it held for.
+of every change, and not of networks trained otherwise. docs/trust.md has what it held for.
 """
 
 from collections.abc import Iterable
