@@ -17,6 +17,7 @@ from scoresens.cli._common import write
 from scoresens.cli._config import ConfigError
 from scoresens.cli._progress import Stages, blaming
 from scoresens.importers import Foreign, Schedule
+from scoresens.importers.configs import read_config
 from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
@@ -110,7 +111,7 @@ MAKERS = {"diffusers": _from_diffusers, "edm": _from_edm, "torch": _from_torch}
 
 def _schedule(run: ConvertRun) -> Schedule:
     if run.scheduler is not None:
-        return importers.schedule(json.loads(run.scheduler.read_text(encoding="utf-8")))
+        return importers.schedule(read_config(run.scheduler))
     process = CONTINUOUS[run.process]()
     return Schedule(process, run.predicts, run.sees, run.scale)
 
@@ -142,9 +143,16 @@ def _load(module: Any, path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}")
     tensors = {name: torch.from_numpy(x) for name, x in read_tensors(path).items()}
     try:
-        module.load_state_dict(tensors)
+        lacking, extra = module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the module: {error}") from error
+    held = module.state_dict()
+    filled = {held[name].data_ptr() for name in tensors.keys() & held.keys()}
+    lacking = [name for name in lacking if held[name].data_ptr() not in filled]  # but for tied ones
+    if lacking or extra:
+        raise ValueError(
+            f"{path} does not fit the module: it lacks {lacking}, and has more in {list(extra)}"
+        )
 
 
 def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
