@@ -29,7 +29,7 @@ from scoresens.importers.latent import Autoencoder
 from scoresens.importers.modules import from_torch
 from scoresens.importers.schedules import schedule
 from scoresens.importers.torch_export import torch_export
-from scoresens.importers.unet2d import unet2d, unsupported
+from scoresens.importers.unet2d import malformed, unet2d, unsupported
 from scoresens.models.checkpoints import opened, read_tensors
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call the network
@@ -206,6 +206,8 @@ def _network_of(folder: Path) -> Part:
             f"{folder} holds a {part.kind}, and known are {', '.join(KNOWN)}: export it with "
             "scoresens.importers.torch_export"
         )
+    if part.kind == "UNet2DModel" and (wrong := malformed(part.config)):
+        raise ValueError(f"{part.folder / 'config.json'}: {wrong}")
     return part
 
 

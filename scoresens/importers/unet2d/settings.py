@@ -91,6 +91,15 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
     return next(_problems(config), None)
 
 
+def malformed(config: Mapping[str, Any]) -> str | None:
+    """Why nobody can build a configuration: a key that is not known, or a value of another type.
+    None where there is nothing of that kind."""
+    given = given_of(config)
+    for key in unknown_keys(config, given.keys() | UNSEEN):
+        return f"{key} is a key that is not known here, and may say what the network is"
+    return next(mistyped(given, Settings), None)
+
+
 def given_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of `Settings` as the configuration gives it, JSON's lists as tuples."""
     given = {f.name: config.get(f.name, f.default) for f in fields(Settings)}
@@ -103,9 +112,8 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     if kind != "UNet2DModel":
         yield f"_class_name is {kind!r}, not 'UNet2DModel'"
     given = given_of(config)
-    for key in unknown_keys(config, given.keys() | UNSEEN):
-        yield f"{key} is a key that is not known here"
-    yield from mistyped(given, Settings)
+    if wrong := malformed(config):
+        yield wrong
     for name in POSITIVE:
         if given[name] is not None and given[name] < 1:
             yield f"{name} is {given[name]!r}, not positive"
