@@ -413,6 +413,8 @@ def test_functional(functional, message):
     [
         (lambda x: jnp.log(-jnp.sum(x**2)), "value"),
         (lambda x: jnp.stack([x[0], jnp.sqrt(jnp.sum((x - x) ** 2))]), "gradient"),
+        (ss.functionals.pixel(2), "value"),
+        (ss.functionals.logit(lambda x: x, 10), "value"),
     ],
 )
 def test_a_functional_of_nan_is_blamed_itself(functional, part):

@@ -23,6 +23,8 @@ from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
 from scoresens.report.tables import table
 
+NPY = b"\x93NUMPY"  # what .npy files begin with
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertRun:
@@ -90,8 +92,9 @@ def run_convert(run: ConvertRun, out: Path, where: str) -> str:
 
 
 def _from_diffusers(run: ConvertRun, where: str) -> Foreign:
+    given = _conditioning(run, where)[::-1]  # its networks take a text before a label
     return importers.from_diffusers(
-        run.source, conditioning=_conditioning(run, where), size=run.size, native=not run.exported
+        run.source, conditioning=given, size=run.size, native=not run.exported
     )
 
 
@@ -160,8 +163,18 @@ def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
     arrays = [] if run.label is None else [np.asarray(run.label)]
     if run.conditioning is not None:
         with blaming(f"{where}: conditioning"):
-            arrays.append(np.load(run.conditioning, allow_pickle=False))
+            arrays.append(_array(run.conditioning))
     return arrays
+
+
+def _array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        start = file.read(len(NPY))
+    if start != NPY:
+        raise ValueError(
+            f"{path} is no .npy file: it begins with {start!r}, where those have {NPY!r}"
+        )
+    return np.load(path, allow_pickle=False)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

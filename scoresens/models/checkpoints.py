@@ -142,7 +142,7 @@ def read_header(path: Path) -> dict:
         text = (file.metadata() or {}).get(HEADER)
     try:
         header = json.loads(text or "null")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("metadata"), dict):
         raise ValueError(f"{path} was not written by scoresens: its header names no architecture")

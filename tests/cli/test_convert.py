@@ -159,6 +159,19 @@ def test_a_torch_module_named_by_its_function(torch, tmp_path, monkeypatch):
     assert "w.safetensors does not fit the module" in ran.told
 
 
+def test_conditioning_that_is_no_array_is_refused_in_words_of_its_own(pipeline, tmp_path):
+    file = tmp_path / "text.npy"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    given = ["convert", "diffusers", pipeline, "--conditioning", file]
+    ran = scoresens(*given, out=tmp_path / "out")
+    assert ran.code == 2 and "allow_pickle" not in ran.told
+    assert "text.npy is no .npy file: it begins with b'versio'" in ran.told
+    np.savez(tmp_path / "text.npz", np.ones(2))
+    given[-1] = tmp_path / "text.npz"
+    ran = scoresens(*given, out=tmp_path / "out")
+    assert ran.code == 2 and "text.npz is no .npy file: it begins with b'PK" in ran.told
+
+
 def tied(torch):
     """A module whose second layer has the kernel of the first."""
 

@@ -246,7 +246,11 @@ def edited(folder, part, **changes):
     "part, changes, says",
     [
         ("scheduler", {"_class_name": "OddScheduler"}, "the scheduler 'OddScheduler' is not known"),
-        ("scheduler", {"prediction_type": "odd"}, "the prediction type 'odd' is not known"),
+        (
+            "scheduler",
+            {"prediction_type": "odd"},
+            "the prediction type 'odd' of DDPM.* is not known",
+        ),
         ("unet", {"_class_name": "UNet3DModel"}, "holds a UNet3DModel, and known are UNet2DModel"),
         ("unet", {"out_channels": 3}, "takes 1 channels and returns 3"),
         ("unet", {"attention_head_dim": [8, 8]}, "attention_head_dim is .* not of type"),

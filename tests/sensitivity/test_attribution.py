@@ -350,8 +350,10 @@ def test_what_is_wider_than_the_noise_is_taken_in_its_precision(wide):
         "network": (narrow, BLACK_BOX),
     }[wide]
 
+    solve = ss.Solve(steps=3, tau_min=laws.BOTTOM)
+
     def ask(noise):
-        return ss.attribute(PROCESS, SCORE, data, PIXEL, noise, **given, solve=ss.Solve(steps=3))
+        return ss.attribute(PROCESS, SCORE, data, PIXEL, noise, **given, solve=solve)
 
     found, expected = ask(NOISE.astype(jnp.float32)), ask(NOISE)
     assert found.scores.dtype == jnp.float32
@@ -379,8 +381,9 @@ def test_loss_sensitivity_is_the_gradient_in_the_weights(of_loss):
 
 def test_data_wider_than_the_points_of_the_loss():
     narrow, levels = NARROW(DATA), {name: NARROW(LOSS[name]) for name in ("levels", "weights")}
+    score = ss.exact_score(PROCESS, narrow)
     found, expected = (
-        ss.loss_sensitivity(PROCESS, SCORE, data, narrow.points[:3], **LOSS | levels)
+        ss.loss_sensitivity(PROCESS, score, data, narrow.points[:3], **LOSS | levels)
         for data in (DATA, narrow)
     )
     assert found.scores.dtype == jnp.float32
