@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+LARGEST = 2**53  # of whole numbers: all below are floating-point numbers too
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a JSON file that holds one object, with a byte order mark or without.
@@ -42,3 +44,5 @@ def mistyped(given: Mapping[str, Any], settings: type) -> Iterator[str]:
         flag = isinstance(value, bool) and bool not in (get_args(kind) or (kind,))
         if flag or not isinstance(value, kind):  # to Python True is an int
             yield f"{field.name} is {value!r}, not of type {getattr(kind, '__name__', kind)}"
+        elif isinstance(value, int) and abs(value) > LARGEST:
+            yield f"{field.name} is above {LARGEST}, which no setting is"

@@ -153,20 +153,22 @@ def schedule(config: Mapping[str, Any]) -> Schedule:
             here, values of other types, or betas that are none.
     """
     name, said = _read(config)
-    if name in FLOWS or said.use_flow_sigmas:
+    if name in FLOWS or (name in DISCRETE and said.use_flow_sigmas):
         return _flow(name, said)
     if said.prediction_type == "flow_prediction":
         raise ValueError(
             f"the prediction type of {name} is flow_prediction, and use_flow_sigmas is not true: "
             'a flow has both. If the network is one, write "use_flow_sigmas": true'
         )
-    if said.invert_sigmas:
-        raise ValueError(f"invert_sigmas is true, which is known of flows alone, not of {name}")
+    for key in ("invert_sigmas", "use_flow_sigmas"):
+        if getattr(said, key):
+            raise ValueError(f"{key} is true, which is known of flows alone, not of {name}")
     if name in KARRAS:
         return _karras(name, said)
     if name in EXPLODING:
         _one_of(name, "prediction_type", said.prediction_type, ["epsilon"])  # it knows no other
-        return Schedule(VE(said.sigma_min, said.sigma_max), "score", "sigma")
+        levels = _level("sigma_min", said.sigma_min), _level("sigma_max", said.sigma_max)
+        return Schedule(VE(*levels), "score", "sigma")
     return _discrete(name, said)
 
 
@@ -181,9 +183,8 @@ def _read(config: Mapping[str, Any]) -> tuple[str, _Trained]:
     known = sorted(DISCRETE | FLOWS | KARRAS | EXPLODING)
     if name not in known:
         raise ValueError(f"the scheduler {name!r} is not known here: known are {', '.join(known)}")
-    defaults = {entry.name: entry.default for entry in fields(_Trained)} | OWN_DEFAULTS.get(
-        name, {}
-    )
+    defaults = {entry.name: entry.default for entry in fields(_Trained)}
+    defaults |= OWN_DEFAULTS.get(name, {})
     if unknown := unknown_keys(config, defaults.keys() | OF_SAMPLING):
         raise ValueError(
             f"{name} has keys that are not known here: {', '.join(unknown)}. They may say how the "
@@ -250,7 +251,7 @@ def _betas(said: _Trained) -> Float[np.ndarray, " T"]:
 def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         return np.asarray(values, float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be a row of numbers: {error}") from error
 
 
@@ -286,4 +287,11 @@ def _flow(name: str, said: _Trained) -> Schedule:
 def _karras(name: str, said: _Trained) -> Schedule:
     _one_of(name, "prediction_type", said.prediction_type, OF_KARRAS)
     prediction = OF_KARRAS[said.prediction_type]
-    return Schedule(EDM(said.sigma_max), prediction, "log_level", sigma_data=float(said.sigma_data))
+    process = EDM(_level("sigma_max", said.sigma_max))
+    return Schedule(process, prediction, "log_level", sigma_data=float(said.sigma_data))
+
+
+def _level(name: str, value: float | None) -> float:
+    if value is None:
+        raise ValueError(f"{name} must be a number, got None: leave it out for the default")
+    return float(value)

@@ -104,6 +104,7 @@ def test_song_s_scheduler_is_variance_exploding():
         (EXPLODING | {"prediction_type": "v_prediction"}, "'v_prediction' of ScoreSdeVe"),
         (EULER | {"timestep_type": "odd"}, "the timestep type 'odd' of EulerDiscreteScheduler"),
         (DDPM | {"invert_sigmas": True}, "invert_sigmas is true, which is known of flows alone"),
+        (EDM | {"use_flow_sigmas": True}, "use_flow_sigmas is true, .* flows alone, not of EDM"),
         (
             UNIPC | {"invert_sigmas": True, "prediction_type": "epsilon"},
             "invert_sigmas is known of velocities alone, not of 'epsilon'",
@@ -149,7 +150,12 @@ def test_an_old_key_that_says_what_is_predicted_is_not_passed_over():
         (DDPM | {"rescale_betas_zero_snr": "true"}, "rescale_betas_zero_snr is 'true', not of"),
         (EDM | {"sigma_data": "0.5"}, "sigma_data is '0.5', not of type"),
         (EDM | {"sigma_max": float("inf")}, "t_max must be a finite number"),
+        (EDM | {"sigma_max": None}, "sigma_max must be a number, got None: leave it out"),
         (EXPLODING | {"sigma_min": "0.01"}, "sigma_min is '0.01', not of type"),
+        (EXPLODING | {"sigma_min": None}, "sigma_min must be a number, got None"),
+        (DDPM | {"beta_end": 10**400}, "beta_end is above 9007199254740992, which no setting"),
+        (FLOW | {"num_train_timesteps": 10**400}, "num_train_timesteps is above 9007199254740992"),
+        (DDPM | {"trained_betas": [0.1, 10**400]}, "trained_betas must be a row of numbers"),
     ],
 )
 def test_values_of_other_types_are_named(config, says):
