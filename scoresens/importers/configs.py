@@ -40,7 +40,8 @@ def unknown_keys(config: Mapping[str, Any], known: Collection[str]) -> list[str]
 def mistyped(given: Mapping[str, Any], settings: type) -> Iterator[str]:
     """Yields what is wrong with values that have not the types of a dataclass's fields."""
     for field in fields(settings):
-        value, kind = given[field.name], field.type
+        kind: Any = field.type
+        value = given[field.name]
         flag = isinstance(value, bool) and bool not in (get_args(kind) or (kind,))
         if flag or not isinstance(value, kind):  # to Python True is an int
             yield f"{field.name} is {value!r}, not of type {getattr(kind, '__name__', kind)}"
