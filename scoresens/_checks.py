@@ -139,26 +139,38 @@ def key_given(name: str, key: Any, why: str) -> None:
 
 def score_shape(score: Any, t: Any, x: Any, name: str = "score") -> None:
     """Refuse a score whose value is not shaped like one sample; costs an abstract evaluation."""
-    out = jax.eval_shape(score, t, x)
-    if not hasattr(out, "shape") or tuple(out.shape) != tuple(x.shape):
+    like_sample(name, jax.eval_shape(score, t, x), x)
+
+
+def like_sample(name: str, out: Any, x: Any) -> Any:
+    """What a score or a network returned for one sample, refused if it is not shaped like it."""
+    shape = tuple(np.shape(x))
+    if not hasattr(out, "shape") or tuple(out.shape) != shape:
         got = tuple(out.shape) if hasattr(out, "shape") else type(out).__name__
         raise ValueError(
-            f"{name}(t, x) must return an array of x's shape {tuple(x.shape)} for one sample, got "
-            f"{got}; a {name} takes one sample without a batch axis: the library maps over samples"
+            f"{name}(t, x) must return an array of x's shape {shape} for one sample, got {got}; "
+            f"a {name} takes one sample without a batch axis, channels last, and returns one "
+            "array, without a learned variance: the library maps over samples"
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"{name}(t, x) must return floating-point numbers, got {out.dtype}")
+    return out
 
 
 def potential_shape(potential: Any, t: Any, x: Any) -> None:
     """Refuse a potential whose value is not one floating number for one sample."""
-    out = jax.eval_shape(potential, t, x)
+    like_number(jax.eval_shape(potential, t, x), x)
+
+
+def like_number(out: Any, x: Any) -> Any:
+    """What a potential returned for one sample, refused if it is not one floating number."""
     if not hasattr(out, "shape") or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
         got = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
         raise ValueError(
             f"potential(t, x) must return one floating-point number, the log-density of one sample "
-            f"of shape {tuple(x.shape)}, got {got}; for a score use score_residual"
+            f"of shape {tuple(np.shape(x))}, got {got}; for a score use score_residual"
         )
+    return out
 
 
 def times(name: str, t: Any, count: int, t_max: Any) -> jax.Array:

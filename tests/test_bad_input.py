@@ -408,6 +408,22 @@ def test_functional(functional, message):
     refuses(message, attribute, functional)
 
 
+@pytest.mark.parametrize(
+    ("functional", "part"),
+    [
+        (lambda x: jnp.log(-jnp.sum(x**2)), "value"),
+        (lambda x: jnp.stack([x[0], jnp.sqrt(jnp.sum((x - x) ** 2))]), "gradient"),
+        (ss.functionals.pixel(2), "value"),
+        (ss.functionals.logit(lambda x: x, 10), "value"),
+    ],
+)
+def test_a_functional_of_nan_is_blamed_itself(functional, part):
+    message = f"the functional's {part} holds NaN or infinity at sample 0, which is finite"
+    refuses(message, attribute, functional, error=FloatingPointError)
+    whole = attribute(functional, solve=ss.Solve(steps=2, throw=False))
+    assert not whole.stats.finite.any() and jnp.isfinite(whole.x).all()
+
+
 @pytest.mark.parametrize("top", [0, 6, 2.0])
 def test_top(top):
     message = f"top must be a whole number from 1 to 5, got {top}"

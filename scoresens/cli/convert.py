@@ -17,10 +17,13 @@ from scoresens.cli._common import write
 from scoresens.cli._config import ConfigError
 from scoresens.cli._progress import Stages, blaming
 from scoresens.importers import Foreign, Schedule
+from scoresens.importers.configs import read_config
 from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
 from scoresens.report.tables import table
+
+NPY = b"\x93NUMPY"  # what .npy files begin with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +92,9 @@ def run_convert(run: ConvertRun, out: Path, where: str) -> str:
 
 
 def _from_diffusers(run: ConvertRun, where: str) -> Foreign:
+    given = _conditioning(run, where)[::-1]  # its networks take a text before a label
     return importers.from_diffusers(
-        run.source, conditioning=_conditioning(run, where), size=run.size, native=not run.exported
+        run.source, conditioning=given, size=run.size, native=not run.exported
     )
 
 
@@ -110,7 +114,7 @@ MAKERS = {"diffusers": _from_diffusers, "edm": _from_edm, "torch": _from_torch}
 
 def _schedule(run: ConvertRun) -> Schedule:
     if run.scheduler is not None:
-        return importers.schedule(json.loads(run.scheduler.read_text(encoding="utf-8")))
+        return importers.schedule(read_config(run.scheduler))
     process = CONTINUOUS[run.process]()
     return Schedule(process, run.predicts, run.sees, run.scale)
 
@@ -142,9 +146,16 @@ def _load(module: Any, path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}")
     tensors = {name: torch.from_numpy(x) for name, x in read_tensors(path).items()}
     try:
-        module.load_state_dict(tensors)
+        lacking, extra = module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the module: {error}") from error
+    held = module.state_dict()
+    filled = {held[name].data_ptr() for name in tensors.keys() & held.keys()}
+    lacking = [name for name in lacking if held[name].data_ptr() not in filled]  # but for tied ones
+    if lacking or extra:
+        raise ValueError(
+            f"{path} does not fit the module: it lacks {lacking}, and has more in {list(extra)}"
+        )
 
 
 def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
@@ -152,8 +163,18 @@ def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
     arrays = [] if run.label is None else [np.asarray(run.label)]
     if run.conditioning is not None:
         with blaming(f"{where}: conditioning"):
-            arrays.append(np.load(run.conditioning, allow_pickle=False))
+            arrays.append(_array(run.conditioning))
     return arrays
+
+
+def _array(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        start = file.read(len(NPY))
+    if start != NPY:
+        raise ValueError(
+            f"{path} is no .npy file: it begins with {start!r}, where those have {NPY!r}"
+        )
+    return np.load(path, allow_pickle=False)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

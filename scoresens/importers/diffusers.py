@@ -10,28 +10,32 @@ JAX (`unet2d`), without torch; other networks go through `torch_export`, which w
 diffusers once, at the conversion. Weights are read from safetensors files alone.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from scoresens._extras import needed
 from scoresens.importers._torch import calling, needed_torch
+from scoresens.importers.configs import mistyped, read_config, unknown_keys
 from scoresens.importers.foreign import Foreign, Native
 from scoresens.importers.latent import Autoencoder
 from scoresens.importers.modules import from_torch
 from scoresens.importers.schedules import schedule
 from scoresens.importers.torch_export import torch_export
-from scoresens.importers.unet2d import unet2d, unsupported
+from scoresens.importers.unet2d import malformed, unet2d, unsupported
 from scoresens.models.checkpoints import opened, read_tensors
 
 NETWORKS = ("unet", "transformer", "model")  # what pipelines call the network
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 KNOWN = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+TEXT, LABEL = "the embedding of a text [tokens, width]", "a label"  # what networks see besides x, t
 
 
 class Part(NamedTuple):
@@ -66,8 +70,10 @@ def from_diffusers(
     Raises:
         FileNotFoundError: if there is no such folder, or a file in it is missing.
         ImportError: if the network must be exported and torch or diffusers is not installed.
-        ValueError: if the network, scheduler or prediction type is not known here, the weights are
-            a pickle, tensors are missing, extra, misshapen or not finite.
+        ValueError: if the network, the scheduler, a key of their configurations or the prediction
+            type is not known here, a configuration is damaged, the conditioning is not what the
+            network takes, the weights are a pickle, tensors are missing, extra, misshapen or not
+            finite.
 
     Notes:
         A network of learned variance returns twice the channels; the second half is left out.
@@ -76,6 +82,7 @@ def from_diffusers(
     network, how = _network_of(folder), schedule(_scheduler_of(folder))
     shape, channels = _shape(network, size)
     given = tuple(jnp.asarray(c) for c in conditioning) or _default_conditioning(network)
+    _check_conditioning(network, given)
     if native and network.kind == "UNet2DModel" and unsupported(network.config) is None:
         built = unet2d(network.config, weights(network.folder))
         return Foreign(how, Native(built, json.dumps(network.config), channels), shape, given)
@@ -97,14 +104,21 @@ def autoencoder_from_diffusers(where: str | Path, *, size: int) -> Autoencoder:
     if part is None or part.kind != "AutoencoderKL":
         raise ValueError(f"{where} has no AutoencoderKL: {part and part.kind}")
     torch = needed_torch("autoencoder_from_diffusers")
-    module, config = _module(part), part.config
-    image = torch.zeros(1, config["in_channels"], size, size)
+    module = _module(part)
+    config = module.config  # with diffusers' defaults where the file says nothing
+    for key in ("latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise ValueError(
+                f"{part.folder} has {key}, a scale of each channel of the latents, which is not "
+                "known here: known are scaling_factor and shift_factor"
+            )
+    image = torch.zeros(1, config.in_channels, size, size)
     with torch.no_grad():
         latent = module.encode(image).latent_dist.mean
     encoder = torch_export(calling(module, lambda m, x: m.encode(x).latent_dist.mean), (image,))
     decoder = torch_export(calling(module, lambda m, z: m.decode(z).sample), (latent,))
     return Autoencoder(
-        encoder, decoder, config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+        encoder, decoder, float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
     )
 
 
@@ -140,29 +154,41 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a part; anything else is refused."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        files = _shards(index)
     elif (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
     else:
-        pickles = [file.name for file in folder.glob("*.bin")]
-        instead = f", only the pickle {pickles[0]}, which is not read" if pickles else ""
-        raise FileNotFoundError(
-            f"{folder} has no {WEIGHTS}{instead}: save the pipeline again with diffusers' "
-            "save_pretrained, which writes one"
-        )
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}{_instead(folder)}")
     for file in files:
         with opened(file):  # which says what is wrong with it
             pass
     return files
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names."""
+    places = _json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) for x in places.values()):
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    return [index.parent / name for name in sorted(set(places.values()))]
+
+
+def _instead(folder: Path) -> str:
+    """What a folder has in place of weights that are read, and what to do."""
+    again = "save the pipeline again with diffusers' save_pretrained, which writes one"
+    if variants := sorted(folder.glob("*.*.safetensors")):
+        variant = variants[0].name.split(".")[-2].partition("-")[0]
+        load = f'load the pipeline with from_pretrained(..., variant="{variant}")'
+        return f", only {variants[0].name}: {load} and {again}"
+    if pickles := sorted(folder.glob("*.bin")):
+        return f", only the pickle {pickles[0].name}, which is not read: {again}"
+    return f": {again}"
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}: it is no pipeline of diffusers")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return read_config(path)
 
 
 def _network_of(folder: Path) -> Part:
@@ -170,7 +196,7 @@ def _network_of(folder: Path) -> Part:
     part = next((part for part in parts if part is not None), None)
     if part is None and (folder / "config.json").is_file():  # the old, flat layout
         config = _json(folder / "config.json")
-        part = Part(folder, config.get("_class_name", "UNet2DModel"), config)
+        part = Part(folder, str(config.get("_class_name", "UNet2DModel")), config)
     if part is None:
         raise FileNotFoundError(
             f"{folder} is no pipeline of diffusers: no {', no '.join(NETWORKS)} and no config.json"
@@ -180,6 +206,8 @@ def _network_of(folder: Path) -> Part:
             f"{folder} holds a {part.kind}, and known are {', '.join(KNOWN)}: export it with "
             "scoresens.importers.torch_export"
         )
+    if part.kind == "UNet2DModel" and (wrong := malformed(part.config)):
+        raise ValueError(f"{part.folder / 'config.json'}: {wrong}")
     return part
 
 
@@ -198,15 +226,44 @@ def _scheduler_of(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------ what a network takes
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """The keys that say what a network takes and returns, with the defaults of `UNet2DModel`."""
+
+    sample_size: int | list | tuple | None = None
+    in_channels: int = 3
+    out_channels: int | None = 3
+    cross_attention_dim: int | list | tuple = 1280
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_embeds_ada_norm: int | None = 1000
+
+
+OWN_DEFAULTS = {
+    "UNet2DConditionModel": {"in_channels": 4, "out_channels": 4},
+    "DiTTransformer2DModel": {"in_channels": 4, "out_channels": None},
+}
+
+
+def _inputs(network: Part) -> _Inputs:
+    defaults = {entry.name: entry.default for entry in fields(_Inputs)}
+    defaults |= OWN_DEFAULTS.get(network.kind, {})
+    given = {name: network.config.get(name, default) for name, default in defaults.items()}
+    if wrong := next(mistyped(given, _Inputs), None):
+        raise ValueError(f"{network.folder / 'config.json'}: {wrong}")
+    return _Inputs(**given)
+
+
 def _shape(network: Part, size: int | None) -> tuple[tuple[int, ...], int]:
     """The shape of a sample, and how many of the channels that the network returns are kept."""
-    config = network.config
-    sides = config.get("sample_size") if size is None else size
+    takes = _inputs(network)
+    sides = takes.sample_size if size is None else size
     if sides is None:
         raise ValueError(f"{network.folder} does not say how large its samples are: give size")
     sides = (sides, sides) if isinstance(sides, int) else tuple(sides)
-    into = config.get("in_channels", 3 if network.kind == "UNet2DModel" else 4)
-    out = config.get("out_channels") or into
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"{network.folder}: sample_size must be one or two numbers, got {sides}")
+    into, out = takes.in_channels, takes.out_channels or takes.in_channels
     if out not in (into, 2 * into):
         raise ValueError(
             f"{network.folder} takes {into} channels and returns {out}: a score returns as many, "
@@ -215,13 +272,51 @@ def _shape(network: Part, size: int | None) -> tuple[tuple[int, ...], int]:
     return (*sides, into), into
 
 
-def _default_conditioning(network: Part) -> tuple:
-    config = network.config
-    if network.kind == "UNet2DConditionModel":
-        return (jnp.zeros((77, config.get("cross_attention_dim", 1280))),)
-    labels = config.get("class_embed_type"), config.get("num_class_embeds")
-    labelled = network.kind == "DiTTransformer2DModel" or labels != (None, None)
-    return (jnp.asarray(0),) if labelled else ()
+def _conditioned_on(network: Part) -> list[str]:
+    """What a network sees besides the sample and the time, in order."""
+    takes = _inputs(network)
+    labelled = (takes.class_embed_type, takes.num_class_embeds) != (None, None)
+    labels = [LABEL] if labelled or network.kind == "DiTTransformer2DModel" else []
+    return [TEXT, *labels] if network.kind == "UNet2DConditionModel" else labels
+
+
+def _default_conditioning(network: Part) -> tuple[Array, ...]:
+    width = _inputs(network).cross_attention_dim
+    if network.kind == "UNet2DConditionModel" and not isinstance(width, int):
+        raise ValueError(f"{network.folder} takes texts of widths {width}: give conditioning")
+    return tuple(
+        jnp.asarray(0) if name == LABEL else jnp.zeros((77, width))
+        for name in _conditioned_on(network)
+    )
+
+
+def _check_conditioning(network: Part, given: tuple[Array, ...]) -> None:
+    """Refuses what the network does not take, and a class that it has not."""
+    expected = _conditioned_on(network)
+    misshapen = expected[:1] == [TEXT] and given[:1] and given[0].ndim != 2
+    if len(given) != len(expected) or misshapen:
+        raise ValueError(
+            f"{network.folder} takes {' and '.join(expected) or 'no conditioning'}, got "
+            f"{[list(c.shape) for c in given] or 'none'}: it is a {network.kind}, and what it is "
+            "conditioned on is in its config.json"
+        )
+    classes = _classes(network)
+    if classes is None:
+        return
+    label = np.asarray(given[-1])
+    if label.size != 1 or label.dtype.kind not in "iu" or not 0 <= int(label.item()) < classes:
+        raise ValueError(
+            f"{network.folder} takes a label from 0 to {classes - 1}, a whole number, got {label}"
+        )
+
+
+def _classes(network: Part) -> int | None:
+    """How many classes there are, with 'no class' as the last of a transformer's; None where a
+    label is no class."""
+    takes = _inputs(network)
+    if network.kind == "DiTTransformer2DModel":
+        return None if takes.num_embeds_ada_norm is None else takes.num_embeds_ada_norm + 1
+    return takes.num_class_embeds if takes.class_embed_type is None else None
 
 
 def _called(module: Any, x: Any, time: Any, *conditioning: Any) -> Any:
@@ -237,13 +332,21 @@ def _module(part: Part) -> Any:
     needed_torch("exporting this network")
     theirs = needed("diffusers", f"exporting a {part.kind}", "diffusers")
     weight_files(part.folder)  # says what is wrong with them before diffusers does
+    kind = getattr(theirs, part.kind)
+    if unknown := unknown_keys(part.config, inspect.signature(kind.__init__).parameters):
+        raise ValueError(
+            f"{part.folder / 'config.json'} has keys that the {part.kind} of diffusers "
+            f"{theirs.__version__} does not know: {', '.join(unknown)}. It was written by another "
+            "version, whose network may be another: install that one, or leave out keys that "
+            "change nothing"
+        )
     try:
-        module, report = getattr(theirs, part.kind).from_pretrained(
+        module, report = kind.from_pretrained(
             part.folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False,
             output_loading_info=True,
         )  # fmt: skip
-    except RuntimeError as error:
-        raise ValueError(f"{part.folder}: {error}") from error
+    except Exception as error:  # whatever a configuration makes of diffusers' constructors
+        raise ValueError(f"{part.folder}: {type(error).__name__}: {error}") from error
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys}
     if wrong:
         raise ValueError(f"{part.folder} does not hold the tensors of its configuration: {wrong}")

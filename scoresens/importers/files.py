@@ -74,7 +74,7 @@ def load(path: str | Path) -> tuple[Foreign, dict]:
             raise ValueError(f"{path}: tensor {name} has values that are not finite")
     try:
         return _built(header["foreign"], tensors), header["metadata"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} describes no model that can be built: {error!r}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -6,6 +6,7 @@ The conditioning (a class label, the embedding of a text) is part of the pytree,
 label is another argument of `jit` and not another program.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float
 
+from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.importers.program import Program
-from scoresens.importers.schedules import CLOCKS, PREDICTIONS, Schedule
+from scoresens.importers.schedules import CLOCKS, OPPOSITE, PRECONDITIONED, PREDICTIONS, Schedule
 from scoresens.importers.unet2d import UNet2D
 from scoresens.laws.processes import Process, Scalar
 from scoresens.laws.scores import Score
@@ -35,7 +37,8 @@ class Foreign:
         conditioning: what else the network sees, without batch axis; see `given`.
 
     Raises:
-        ValueError: if the network does not return an array of that shape.
+        ValueError: if the network does not return an array of that shape, or does not take this
+            conditioning.
 
     Notes:
         A pytree: the parameters, the process and the conditioning are its leaves.
@@ -48,12 +51,11 @@ class Foreign:
 
     def __post_init__(self):
         x = jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
-        out = jax.eval_shape(self.network, jnp.asarray(0.5), x, *self.conditioning)
-        if out.shape != self.shape:
-            raise ValueError(
-                f"the network returns {out.shape} for a sample of shape {self.shape}; a network of "
-                "learned variance returns twice the channels: keep the first half"
-            )
+
+        def asked(t, x):  # of this conditioning, whose values are known to the network's checks
+            return self.network(t, x, *self.conditioning)
+
+        _checks.score_shape(asked, jnp.asarray(0.5), x, "network")
 
     @property
     def process(self) -> Process:
@@ -91,7 +93,8 @@ class Exported:
     def __call__(self, time: Scalar, x: Float[Array, "*shape"], *conditioning: Array) -> Array:
         x_in, time_in, *others = (wanted.shape for wanted in self.program.inputs)
         moved = jnp.moveaxis(x, -1, 0) if self.channels_last else x
-        rest = [jnp.reshape(c, shape) for c, shape in zip(conditioning, others, strict=True)]
+        given = _fitting(conditioning, others)
+        rest = [jnp.reshape(c, shape) for c, shape in zip(given, others, strict=True)]
         time = jnp.reshape(jnp.asarray(time), time_in)
         out = self.program(moved.reshape(x_in), time, *rest)[0]
         if out.shape[0] not in (self.channels, 2 * self.channels):
@@ -122,10 +125,26 @@ class Native:
         return self.network(time, x, *conditioning)[..., : self.channels]
 
 
+def _fitting(conditioning, others):
+    """The conditioning, if there is as much of it as the program takes."""
+    if list(map(jnp.size, conditioning)) != list(map(math.prod, others)):
+        expected, got = [list(o[1:]) for o in others], [list(jnp.shape(c)) for c in conditioning]
+        raise ValueError(
+            f"the network takes conditioning of shapes {expected}, got {got}: one array each, "
+            "without batch axis"
+        )
+    return conditioning
+
+
 def _seen(schedule, network, conditioning, t, x):
     """What the network predicts, or EDM's D = c_skip x + c_out F(c_noise, c_in x) of it."""
     clock = schedule.scale * jnp.asarray(CLOCKS[schedule.clock](schedule.process, t))
-    if schedule.prediction != "preconditioned":
-        return network(clock, x, *conditioning)
+    sign = -1 if schedule.prediction in OPPOSITE else 1
+
+    def predicted(x):
+        return sign * network(clock, x, *conditioning)
+
+    if schedule.prediction not in PRECONDITIONED:
+        return predicted(x)
     tau = jnp.asarray(schedule.process.noise_level(t), x.dtype)
-    return preconditioned(lambda x: network(clock, x, *conditioning), schedule.sigma_data, tau, x)
+    return preconditioned(predicted, schedule.sigma_data, tau, x)

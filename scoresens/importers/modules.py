@@ -43,8 +43,9 @@ def from_torch(
 
     Raises:
         ImportError: if torch is not installed.
-        ValueError: as `torch_export`; and if the module returns another shape. Of twice the
-            channels, those of a learned variance, the second half is left out.
+        ValueError: as `torch_export`; and if the module returns another shape, or a label is beyond
+            its table. Of twice the channels, those of a learned variance, the second half is left
+            out.
     """
     torch = needed_torch("from_torch")
     parameter = next(module.parameters(), torch.zeros(()))
@@ -54,9 +55,29 @@ def from_torch(
     time, given = torch.full((1,), 0.5, dtype=dtype), [np.asarray(c) for c in conditioning]
     others = [_tensor(torch, c, dtype) for c in given]
     rule = call or (lambda module, *inputs: module(*inputs))
+    if any(c.dtype.kind in "iu" for c in given):
+        _try_labels(torch, module, rule, (x, time, *others))
     program = torch_export(calling(module, rule), (x, time, *others))
     network = Exported(program, channels_last=last, channels=shape[-1])
     return Foreign(schedule, network, tuple(shape), tuple(jnp.asarray(c) for c in given))
+
+
+def _try_labels(torch: Any, module: Any, rule: Callable[..., Any], inputs: tuple) -> None:
+    """Refuses whole numbers beyond a table of the module, which an export does not look at."""
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            rule(module.eval(), *inputs)
+    except IndexError as error:
+        labels = [x.item() for x in inputs[2:] if x.numel() == 1]
+        raise ValueError(
+            f"{type(module).__name__} does not know the conditioning {labels}: {error}; a class "
+            "is from 0 to one less than their number"
+        ) from error
+    except Exception:  # torch_export says what
+        return
+    finally:
+        module.train(was_training)
 
 
 def _tensor(torch: Any, values: np.ndarray, dtype: Any) -> Any:

@@ -93,9 +93,22 @@ def _exported(torch: Any, module: Any, inputs: tuple, named: dict) -> Any:
                 del table[operation]
             return exported.run_decompositions(table)
     except Exception as error:
-        raise ValueError(f"torch.export cannot follow {type(module).__name__}: {error}") from error
+        raise ValueError(
+            f"torch.export cannot follow {type(module).__name__}: {error}{_advice(str(error))}"
+        ) from error
     finally:
         module.train(was_training)
+
+
+def _advice(error: str) -> str:
+    """What to do about an error of torch that does not tell itself."""
+    if "'indices'" not in error or "Long" not in error:
+        return ""
+    return (
+        "\nA table (torch.nn.Embedding) takes whole numbers, and times are floating-point numbers "
+        "here, also between steps: have the module look up t.round().long(), or give from_torch "
+        "call=lambda module, x, t: module(x, t.round().long())"
+    )
 
 
 def _tensors(exported: Any) -> dict[str, tuple[str, np.ndarray]]:
@@ -116,7 +129,13 @@ def _tensors(exported: Any) -> dict[str, tuple[str, np.ndarray]]:
 def _array(name: str, tensor: Any) -> np.ndarray:
     values = tensor.detach().cpu()
     values = values.float() if str(values.dtype) == "torch.bfloat16" else values
-    values = values.numpy().copy()
+    try:
+        values = values.numpy().copy()
+    except TypeError as error:
+        raise ValueError(
+            f"the module's tensor {name} is of {values.dtype}, which has no counterpart here: "
+            "convert the module first, by module.float()"
+        ) from error
     if not np.isfinite(values).all():
         raise ValueError(f"the module's tensor {name} has values that are not finite")
     return values

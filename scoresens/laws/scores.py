@@ -40,7 +40,8 @@ def from_noise(process: Process, network: Score) -> Score:
             `docs/models.md` shows each kind.
 
     Returns:
-        `score(t, x)`, in 1 / (units of x).
+        `score(t, x)`, in 1 / (units of x). Calling it raises a ValueError if the network returns
+            anything but one array of x's shape.
 
     References:
         Ho et al. 2020, arXiv 2006.11239.
@@ -105,8 +106,8 @@ class Guided:
     weight: Scalar
 
     def __call__(self, t: Scalar, x: Float[Array, "*shape"]) -> Array:
-        plain = self.unconditional(t, x)
-        return plain + self.weight * (self.conditional(t, x) - plain)
+        plain = _said(self.unconditional, t, x, "score")
+        return plain + self.weight * (_said(self.conditional, t, x, "score") - plain)
 
 
 class Pair(NamedTuple):
@@ -208,33 +209,41 @@ class _Rebuilt:
         return self.structure.unflatten(leaves)(*inputs)
 
 
+def _said(function, t, x, name="network"):
+    """What a network or a score returns for one sample: an array of its shape, or an error that
+    says so. One of another shape would be stretched over the sample without a word."""
+    return _checks.like_sample(name, function(t, x), x)
+
+
 def _score_from_noise(process, network, t, x):
-    return -network(t, x) / process.sigma(t)
+    return -_said(network, t, x) / process.sigma(t)
 
 
 def _score_from_denoiser(process, network, t, x):
-    return (process.alpha(t) * network(t, x) - x) / process.variance(t)
+    return (process.alpha(t) * _said(network, t, x) - x) / process.variance(t)
 
 
 def _score_from_v(process, network, t, x):
     alpha, sigma = process.alpha(t), process.sigma(t)
-    noise = (alpha * network(t, x) + sigma * x) / (jnp.square(alpha) + jnp.square(sigma))
+    noise = (alpha * _said(network, t, x) + sigma * x) / (jnp.square(alpha) + jnp.square(sigma))
     return -noise / sigma
 
 
 def _score_from_velocity(process, network, t, x):
     alpha, alpha_rate, sigma, sigma_rate = _scales(process, t, x.dtype)
-    noise = (alpha * network(t, x) - alpha_rate * x) / (alpha * sigma_rate - alpha_rate * sigma)
+    noise = (alpha * _said(network, t, x) - alpha_rate * x) / (
+        alpha * sigma_rate - alpha_rate * sigma
+    )
     return -noise / sigma
 
 
 def _score_from_canonical(process, denoiser, t, x):
     alpha, tau, hat = process.alpha(t), process.noise_level(t), process.to_canonical(t, x)
-    return (denoiser(tau, hat) - hat) / (alpha * jnp.square(tau))
+    return (_said(denoiser, tau, hat) - hat) / (alpha * jnp.square(tau))
 
 
 def _score_from_potential(potential, t, x):
-    return jax.grad(potential, argnums=1)(t, x)
+    return jax.grad(lambda x: _checks.like_number(potential(t, x), x))(x)
 
 
 def _denoise(measure, tau, x):
@@ -242,11 +251,11 @@ def _denoise(measure, tau, x):
 
 
 def _noise_from_score(process, score, t, x):
-    return -process.sigma(t) * score(t, x)
+    return -process.sigma(t) * _said(score, t, x, "score")
 
 
 def _denoiser_from_score(process, score, t, x):
-    return (x + process.variance(t) * score(t, x)) / process.alpha(t)
+    return (x + process.variance(t) * _said(score, t, x, "score")) / process.alpha(t)
 
 
 def _v_from_score(process, score, t, x):

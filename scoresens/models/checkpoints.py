@@ -26,6 +26,7 @@ from scoresens.models.preconditioning import Denoiser
 from scoresens.models.unet import UNet
 
 HEADER = "scoresens"
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 
 
 def save(path: str | Path, model: Denoiser, metadata: dict) -> None:
@@ -141,7 +142,7 @@ def read_header(path: Path) -> dict:
         text = (file.metadata() or {}).get(HEADER)
     try:
         header = json.loads(text or "null")
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("metadata"), dict):
         raise ValueError(f"{path} was not written by scoresens: its header names no architecture")
@@ -149,14 +150,20 @@ def read_header(path: Path) -> dict:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of anyone's safetensors file. Raises a ValueError as `read_file`."""
+    """The tensors of anyone's safetensors file, those of bfloat16 in float32. Raises a ValueError
+    as `read_file`."""
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: _known_to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+
+
+def _known_to_numpy(tensor: np.ndarray) -> np.ndarray:
+    return tensor.astype(np.float32) if tensor.dtype == jnp.bfloat16 else tensor
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Yields a safetensors file that is open; a ValueError says what is wrong with others."""
+    """Yields a safetensors file that is open; a ValueError says what is wrong with others, or which
+    tensor is of a dtype that is not read."""
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
@@ -166,9 +173,20 @@ def opened(path: Path) -> Iterator[Any]:
         )
     try:
         with safe_open(path, framework="numpy") as file:
+            _check_dtypes(path, file)
             yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _check_dtypes(path: Path, file: Any) -> None:
+    for name in file.keys():  # noqa: SIM118
+        if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+            raise ValueError(
+                f"{path}: tensor {name} is of dtype {dtype}, and read are {', '.join(DTYPES)}: "
+                "convert it first, in PyTorch by tensor.float(), times its scale where the file "
+                "has one"
+            )
 
 
 def write_file(path: Path, header: dict, tensors: Mapping[str, np.ndarray]) -> None:

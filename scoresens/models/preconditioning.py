@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from scoresens import _checks
 from scoresens.laws.processes import EDM, Process
 from scoresens.laws.scores import Score, from_denoiser
 
@@ -112,12 +113,13 @@ def preconditioned(
     tau: Float[Array, ""],
     x: Float[Array, "*shape"],
 ) -> Array:
-    """`c_skip x + c_out F(c_in x)` of a network F that knows the noise level already."""
+    """`c_skip x + c_out F(c_in x)` of a network F that knows the noise level already. Raises a
+    ValueError if it does not return an array of x's shape."""
     total = tau**2 + sigma_data**2
     c_skip = sigma_data**2 / total
     c_out = tau * sigma_data * jax.lax.rsqrt(total)
     c_in = jax.lax.rsqrt(total)
-    return c_skip * x + c_out * network(c_in * x)
+    return c_skip * x + c_out * _checks.like_sample("network", network(c_in * x), x)
 
 
 def noise_condition(tau: Float[Array, ""]) -> Float[Array, ""]:

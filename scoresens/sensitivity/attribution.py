@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from scoresens import _checks
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of, tableau
 from scoresens.flow.starts import checked_start, sample_keys
@@ -110,7 +111,8 @@ def attribute(
     Raises:
         ValueError: shapes, dtypes or a score that do not fit, a functional of more than one axis,
             a missing key, an adaptive solve, a guided score, or a `top` above N.
-        FloatingPointError: results that are not finite (outside `jit`).
+        FloatingPointError: results that are not finite, or a functional whose value or gradient is
+            not (outside `jit`).
 
     Notes:
         Network: one path down (`2 steps` evaluations a sample with Heun, and the trace's products
@@ -143,6 +145,7 @@ def attribute(
         strict=True,
     )
     x, value, found, stats = joined(parts)
+    _raise_if_functional_failed(solve, functional, x, stats)
     raise_if_failed(solve, stats)
     if shape == ():
         value, found = without_p(value), found._replace(profile=without_p(found.profile))
@@ -226,3 +229,18 @@ def _functional_shape(functional, x):
             f"{out.shape}; flatten it"
         )
     return out.shape
+
+
+def _raise_if_functional_failed(solve, functional, x, stats):
+    """Say that a functional is not finite at a sample that is; silent inside `jit`."""
+    if not solve.throw or not _checks.is_concrete(stats.finite):
+        return
+    whole = jnp.isfinite(x).reshape(len(x), -1).all(1)
+    for i in map(int, jnp.flatnonzero(whole & ~stats.finite)[:1]):
+        for what, function in (("value", functional), ("gradient", jax.jacrev(functional))):
+            if not jnp.isfinite(function(x[i])).all():
+                raise FloatingPointError(
+                    f"the functional's {what} holds NaN or infinity at sample {i}, which is finite "
+                    "itself: mend the functional there (a square root has no gradient at 0, a "
+                    "logarithm no value) (Solve(throw=False) returns what there is, with .stats)"
+                )

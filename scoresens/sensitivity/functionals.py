@@ -40,7 +40,8 @@ def components(
 
 
 def pixel(*index: int) -> Functional:
-    """One entry of the sample, `x_0[index]`, a scalar: `pixel(3, 4, 0)`."""
+    """One entry of the sample, `x_0[index]`, a scalar: `pixel(3, 4, 0)`; NaN where there is none,
+    which `attribute` refuses."""
     if not index or not all(isinstance(i, int) for i in index):
         raise ValueError(f"pixel takes the whole numbers of one entry, got {index}")
     return Partial(_pixel, tuple(map(jnp.asarray, index)))
@@ -57,7 +58,8 @@ def squared_distance(target: Float[ArrayLike, "*shape"]) -> Functional:
 
 
 def logit(classifier: Callable, label: int) -> Functional:
-    """`classifier(x_0)[label]`, a scalar, of a function from one sample to a vector of logits."""
+    """`classifier(x_0)[label]`, a scalar, of a function from one sample to a vector of logits; NaN
+    for a label that it has not, which `attribute` refuses."""
     return Partial(_logit, as_pytree(classifier), jnp.asarray(label))
 
 
@@ -99,7 +101,7 @@ def _components(basis, mean, x):
 
 
 def _pixel(index, x):
-    return x[index]
+    return jnp.asarray(x).at[index].get(mode="fill", fill_value=jnp.nan)
 
 
 def _pixels(zeros, x):
@@ -111,7 +113,7 @@ def _squared_distance(target, x):
 
 
 def _logit(classifier, label, x):
-    return classifier(x)[label]
+    return jnp.asarray(classifier(x)).at[label].get(mode="fill", fill_value=jnp.nan)
 
 
 def _log_density(process, score, trace, prior, solve, x):

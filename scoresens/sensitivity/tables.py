@@ -24,6 +24,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from scoresens._products import product
@@ -54,10 +55,11 @@ def influences(
         states: where the samples have been.
         omega: d functional / d D at each state.
         known: the law that kernels are divided by, or its gain `[S, M]` and denoiser
-            `[S, M, d]`; None: the points' own.
+            `[S, M, d]`; None: the points' own. All are taken in the precision of omega.
         top: None returns all scores; else the `top` largest and smallest.
         group: also a profile, over groups of that many states.
     """
+    points, states, known = _in_precision(omega.dtype, (points, states, known))
     if isinstance(known, Measure):
         known = posteriors(known, states)
     plan = _whole_plan(points, omega.shape[:3], top, group)
@@ -65,6 +67,16 @@ def influences(
         return _whole(plan, points, states, omega, known)
     known = posteriors(points, states) if known is None else known
     return _blocks.influences(points, states, omega, known, top=top, group=group)
+
+
+def _in_precision(dtype, tree):
+    """The numbers of a pytree in this precision; points on the host are read in it later."""
+
+    def one(leaf):
+        here = isinstance(leaf, jax.Array | np.generic)
+        return leaf.astype(dtype) if here and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
 
 
 @jax.jit

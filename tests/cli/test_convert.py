@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from command_line import scoresens, settings_file
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from scoresens import importers
+from scoresens.cli.convert import _load
 from scoresens.importers.unet2d import UNet2D, checkpoint_of
 
 pytestmark = pytest.mark.slow  # commands from end to end
@@ -69,6 +70,12 @@ def test_convert_tells_what_it_found(pipeline, converted):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_class_that_there_is_not_is_refused_before_anything_is_written(pipeline, tmp_path):
+    ran = scoresens("convert", "diffusers", pipeline, "--label", "10", out=tmp_path)
+    assert ran.code == 1 and ran.files == set()
+    assert "takes no conditioning, got [[]]" in ran.told and "Tracer" not in ran.told
+
+
 @pytest.mark.parametrize("command", ["attribute", "sensitivity", "counterfactual", "sample"])
 def test_commands_run_on_a_converted_model(converted, tmp_path, command):
     change = "[change]\nkind = 'add'\nclasses = ['3']\n"
@@ -105,6 +112,11 @@ def test_a_converted_model_is_not_fine_tuned(converted, tmp_path):
         (["torch", "math:floor", "--shape", "0"], 2, "shape must be of numbers of at least 1"),
         (["torch", "no_such:thing", "--shape", "2"], 2, "no_such:thing cannot be found from"),
         (["torch", "math:floor", "--shape", "2", "--sees", "step"], 2, "'step' is of a DiscreteVP"),
+        (
+            ["torch", "math:floor", "--shape", "2", "--scheduler", __file__],
+            2,
+            "test_convert.py is damaged, or no JSON in UTF-8",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_said(tmp_path, arguments, code, says):
@@ -145,3 +157,61 @@ def test_a_torch_module_named_by_its_function(torch, tmp_path, monkeypatch):
     ran = scoresens("convert", *named, "--weights", "w.safetensors", out=tmp_path / "out")
     assert ran.code == 2
     assert "w.safetensors does not fit the module" in ran.told
+
+
+def test_conditioning_that_is_no_array_is_refused_in_words_of_its_own(pipeline, tmp_path):
+    file = tmp_path / "text.npy"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    given = ["convert", "diffusers", pipeline, "--conditioning", file]
+    ran = scoresens(*given, out=tmp_path / "out")
+    assert ran.code == 2 and "allow_pickle" not in ran.told
+    assert "text.npy is no .npy file: it begins with b'versio'" in ran.told
+    np.savez(tmp_path / "text.npz", np.ones(2))
+    given[-1] = tmp_path / "text.npz"
+    ran = scoresens(*given, out=tmp_path / "out")
+    assert ran.code == 2 and "text.npz is no .npy file: it begins with b'PK" in ran.told
+
+
+def tied(torch):
+    """A module whose second layer has the kernel of the first."""
+
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+            self.last.weight = self.first.weight
+
+    return Tied()
+
+
+def test_weights_that_are_saved_once_under_two_names(torch, tmp_path):
+    from safetensors.torch import save_model
+
+    theirs, ours, path = tied(torch), tied(torch), tmp_path / "tied.safetensors"
+    save_model(theirs, str(path))
+    assert len(load_file(path)) == 3
+    _load(ours, path)
+    for name, tensor in theirs.state_dict().items():
+        np.testing.assert_array_equal(ours.state_dict()[name], tensor)
+    ours.last.weight = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(
+        ValueError, match=r"tied\.safetensors does not fit .* lacks \['last\.weight'\]"
+    ):
+        _load(ours, path)
+
+
+def test_weights_of_bfloat16(torch, tmp_path):
+    from safetensors.torch import save_file as save_torch
+
+    module, path = torch.nn.Linear(2, 1), tmp_path / "half.safetensors"
+    kernel, bias = torch.tensor([[0.25, -3.0]]), torch.tensor([1.5])
+    save_torch({"weight": kernel.bfloat16(), "bias": bias.bfloat16()}, path)
+    _load(module, path)
+    assert torch.equal(module.weight, kernel) and torch.equal(module.bias, bias)
+    assert module.weight.dtype == torch.float32
+    save_torch({"weight": kernel.bfloat16(), "bias": bias.to(torch.float8_e4m3fn)}, path)
+    with pytest.raises(ValueError, match=r"half\.safetensors: tensor bias is of dtype F8_E4M3"):
+        _load(module, path)
+    save_torch({"weight": kernel, "bias": bias, "spare": bias.clone()}, path)
+    with pytest.raises(ValueError, match=r"it lacks \[\], and has more in \['spare'\]"):
+        _load(module, path)

@@ -151,6 +151,34 @@ def test_a_transformer_of_classes_with_a_learned_variance(tmp_path):
         close(noise_of(foreign.given(label), 60, x), expected[..., :4])
 
 
+def test_a_class_that_a_transformer_has_not_is_refused(tmp_path):
+    """Of ten, the eleventh is 'no class'."""
+    folder = pipeline(tmp_path, transformer(), name="transformer")
+    with pytest.raises(ValueError, match="takes a label from 0 to 10, a whole number, got 11"):
+        importers.from_diffusers(folder, conditioning=[np.asarray(11)])
+    foreign = importers.from_diffusers(folder, conditioning=[np.asarray(10)])
+    assert jnp.isfinite(foreign.score(0.5, jnp.ones((8, 8, 4), jnp.float32))).all()
+
+
+def test_a_label_where_a_text_belongs_is_refused(tmp_path):
+    folder = pipeline(tmp_path, prompted())
+    with pytest.raises(ValueError, match=r"takes the embedding of a text \[tokens, width\], got"):
+        importers.from_diffusers(folder, conditioning=[np.asarray(3)])
+
+
+def test_a_variant_is_read_once_it_is_saved_as_the_error_advises(tmp_path, x):
+    folder = pipeline(tmp_path, unet())
+    diffusers.UNet2DModel.from_pretrained(folder / "unet").save_pretrained(
+        folder / "unet", variant="fp16"
+    )
+    (folder / "unet" / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r'from_pretrained\(\.\.\., variant="fp16"\)'):
+        importers.from_diffusers(folder)
+    loaded = diffusers.UNet2DModel.from_pretrained(folder / "unet", variant="fp16")
+    loaded.save_pretrained(folder / "unet")
+    close(noise_of(importers.from_diffusers(folder), 60, x), said(loaded, x, 60))
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_saved_pipeline_is_the_same(tmp_path, x, native):
     foreign = importers.from_diffusers(pipeline(tmp_path, unet()), native=native)
@@ -218,9 +246,15 @@ def edited(folder, part, **changes):
     "part, changes, says",
     [
         ("scheduler", {"_class_name": "OddScheduler"}, "the scheduler 'OddScheduler' is not known"),
-        ("scheduler", {"prediction_type": "odd"}, "the prediction type 'odd' is not known"),
+        (
+            "scheduler",
+            {"prediction_type": "odd"},
+            "the prediction type 'odd' of DDPM.* is not known",
+        ),
         ("unet", {"_class_name": "UNet3DModel"}, "holds a UNet3DModel, and known are UNet2DModel"),
         ("unet", {"out_channels": 3}, "takes 1 channels and returns 3"),
+        ("unet", {"attention_head_dim": [8, 8]}, "attention_head_dim is .* not of type"),
+        ("unet", {"norm_num_groups": 3}, "unet: .* must be divisible"),
         ("unet", {"sample_size": None}, "does not say how large its samples are: give size"),
     ],
 )
@@ -252,7 +286,26 @@ def test_what_is_missing_is_named(tmp_path):
         importers.from_diffusers(folder)
 
 
+def test_a_key_that_diffusers_does_not_know_is_named(tmp_path):
+    folder = pipeline(tmp_path, prompted())
+    edited(folder, "unet", new_attention=True)
+    with pytest.raises(ValueError, match=r"UNet2DConditionModel of diffusers .*: new_attention"):
+        importers.from_diffusers(folder, conditioning=[np.zeros((5, 6), np.float32)])
+
+
 # ------------------------------------------------------------------ latents
+
+
+def test_the_scale_of_latents_is_diffusers_own_where_the_file_has_none(tmp_path):
+    """Files from before diffusers 0.10 have none: 0.18215, that of Stable Diffusion."""
+    autoencoder().save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "scaling_factor"}))
+    assert importers.autoencoder_from_diffusers(tmp_path, size=8).scale == 0.18215
+    file.write_text(json.dumps(content | {"latents_mean": [0.1, 0.2]}))
+    with pytest.raises(ValueError, match="has latents_mean, a scale of each channel"):
+        importers.autoencoder_from_diffusers(tmp_path, size=8)
 
 
 def test_latents_and_the_attribution_of_decoded_images(tmp_path):

@@ -191,6 +191,20 @@ def test_parameters_that_are_not_finite_are_refused():
         torch_export(module, (torch.zeros(1, 2),))
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_parameters_without_a_counterpart_are_named_with_their_dtype(dtype):
+    class Eight(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2).to(dtype), requires_grad=False)
+
+        def forward(self, x):
+            return x * self.scale.float()
+
+    with pytest.raises(ValueError, match=rf"tensor scale is of {dtype}, .* by module\.float\(\)"):
+        torch_export(Eight(), (torch.zeros(1, 2),))
+
+
 def test_the_module_is_left_as_it_was(exported):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).train()
     program = torch_export(module, (torch.ones(1, 2),))
@@ -300,6 +314,55 @@ def test_a_learned_variance_is_left_out_and_other_shapes_are_refused():
     np.testing.assert_array_equal(foreign.score(1.0, jnp.ones((2, 2, 3))), jnp.ones((2, 2, 3)))
     with pytest.raises(ValueError, match=r"returns 9 channels.*3"):
         importers.from_torch(Wide(3), schedule, (2, 2, 3))
+
+
+class Table(torch.nn.Module):
+    """Adds a row of a table of ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.Embedding(10, 2)
+
+    def forward(self, x, time, *label):
+        return x + self.rows(*label or (time,))
+
+
+STEPS = Schedule(ss.DiscreteVP(np.geomspace(0.01, 90.0, 10)), "score", "step")
+
+
+def test_a_table_of_times_wants_whole_numbers():
+    """What the error advises is what helps: step 6.3 has the row of step 6."""
+    module = Table()
+    with pytest.raises(
+        ValueError, match=r"have the module look up t\.round\(\)\.long\(\), or give"
+    ):
+        importers.from_torch(module, STEPS, (2,))
+    foreign = importers.from_torch(
+        module, STEPS, (2,), call=lambda module, x, t: module(x, t.round().long())
+    )
+    found = foreign.score((6.3 + 1) / 10, jnp.zeros(2, jnp.float32))
+    np.testing.assert_allclose(found, module.rows.weight[6].detach().numpy(), rtol=1e-6)
+
+
+def test_a_label_beyond_a_table_is_refused_or_nan():
+    module = Table().train()
+    for label in (10, -1):
+        with pytest.raises(ValueError, match=rf"Table does not know the conditioning \[{label}\]"):
+            importers.from_torch(module, STEPS, (2,), conditioning=[np.asarray(label)])
+    foreign = importers.from_torch(module, STEPS, (2,), conditioning=[np.asarray(9)])
+    assert module.training
+    last = module.rows.weight[9].detach().numpy()
+    x = jnp.zeros(2, jnp.float32)
+    np.testing.assert_allclose(foreign.score(0.5, x), last, rtol=1e-6)
+    for label in (10, -1):  # known to nobody before it is looked up
+        assert jnp.isnan(foreign.given(label).score(0.5, x)).all()
+
+
+def test_conditioning_that_a_program_does_not_take_is_refused():
+    foreign = importers.from_torch(Table(), STEPS, (2,), conditioning=[np.asarray(9)])
+    for given, got in (((), r"\[\]"), ((1, 2), r"\[\[\], \[\]\]"), ((np.ones(3),), r"\[\[3\]\]")):
+        with pytest.raises(ValueError, match=rf"conditioning of shapes \[\[\]\], got {got}: one"):
+            foreign.given(*given)
 
 
 # ------------------------------------------------------------------ files

@@ -344,9 +344,9 @@ def test_samples_that_do_not_fit_are_refused(unchecked_annotations, shape):
 
 def test_labels_that_do_not_fit_are_refused():
     x = jnp.ones((4, 8, 2))
-    with pytest.raises(ValueError, match="takes no label, got 1"):
-        ours(PLAIN)(1.0, x, 1)
-    with pytest.raises(ValueError, match="takes a label"):
+    with pytest.raises(ValueError, match="this network takes no label, got one"):
+        jax.jit(ours(PLAIN))(1.0, x, 1)
+    with pytest.raises(ValueError, match=r"takes a label \(index\), got none"):
         ours(CASES["classes"])(1.0, x)
     with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         ours(CASES["classes"])(1.0, x, 4)

@@ -103,6 +103,57 @@ def test_canonical_denoiser_of_a_score_and_back(process):
     laws.close(score(t, X), oracle(process, t)[0], relative=1e-10)
 
 
+# ------------------------------------------------------------------ outputs that do not fit
+
+IMAGE = jnp.ones((2, 3, 2))
+WRAPPERS = {name: come for name, (come, _) in PAIRS.items()} | {"canonical": ss.from_canonical}
+OUTPUTS = {
+    "a number": (lambda x: 0.5, "float"),
+    "a scalar": (lambda x: x.sum(), r"\(\)"),
+    "one channel": (lambda x: x[..., :1], r"\(2, 3, 1\)"),
+    "a learned variance": (lambda x: jnp.concatenate([x, x], -1), r"\(2, 3, 4\)"),
+    "channels first": (lambda x: jnp.moveaxis(x, -1, 0), r"\(2, 2, 3\)"),
+    "a batch": (lambda x: x[None], r"\(1, 2, 3, 2\)"),
+    "a tuple": (lambda x: (x, x), "tuple"),
+    "a dictionary": (lambda x: {"sample": x}, "dict"),
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_what_is_not_like_the_sample_is_refused(output):
+    """By every wrapper, in the same words: to stretch it over the sample is a wrong score."""
+    change, got = OUTPUTS[output]
+    must = rf"\(t, x\) must return an array of x's shape \(2, 3, 2\) for one sample, got {got};"
+    for wrap in WRAPPERS.values():
+        with pytest.raises(ValueError, match=f"network{must}"):
+            wrap(ss.EDM(), lambda t, x: change(x))(1.0, IMAGE)
+    for _, back in PAIRS.values():
+        with pytest.raises(ValueError, match=f"score{must}"):
+            back(ss.EDM(), lambda t, x: change(x))(1.0, IMAGE)
+    for pair in (
+        (lambda t, x: change(x), lambda t, x: x),
+        (lambda t, x: x, lambda t, x: change(x)),
+    ):
+        with pytest.raises(ValueError, match=f"score{must}"):
+            ss.guide(*pair, 2.0)(1.0, IMAGE)
+
+
+def test_whole_numbers_are_no_output():
+    for wrap in WRAPPERS.values():
+        with pytest.raises(
+            ValueError, match=r"network.*must return floating-point numbers, got int"
+        ):
+            wrap(ss.EDM(), lambda t, x: x.astype(int))(1.0, IMAGE)
+
+
+@pytest.mark.parametrize("value", [lambda x: x[:1, 0, 0], lambda x: (x.sum(),), lambda x: 1])
+def test_a_potential_that_is_no_number_is_refused(value):
+    with pytest.raises(
+        ValueError, match=r"potential\(t, x\) must return one floating-point number"
+    ):
+        ss.from_potential(lambda t, x: value(x))(1.0, IMAGE)
+
+
 def test_a_score_crosses_jit_with_its_parameters():
     """A Partial over module functions: leaves are parameters, and a new one traces nothing anew."""
     traces = []

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import scoresens as ss
 from scoresens import datasets, models
 from scoresens.models import Denoiser, ModelSettings, ResidualMLP, UNet, build, load, save
-from scoresens.models.checkpoints import HEADER
+from scoresens.models.checkpoints import HEADER, read_tensors
 from scoresens.models.unet import normed
 
 SHAPES = {"mlp": (3, 4), "unet": (8, 8, 2)}
@@ -328,3 +328,43 @@ def test_pretrained_digits_lie_between_memory_and_blur():
         by_heart, ours = (np.reshape(f(tau, x), flat.shape) for f in (memory, network))
         errors = [np.mean((found - flat) ** 2) for found in (by_heart, ours, linear)]
         assert errors == sorted(errors), (tau, errors)
+
+
+def test_a_network_that_returns_another_shape_is_refused():
+    class Mean(nnx.Module):
+        shape = (2, 3)
+
+        def __call__(self, c_noise, x):
+            return x.mean()
+
+    message = r"network\(t, x\) must return an array of x's shape \(2, 3\) for one sample, got \(\)"
+    with pytest.raises(ValueError, match=message):
+        Denoiser(Mean(), 0.5)(0.3, jnp.ones((2, 3)))
+
+
+# ------------------------------------------------------------------ files of others
+
+
+def written(path, dtype, numbers: bytes, count: int):
+    """A safetensors file by its format alone: the length of a header, the header, the numbers."""
+    about = {"a.weight": {"dtype": dtype, "shape": [count], "data_offsets": [0, len(numbers)]}}
+    header = json.dumps(about).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + numbers)
+    return path
+
+
+def test_bfloat16_is_read_as_float32(tmp_path):
+    """The upper half of float32: 1.5 is 0x3fc00000."""
+    path = written(tmp_path / "b.safetensors", "BF16", b"\xc0\x3f\x20\xc1", 2)
+    found = read_tensors(path)["a.weight"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [1.5, -10.0])
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_a_dtype_that_is_not_read_is_named_with_its_tensor_and_file(tmp_path, dtype):
+    path = written(tmp_path / "eight.safetensors", dtype, b"\x38\x38", 2)
+    message = rf"eight\.safetensors: tensor a\.weight is of dtype {dtype}, and read are F64, F32"
+    for read in (read_tensors, load):
+        with pytest.raises(ValueError, match=message):
+            read(path)

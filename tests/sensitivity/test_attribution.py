@@ -1,6 +1,7 @@
 """Laws 3 and 8: what each data point does to a functional of a sample, and to the loss."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, cast
 
@@ -333,6 +334,32 @@ def test_log_density_as_a_functional():
     laws.close(slope, lowest.score(x), relative=1e-10)
 
 
+NARROW = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float32))
+
+
+@pytest.mark.parametrize("wide", ["points", "points on the host", "measure", "network"])
+def test_what_is_wider_than_the_noise_is_taken_in_its_precision(wide):
+    """float64 beside noise of float32 gives the answers of float64, to the rounding of float32 in
+    exponents of some tens."""
+    host = ss.Points.on_host(np.asarray(DATA.points), np.asarray(DATA.weights), np.float64(0.4))
+    narrow = NARROW(DATA)
+    data, given = {
+        "points": (DATA, {}),
+        "points on the host": (host, {"base": DATA}),
+        "measure": (narrow, {"base": BROAD}),
+        "network": (narrow, BLACK_BOX),
+    }[wide]
+
+    solve = ss.Solve(steps=3, tau_min=laws.BOTTOM)
+
+    def ask(noise):
+        return ss.attribute(PROCESS, SCORE, data, PIXEL, noise, **given, solve=solve)
+
+    found, expected = ask(NOISE.astype(jnp.float32)), ask(NOISE)
+    assert found.scores.dtype == jnp.float32
+    laws.close(found.scores, expected.scores, relative=1e-4)
+
+
 # ------------------------------------------------------------------ the loss
 
 LEVELS = jnp.array([0.1, 0.5, 2.0])
@@ -350,6 +377,17 @@ def test_loss_sensitivity_is_the_gradient_in_the_weights(of_loss):
         return ss.loss_sensitivity(PROCESS, score, DATA, DATA.points[:3], **LOSS).loss
 
     laws.close(of_loss.scores, jax.jacfwd(loss)(DATA.normalized_weights), relative=1e-10)
+
+
+def test_data_wider_than_the_points_of_the_loss():
+    narrow, levels = NARROW(DATA), {name: NARROW(LOSS[name]) for name in ("levels", "weights")}
+    score = ss.exact_score(PROCESS, narrow)
+    found, expected = (
+        ss.loss_sensitivity(PROCESS, score, data, narrow.points[:3], **LOSS | levels)
+        for data in (DATA, narrow)
+    )
+    assert found.scores.dtype == jnp.float32
+    laws.close(found.scores, expected.scores, relative=1e-4)
 
 
 def test_loss_sensitivity_of_the_black_box(of_loss):

@@ -20,9 +20,14 @@ enter({
     "addmm.default baddbmm.default":
         lambda bias, x, y, beta=1, alpha=1: beta * bias + alpha * (x @ y),
     "einsum.default": lambda equation, tensors, path=None: jnp.einsum(equation, *tensors),
-    "embedding.default": lambda weight, indices, *_, **__: weight[indices],
     "getitem": lambda values, place: values[place],
 })  # fmt: skip
+
+
+@operation("embedding.default")
+def embedding(weight, indices, *_, **__):
+    """Rows of a table; of an index beyond it NaN, where PyTorch refuses."""
+    return weight.at[indices].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 @operation("linear.default")

@@ -18,6 +18,6 @@ References: Ho, Jain, Abbeel 2020, arXiv 2006.11239; Song et al. 2021, arXiv 201
 """
 
 from scoresens.importers.unet2d.network import UNet2D, checkpoint_of, unet2d
-from scoresens.importers.unet2d.settings import unsupported
+from scoresens.importers.unet2d.settings import malformed, unsupported
 
-__all__ = ["UNet2D", "checkpoint_of", "unet2d", "unsupported"]
+__all__ = ["UNet2D", "checkpoint_of", "malformed", "unet2d", "unsupported"]

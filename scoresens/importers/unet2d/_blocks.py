@@ -89,8 +89,9 @@ class Middle(nnx.Module):
         groups = s.attn_norm_num_groups
         if groups is None and s.resnet_time_scale_shift == "default":
             groups = s.norm_num_groups
-        attention = [Attention(s, size, groups, factor=factor, rngs=rngs)]
-        self.attentions = nnx.List(attention if s.add_attention else [])
+        count = 1 if s.add_attention else 0
+        attentions = [Attention(s, size, groups, factor=factor, rngs=rngs) for _ in range(count)]
+        self.attentions = nnx.List(attentions)
         blocks = [Residual(s, size, size, factor=factor, rngs=rngs) for _ in range(2)]
         self.resnets = nnx.List(blocks)
 

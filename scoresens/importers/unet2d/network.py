@@ -158,8 +158,8 @@ class UNet2D(nnx.Module):
                 "channels last, or pad"
             )
         if (label is None) != (self.labels is None):
-            takes = f"takes a label ({self.labels})" if self.labels else "takes no label"
-            raise ValueError(f"this network {takes}, got {label}")
+            takes = f"takes a label ({self.labels}), got none" if self.labels else "takes no label"
+            raise ValueError(f"this network {takes}{'' if self.labels else ', got one'}")
         if isinstance(self.class_embedding, nnx.Embed) and is_concrete(label):
             classes = self.class_embedding.num_embeddings
             if not 0 <= int(label) < classes:

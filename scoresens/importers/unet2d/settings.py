@@ -8,6 +8,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
+from scoresens.importers.configs import mistyped, unknown_keys
+
 Map = Callable[[Array], Array]
 
 
@@ -33,6 +35,7 @@ BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
 }
+UNSEEN = {"sample_size", "dropout", "num_train_timesteps"}  # keys that leave the function as it is
 POSITIVE = (
     "in_channels", "out_channels", "layers_per_block", "norm_num_groups", "time_embedding_dim",
     "attention_head_dim", "attn_norm_num_groups", "num_class_embeds",
@@ -80,12 +83,21 @@ def unsupported(config: Mapping[str, Any]) -> str | None:
 
     Args:
         config: what the `config.json` of a `UNet2DModel` holds. Fields that are absent have
-            the defaults of diffusers, and fields that it does not know are ignored, as there.
+            the defaults of diffusers.
 
     Returns:
         One sentence that names the field and its value.
     """
     return next(_problems(config), None)
+
+
+def malformed(config: Mapping[str, Any]) -> str | None:
+    """Why nobody can build a configuration: a key that is not known, or a value of another type.
+    None where there is nothing of that kind."""
+    given = given_of(config)
+    for key in unknown_keys(config, given.keys() | UNSEEN):
+        return f"{key} is a key that is not known here, and may say what the network is"
+    return next(mistyped(given, Settings), None)
 
 
 def given_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,11 +112,8 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     if kind != "UNet2DModel":
         yield f"_class_name is {kind!r}, not 'UNet2DModel'"
     given = given_of(config)
-    for field in fields(Settings):
-        value: Any = given[field.name]
-        type_: Any = field.type
-        if not isinstance(value, type_):
-            yield f"{field.name} is {value!r}, not of type {getattr(type_, '__name__', type_)}"
+    if wrong := malformed(config):
+        yield wrong
     for name in POSITIVE:
         if given[name] is not None and given[name] < 1:
             yield f"{name} is {given[name]!r}, not positive"
