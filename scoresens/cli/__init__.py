@@ -35,7 +35,7 @@ from scoresens.cli import (
     validate,
 )
 from scoresens.cli._config import ConfigError
-from scoresens.cli._progress import blaming, tell
+from scoresens.cli._progress import blaming, noting, tell
 from scoresens.cli._results import versions
 
 EXPERIMENTS = {
@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.writes:
             with blaming("--out"):
                 out.mkdir(parents=True, exist_ok=True)
-        print(f"\n{command.run(settings, out, where)}\n")
+        with noting():
+            printed = command.run(settings, out, where)
+        print(f"\n{printed}\n")
         if written := [name for name in command.writes if any(out.glob(name))]:
             print(f"written to {out}: {', '.join(written)}")
     except SystemExit as stop:  # argparse: help is done, or the usage is wrong

@@ -78,8 +78,9 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
         name: one of the names above.
         path: the folder with the IDX files, the `.npy` or `.npz` file, or the folder. A
             `.npz` holds `images` and perhaps `labels`, a `.npy` only images; the
-            sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1], floats
-            are taken as they are; `[N, H, W]` becomes `[N, H, W, 1]`.
+            sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1] (pictures
+            of 16 bits from 0..65535), floats are taken as they are; `[N, H, W]` becomes
+            `[N, H, W, 1]`.
 
     Returns:
         A `Dataset`; without labels, all images are of one class `"all"`.
@@ -106,7 +107,7 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
     file = Path(path or name)
     if file.is_dir():
         files = ImageFiles(file)
-        return Dataset(file.name, scaled(files[:]), *files.classes())
+        return Dataset(file.name, files[:], *files.classes())
     return _read_arrays(name, file)
 
 
