@@ -83,7 +83,8 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
             `[N, H, W, 1]`.
 
     Returns:
-        A `Dataset`; without labels, all images are of one class `"all"`.
+        A `Dataset`; without labels, all images are of one class `"all"`, with numbers for labels
+        the classes are those numbers that occur.
 
     Raises:
         FileNotFoundError: if the data are not there; says how to get them.
@@ -272,8 +273,8 @@ def _read_arrays(name: str, path: Path) -> Dataset:
     images = images[..., None] if images.ndim == 3 else images
     if labels is None:
         return Dataset(path.stem, images, np.zeros(len(images), np.int64), ("all",))
-    names = tuple(str(label) for label in range(labels.max() + 1))
-    return Dataset(path.stem, images, labels.astype(np.int64), names)
+    occurring, labels = np.unique(labels, return_inverse=True)
+    return Dataset(path.stem, images, labels, tuple(map(str, occurring)))
 
 
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -125,7 +125,25 @@ def test_arrays_are_loaded_as_they_are_or_scaled_from_bytes(tmp_path):
     found = datasets.load("grey", tmp_path / "grey.npz")
     np.testing.assert_allclose(found.images.ravel(), [-1, -0.6, 1], atol=1e-6)
     assert found.images.shape == (3, 1, 1, 1)
-    assert found.labels.tolist() == [2, 0, 0] and found.class_names == ("0", "1", "2")
+    assert found.labels.tolist() == [1, 0, 0] and found.class_names == ("0", "2")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([255, 0, 255, 7], np.uint8),
+        ([127, 0, 127, 7], np.int8),
+        ([10**9, 3, 10**9, 74_673_216], np.int64),
+        ([2**64 - 1, 3, 2**64 - 1, 2**63], np.uint64),
+    ],
+)
+def test_classes_are_the_labels_that_occur(tmp_path, labels, kind):
+    """The last of a small type, and ids of a data base."""
+    labels = np.array(labels, kind)
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 2, 2)), labels=labels)
+    found = datasets.load("a", tmp_path / "a.npz")
+    assert found.class_names == tuple(sorted(map(str, set(labels.tolist())), key=int))
+    assert [found.class_names[label] for label in found.labels] == [str(n) for n in labels]
 
 
 @pytest.mark.parametrize(
