@@ -10,6 +10,7 @@ from scoresens.cli._command import Command
 from scoresens.cli._common import (
     black_box,
     norms_by_mass,
+    picture,
     quantiles,
     set_up_change,
     write,
@@ -70,10 +71,7 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     was = looks_like(before, setup.named)
     turned = [float(np.mean(looks_like(x, setup.named) != was)) for x in np.moveaxis(after, 1, 0)]
     title = changed._replace(settings=replace(run.change, mass=masses[-1])).title
-    with stages("pictures", "drawing"):
-        strip = Strip(before, after, masses, sizes[:, -1], bounded)
-        draw_strip(out / "report.png", changed.touched, strip, count=SHOWN, title=title)
-        write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
+    write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
     result = changed.about | {"masses": masses, "norms": sizes}
     moved = change.moved * masses[-1] / run.change.mass
     trust = reliability(after[:, -1] - before, moved, spacing_of(setup.data))
@@ -81,6 +79,10 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     result |= {"norm": [quantiles(column) for column in sizes.T], "other_class": turned}
     result |= {"bounded_samples": np.sum(bounded > 0, 0), "bounded_steps": bounded.sum(0)}
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        strip = Strip(before, after, masses, sizes[:, -1], bounded)
+        path = out / "report.png"
+        picture(draw_strip, path, changed.touched, strip, count=SHOWN, title=title)
     rows = {
         f"{mass:g}": {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
         | {"other class": f"{share:.0%}", "bounded": f"{count}"}
