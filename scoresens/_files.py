@@ -1,13 +1,10 @@
-"""Files that are written whole, or not at all, folders that belong to one study, and files that are
-not what their names say."""
+"""Files that are written whole, or not at all, and folders that belong to one study."""
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-POINTER = b"version https://git-lfs.github.com/spec/"  # how what stands for a file begins
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,14 +33,3 @@ def refuse_another(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, An
             f"{folder} holds a study with other settings of {', '.join(differing)}: choose another "
             "--out, or remove that folder"
         )
-
-
-def refuse_pointer(path: Path) -> None:
-    """Refuses what Git LFS leaves in place of a file that it has not fetched."""
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise ValueError(
-                    f"{path} is a Git LFS pointer, which stands for the file: run `git lfs pull` "
-                    "where it is from"
-                )

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from scoresens._files import write_text
+from scoresens._reading import read_json
 from scoresens.cli._command import Command, add_optional_config
 from scoresens.cli._common import picture, write
 from scoresens.cli._config import ConfigError, read
@@ -147,7 +148,7 @@ def network_of(about: dict[str, Any]) -> Form[Network]:
     with the settings and the losses."""
 
     def read(file: Path) -> Network:
-        known = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        known = read_json(file.with_suffix(".json"))
         if {name: known.get(name) for name in about} != about:
             raise ValueError(f"{file} was trained with other settings")
         return Network(read_potential(file), known["losses"])

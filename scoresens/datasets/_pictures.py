@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from scoresens._extras import needed
-from scoresens._files import refuse_pointer
+from scoresens._reading import refuse_pointer
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")  # of many; some run other programs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 GREY = ("1", "L", "LA", "La")
 COLOURED = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
@@ -68,7 +69,7 @@ def _opened(file: Path) -> Iterator[Any]:
     """Yields a picture of a mode that is known; what goes wrong in here names the file."""
     images = needed("PIL.Image", "reading image files", "sweeps")
     try:
-        with images.open(file) as image:
+        with images.open(file, formats=FORMATS) as image:
             _check_mode(image)
             yield image
     except Exception as error:  # a decoder may fail in any way

@@ -19,8 +19,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt16
 
-from scoresens._extras import needed
+from scoresens._reading import map_array
 from scoresens.datasets._pictures import SUFFIXES, is_coloured, read
+from scoresens.datasets._zarr import is_zarr, open_zarr
 
 BLOCK = 4096
 
@@ -138,14 +139,17 @@ def stream(path: Path) -> Stream:
     """
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}: correct the path")
-    if path.is_dir():
-        return Stream(_zarr(path) if _is_zarr(path) else ImageFiles(path))
+    if is_zarr(path):
+        return _named(path, open_zarr(path)["images"])
+    return _named(path, ImageFiles(path) if path.is_dir() else map_array(path))
+
+
+def _named(path: Path, rows: Rows) -> Stream:
+    """The rows as images; what they lack names the path."""
     try:
-        return Stream(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, OSError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no .npy file, Zarr array or folder of images: {error}"
-        ) from error
+        return Stream(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
@@ -158,7 +162,7 @@ def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
 
 def mark(path: Path) -> str:
     """What tells files from others without reading them: how many, how large, when written."""
-    within = path.rglob("*") if _is_zarr(path) else visible(path)
+    within = path.rglob("*") if is_zarr(path) else visible(path)
     files = [path] if path.is_file() else [file for file in within if file.is_file()]
     stats = [file.stat() for file in files]
     size, last = sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
@@ -177,18 +181,3 @@ def scaled(
 ) -> Float[np.ndarray, "*shape"]:
     """Bytes, or pairs of them, as numbers in [-1, 1]."""
     return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max / 2) - 1
-
-
-def _is_zarr(path: Path) -> bool:
-    """Whether a folder is an array or group of Zarr, of format 2 or 3."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
-
-
-def _zarr(path: Path) -> Any:
-    zarr = needed("zarr", "reading Zarr arrays", "sweeps")
-    found = zarr.open(path, mode="r")
-    if not isinstance(found, zarr.Group):
-        return found
-    if "images" not in found:
-        raise ValueError(f"{path} has no array named images, but {sorted(found.array_keys())}")
-    return found["images"]

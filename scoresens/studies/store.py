@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from scoresens._files import refuse_another, replacing, write_text
+from scoresens._reading import read_json
 
 Result = TypeVar("Result")
 DAMAGED = (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile)
@@ -103,7 +104,7 @@ def of_study(folder: Path, settings: Any, names: Iterable[str], **also: str) -> 
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
-    refuse_another(folder, json.loads(file.read_text(encoding="utf-8")), json.loads(text))
+    refuse_another(folder, read_json(file), json.loads(text))
 
 
 def arrays(*fields: str, of: str | None = None) -> Form[dict[str, np.ndarray]]:

@@ -1,8 +1,11 @@
 """Images that stay in their files are those that were written."""
 
+import json
+import pickle
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -59,6 +62,88 @@ def test_arrays_are_read_by_rows(tmp_path, write):
         np.testing.assert_allclose(found[2:5], expected[2:5], atol=1e-6)
         np.testing.assert_allclose(found[5:99], expected[5:], atol=1e-6)
         assert found[0:1].dtype == np.float32
+
+
+def test_a_zarr_array_is_read_whole_too(tmp_path):
+    found = datasets.load(str(in_zarr(tmp_path, BYTES)))
+    np.testing.assert_allclose(found.images, AS_NUMBERS, atol=1e-6)
+    assert found.name == "a" and found.class_names == ("all",)
+    group = in_a_group(tmp_path, FLOATS)
+    zarr.open_group(group).create_array("labels", data=np.array([7, 7, 7, 300, 7, 7, 2]))
+    found = datasets.load(str(group))
+    np.testing.assert_array_equal(found.images, FLOATS[..., None])
+    assert found.class_names == ("2", "7", "300") and found.labels.tolist() == [1, 1, 1, 2, 1, 1, 0]
+
+
+def with_a_bad_chunk(folder):
+    path = in_zarr(folder, BYTES)
+    (chunk,) = [file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json"]
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    return path
+
+
+def with_metadata(text):
+    def make(folder):
+        path = in_zarr(folder, BYTES)
+        (path / "zarr.json").write_text(text)
+        return path
+
+    return make
+
+
+def with_a_group_of_images(folder):
+    path = folder / "g.zarr"
+    zarr.open_group(path, mode="w").create_group("images").create_array("x", data=BYTES)
+    return path
+
+
+class Program:
+    """What unpickles to a file that was not there."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def with_pickles(folder):
+    path = folder / "a.zarr"
+    path.mkdir()
+    about = {"shape": [7, 4, 5, 3], "chunks": [7, 4, 5, 3], "dtype": "|O", "fill_value": ""}
+    about |= {"zarr_format": 2, "order": "C", "compressor": None}
+    about |= {"filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}]}
+    (path / ".zarray").write_text(json.dumps(about))
+    (path / "0.0.0.0").write_bytes(pickle.dumps(Program(folder / "it ran")))
+    return path
+
+
+def huge(folder):
+    path = folder / "a.zarr"
+    zarr.create_array(path, shape=(10**9, 32, 32, 3), chunks=(10**9, 32, 32, 3), dtype="u1")
+    return path
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: streams.stream(path)[:], lambda p: datasets.load(str(p))]
+)
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (with_a_bad_chunk, r"a\.zarr is damaged, or no array of Zarr"),
+        (with_metadata(""), r"a\.zarr is damaged, or no array of Zarr"),
+        (with_metadata("[]"), r"a\.zarr is damaged, or no array of Zarr"),
+        (with_metadata('{"zarr_format": 3}'), r"a\.zarr (is damaged|has no array named images)"),
+        (with_a_group_of_images, r"g\.zarr has no array named images, but \['images'\]"),
+        (with_pickles, r"a\.zarr keeps its chunks as pickles"),
+        (huge, r"a\.zarr would unpack to more than 1 GiB"),
+    ],
+)
+def test_a_zarr_store_that_is_damaged_or_hostile_is_named(tmp_path, make, says, read):
+    path = make(tmp_path)
+    with pytest.raises(ValueError, match=says):
+        read(path)
+    assert not (tmp_path / "it ran").exists()
 
 
 @pytest.mark.parametrize("images", [BYTES, BYTES[..., 0]], ids=["coloured", "grey"])
@@ -265,6 +350,11 @@ def nothing(folder):
     return folder / "nothing"
 
 
+def an_archive(folder):
+    np.savez(folder / "a.npz", images=BYTES)
+    return folder / "a.npz"
+
+
 def a_text(folder):
     (folder / "a.txt").write_text("a text")
     return folder / "a.txt"
@@ -274,7 +364,8 @@ def a_text(folder):
     "make, error, says",
     [
         (nothing, FileNotFoundError, "no file or folder"),
-        (a_text, ValueError, "no .npy file, Zarr array or folder of images"),
+        (a_text, ValueError, r"a\.txt is no \.npy or \.npz file: it begins with b'a text'"),
+        (an_archive, ValueError, r"a\.npz is an archive .* save its images with numpy\.save"),
         (lambda folder: folder, ValueError, "has no image files: .png"),
         (broken, ValueError, "class 1/0.png cannot be read as an image"),
         (a_bomb, ValueError, "class 1/0.png cannot be read as an image: .* exceeds limit"),
