@@ -253,7 +253,12 @@ def test_a_setting_that_is_not_listed_or_not_there_is_noticed():
 
 @pytest.mark.parametrize(
     ("command", "needed"),
-    [("demo", ()), ("status", ("DIR",)), ("convert", ("torch", "module:function"))],
+    [
+        ("demo", ()),
+        ("config", ("sample",)),
+        ("status", ("DIR",)),
+        ("convert", ("torch", "module:function")),
+    ],
 )
 def test_every_option_has_an_argument(command, needed):
     given = vars(cli._parser().parse_args([command, *needed]))
