@@ -143,14 +143,12 @@ def key_given(name: str, key: Any, why: str, *, rows: bool = True) -> None:
     if key is None:
         raise ValueError(f"{needs}: {why}")
     if not hasattr(key, "dtype"):
-        if isinstance(key, bool | int | float | str | list | tuple):
-            raise ValueError(f"{needs}, got {key!r}: {why}")
-        return  # what JAX puts in place of a key
+        raise ValueError(f"{needs}, got {key!r}: {why}")
     axes = len(key.shape)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         fits = axes <= rows
     else:
-        fits = key.dtype == jax.dtypes.float0 or (key.dtype == jnp.uint32 and axes == 1)
+        fits = key.dtype == jnp.uint32 and axes == 1
     if not fits:
         split = ", or a row of them by jax.random.split of such a key" if rows else ""
         raise ValueError(f"{needs}{split}, got {key.dtype} of shape {tuple(key.shape)}: {why}")
