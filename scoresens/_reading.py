@@ -120,8 +120,12 @@ def refuse_pointer(path: Path) -> None:
 
 def refuse_pickles(path: Path, array: Any) -> None:
     """Refuse a Zarr array whose chunks are pickles, before one is read."""
-    codecs = str((array.filters, array.compressors)).lower()
-    if "pickle" in codecs:
+    try:
+        about = array.metadata.to_dict()
+        codecs = [about.get(part) for part in ("filters", "compressor", "codecs")]
+    except Exception as error:  # of codecs that cannot say what they are
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if "pickle" in str(codecs).lower():
         raise ValueError(
             f"{path} keeps its chunks as pickles, which run their author's code when they are "
             "read: write it again without"

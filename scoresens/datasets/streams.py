@@ -57,7 +57,8 @@ class Stream:
 
     def __init__(self, rows: Rows):
         kind = np.dtype(rows.dtype)
-        if len(rows.shape) < 2 or not rows.shape[0] or not (kind.kind == "f" or kind == np.uint8):
+        real = kind.kind == "f" or kind == np.uint8
+        if len(rows.shape) < 2 or 0 in rows.shape or not real:
             raise ValueError(
                 f"expected images [N, *shape], floats or bytes, got {kind} of shape {rows.shape}"
             )

@@ -374,6 +374,11 @@ def a_text(folder):
         (in_another_group, ValueError, r"no array named images, but \['pictures'\]"),
         (lambda folder: in_npy(folder, BYTES[..., 0].astype(int)), ValueError, "floats or bytes"),
         (lambda folder: in_npy(folder, BYTES[:0]), ValueError, r"of shape \(0, 4, 5, 3\)"),
+        (
+            lambda folder: in_npy(folder, BYTES[:, :0]),
+            ValueError,
+            r"npy: .* of shape \(7, 0, 5, 3\)",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, make, error, says):
