@@ -140,13 +140,11 @@ def stream(path: Path) -> Stream:
     """
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}: correct the path")
+    rows: Any
     if is_zarr(path):
-        return _named(path, open_zarr(path)["images"])
-    return _named(path, ImageFiles(path) if path.is_dir() else map_array(path))
-
-
-def _named(path: Path, rows: Rows) -> Stream:
-    """The rows as images; what they lack names the path."""
+        rows = open_zarr(path)["images"]
+    else:
+        rows = ImageFiles(path) if path.is_dir() else map_array(path)
     try:
         return Stream(rows)
     except ValueError as error:

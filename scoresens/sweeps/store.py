@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     columns: int  # directions a block
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Of blocks."""
         across = -(-self.directions // self.columns)
         return self.seeds * -(-self.samples // self.rows) * across
@@ -175,7 +175,7 @@ def progress(folder: Path) -> dict[str, Any]:
     layout = Layout(**kept["layout"])
     return {
         "done": len(files),
-        "blocks": layout.count,
+        "blocks": layout.total,
         "seconds": math.fsum(map(_seconds, files)),
         "layout": layout,
         "study": kept["study"],
