@@ -131,10 +131,27 @@ def samples(name: str, value: Any, shape: tuple[int, ...] | None = None) -> jax.
     return value
 
 
-def key_given(name: str, key: Any, why: str) -> None:
-    """Refuse a missing random key, saying what needs it."""
+def key_given(name: str, key: Any, why: str, *, rows: bool = True) -> None:
+    """Refuse what is no random key, saying what needs one.
+
+    Args:
+        name, why: of what needs it, and for what.
+        key: as `jax.random.key` makes it, or `jax.random.PRNGKey`.
+        rows: whether a row of keys `[M]` will do; the older kind makes none.
+    """
+    needs = f"{name} needs key=jax.random.key(...)"
     if key is None:
-        raise ValueError(f"{name} needs key=jax.random.key(...): {why}")
+        raise ValueError(f"{needs}: {why}")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"{needs}, got {key!r}: {why}")
+    axes = len(key.shape)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        fits = axes <= rows
+    else:
+        fits = key.dtype == jnp.uint32 and axes == 1
+    if not fits:
+        split = ", or a row of them by jax.random.split of such a key" if rows else ""
+        raise ValueError(f"{needs}{split}, got {key.dtype} of shape {tuple(key.shape)}: {why}")
 
 
 def score_shape(score: Any, t: Any, x: Any, name: str = "score") -> None:

@@ -20,6 +20,7 @@ OLD_EMITTER = (
 
 def pytest_addoption(parser):
     parser.addoption("--only-torch", action="store_true", help="only tests that want PyTorch")
+    parser.addoption("--fuzz", type=int, metavar="N", help="so many mutated files, other each time")
     parser.addoption(
         "--as-people-run",
         action="store_true",

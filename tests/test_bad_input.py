@@ -93,6 +93,12 @@ def test_default_bandwidth_of_one_point():
     refuses("at least 2 points, got 1", ss.default_bandwidth, POINTS[:1])
 
 
+def test_default_bandwidth_of_copies():
+    refuses(
+        "all 5 points are copies of one.*give them a bandwidth", ss.default_bandwidth, 0 * POINTS
+    )
+
+
 # ------------------------------------------------------------------ perturbations
 
 
@@ -370,6 +376,51 @@ def test_missing_key():
     refuses(message, ss.counterfactual, PROCESS, score, change, NOISE, mass=0.5)
     refuses("loss_sensitivity needs key", loss, key=None)
     refuses("sample_sde needs key", ss.sample_sde, PROCESS, score, NOISE, key=None)
+
+
+KEYED = {
+    "sample_prior": lambda key: PROCESS.sample_prior((3, 2), key=key),
+    "sample_sde": lambda key: ss.sample_sde(PROCESS, score, NOISE, key=key, solve=SHORT),
+    "Diffusion": ss.Diffusion,
+    "Hutchinson": lambda key: ss.sample_ode(
+        PROCESS, score, NOISE, trace=ss.Hutchinson(), key=key, solve=SHORT
+    ),
+    "loss_sensitivity": lambda key: loss(key=key),
+    "calibrate": lambda key: ss.calibrate(PROCESS, score, POINTS, key=key, count=8),
+    "the gap's estimate": lambda key: ss.gap_certificate(
+        ss.OU(theta=1.0, g=1.0, t_max=10.0), lambda t, x: -jnp.vdot(x, x), NOISE, key=key
+    ),
+}
+ROWS = [name for name in KEYED if name not in ("sample_prior", "calibrate", "the gap's estimate")]
+
+
+@pytest.mark.parametrize("name", KEYED)
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (3, "got 3"),
+        ((0, 1), r"got \(0, 1\)"),
+        (np.zeros(2), r"got float64 of shape \(2,\)"),
+        (jax.random.split(jax.random.PRNGKey(0), 3), r"got uint32 of shape \(3, 2\)"),
+        (jax.random.split(KEY, (3, 2)), r"got key<fry> of shape \(3, 2\)"),
+    ],
+    ids=["number", "tuple", "floats", "rows of the older kind", "a table"],
+)
+def test_what_is_no_key(name, key, message):
+    refuses(rf"{name} needs key=jax\.random\.key.*{message}", KEYED[name], key)
+
+
+@pytest.mark.parametrize("name", [name for name in KEYED if name not in ROWS])
+def test_a_row_of_keys_where_one_belongs(name):
+    refuses(
+        rf"{name} needs key.*got key<fry> of shape \(3,\)", KEYED[name], jax.random.split(KEY, 3)
+    )
+
+
+def test_a_row_of_keys_and_one_of_the_older_kind_will_do():
+    one = np.asarray(PROCESS.sample_prior((3, 2), key=jax.random.PRNGKey(0)))
+    np.testing.assert_array_equal(one, PROCESS.sample_prior((3, 2), key=KEY))
+    assert len(ss.Diffusion(jax.random.split(KEY, 3)).key) == 3
 
 
 @pytest.mark.parametrize("t", [0.0, -0.1, 1.5, np.nan])

@@ -3,9 +3,10 @@
 Every command is a file of this package, which holds its words, settings, arguments and run.
 
 Every command reads its settings from a TOML file into a frozen dataclass (`demo` from its options),
-writes `DIR/result.json` and what else it found beside it (but `status`, which only reads), says on
-standard error what it is doing and for how long, and prints a table on standard output. Exit codes:
-0 done, 1 the run failed, 2 usage or settings, 75 a sweep that SIGTERM stopped, 130 interrupted.
+writes `DIR/result.json` and what else it found beside it (but `status` and `config`, which only
+read), says on standard error what it is doing and for how long, and prints a table on standard
+output. Exit codes: 0 done, 1 the run failed, 2 usage or settings, 75 a sweep that SIGTERM stopped,
+130 interrupted.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import jax
 from scoresens.cli import (
     attribute,
     calibrate,
+    config,
     convert,
     counterfactual,
     demo,
@@ -35,7 +37,7 @@ from scoresens.cli import (
     validate,
 )
 from scoresens.cli._config import ConfigError
-from scoresens.cli._progress import blaming, tell
+from scoresens.cli._progress import blaming, noting, tell
 from scoresens.cli._results import versions
 
 EXPERIMENTS = {
@@ -46,7 +48,7 @@ COMMANDS = {
     for command in (
         demo.COMMAND, train.COMMAND, sample.COMMAND, counterfactual.COMMAND, attribute.COMMAND,
         sensitivity.COMMAND, calibrate.COMMAND, validate.command(EXPERIMENTS), gap.COMMAND,
-        sweep.COMMAND, status.COMMAND, convert.COMMAND, residual.COMMAND,
+        sweep.COMMAND, status.COMMAND, convert.COMMAND, residual.COMMAND, config.COMMAND,
     )
 }  # fmt: skip
 
@@ -54,6 +56,7 @@ ABOUT = """\
 What would a diffusion model's samples be, had its training data been others?
 
   scoresens demo                                        see it: half a minute, no settings
+  scoresens config sample                               settings to begin with
   scoresens counterfactual configs/counterfactual.toml  samples after a change of the data
   scoresens attribute configs/attribute.toml            which training images decide each sample
   scoresens sensitivity configs/sensitivity.toml        first-order changes of samples
@@ -76,7 +79,8 @@ GiB at most; JAX_COMPILATION_CACHE_DIR names another folder.
 
 Exit codes: 0 done; 1 the run failed; 2 usage or settings; 75 a sweep that SIGTERM stopped, and
 that can go on; 130 interrupted.
-`scoresens COMMAND --help` explains a command and its settings."""
+`scoresens COMMAND --help` explains a command and its settings, `scoresens config COMMAND` prints
+some; in a checkout they are in configs/."""
 
 
 def command() -> int:
@@ -99,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.writes:
             with blaming("--out"):
                 out.mkdir(parents=True, exist_ok=True)
-        print(f"\n{command.run(settings, out, where)}\n")
+        with noting():
+            printed = command.run(settings, out, where)
+        print(f"\n{printed}\n")
         if written := [name for name in command.writes if any(out.glob(name))]:
             print(f"written to {out}: {', '.join(written)}")
     except SystemExit as stop:  # argparse: help is done, or the usage is wrong

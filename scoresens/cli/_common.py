@@ -305,6 +305,15 @@ def write(out: Path, result: dict[str, Any], run: Any, stages: Stages) -> None:
     write_result(out, result, settings=run, seconds=stages.total)
 
 
+def picture(draw: Callable[..., Path], path: Path, *given: Any, **named: Any) -> None:
+    """Draw a picture to a path, after the numbers are written; an error costs it and a line."""
+    try:
+        draw(path, *given, **named)
+    except Exception as error:  # whatever fonts, disks and matplotlib come upon
+        path.unlink(missing_ok=True)  # of an earlier run
+        tell(f"\nnote: {path.name} is not drawn: {type(error).__name__}: {error}")
+
+
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Write an npz file, whole or not at all."""
     with replacing(path) as beside, beside.open("wb") as file:

@@ -9,7 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from scoresens._reading import read_text
+
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # of integers
 
 
 class ConfigError(ValueError):
@@ -48,13 +51,17 @@ def read_one_of(path: str | Path, key: str, kinds: Mapping[str, type[T]]) -> T:
     with _naming(path):
         table = _table(path)
         name = table.get(key, next(iter(kinds)))
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             raise _Refused(f"{key} must be one of {', '.join(map(repr, kinds))}, got {name!r}")
         return _convert(table, kinds[name], "")
 
 
 def _table(path: str | Path) -> dict[str, Any]:
-    return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    text = read_text(Path(path))
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
 
 
 @contextmanager
@@ -64,8 +71,8 @@ def _naming(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     except _Refused as error:
         raise ConfigError(f"{path}: {error}") from error.__cause__
 
@@ -77,6 +84,8 @@ class _Refused(Exception):
 def _convert(value: Any, kind: Any, key: str) -> Any:
     """`value` as a `kind`; `key` is its dotted name in the file."""
     origin, args = get_origin(kind), get_args(kind)
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise _Refused(f"{key}: expected at most 64 bits, got {value.bit_length() + 1}")
     if is_dataclass(kind) and isinstance(value, dict):
         return _dataclass(value, kind, key)
     if origin in (Union, types.UnionType):

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,6 +48,22 @@ def tell(words: str, end: str = "\n") -> None:
 def shown(names: list[str]) -> Iterator[str]:
     """The names of models, with a progress bar."""
     yield from tqdm(names, desc="models", unit="model")
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """What in here warns its user says so in a note, a line each."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message, category, *place, **more):
+            if category is UserWarning:
+                tell(f"\nnote: {message}")
+            else:
+                others(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

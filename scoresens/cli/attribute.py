@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import Setup, black_box, set_up_run, write, write_arrays
+from scoresens.cli._common import Setup, black_box, picture, set_up_run, write, write_arrays
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, Question, make_question
 from scoresens.cli._progress import Stages, blaming
@@ -55,13 +55,13 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
             setup, question, setup.noise, run.top, solve, run.scores == "all", **options
         )
     title = question.title(setup.dataset, run.count)
-    with stages("pictures", "drawing"):
-        draw_attributed(out / "report.png", setup, question, found, title)
-        write_arrays(out / "scores.npz", **_arrays(found))
+    write_arrays(out / "scores.npz", **_arrays(found))
     result = setup.about | attributed_result(setup, found)
     result |= {"functional": question.name, "parts": question.parts}
     same = result["same_class"]
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        picture(draw_attributed, out / "report.png", setup, question, found, title)
     says = (
         f"of the class their sample looks like: {same['top']:.0%} of the {question.kinds[0]} "
         f"images, {same['bottom']:.0%} of the {question.kinds[1]}, {same['all']:.0%} of all"

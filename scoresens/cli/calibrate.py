@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command, add_optional_config
-from scoresens.cli._common import data_and_model, kernel_of, write
+from scoresens.cli._common import data_and_model, kernel_of, picture, write
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import at_least
 from scoresens.datasets.images import DataSettings, prepare
@@ -37,12 +37,13 @@ def run_calibrate(run: CalibrateRun, out: Path, where: str) -> str:
         key = jax.random.key(run.seed)
         found = calibrate(model.process, model.score, dataset.images, key=key, count=run.count)
     title = f"checkpoint {run.checkpoint}: how well does it resolve {dataset.name}?"
-    with stages("pictures", "drawing"):
-        draw_calibration(out / "report.png", found, title=title, count=run.count)
     by_level = ("levels", "energies", "errors", "sharp")
     result = kernel_of(found.points) | {name: np.asarray(getattr(found, name)) for name in by_level}
     result["nearest"] = {"width": found.width, "resolution": found.resolution}
     write(out, result | {"error": found.error, "images": len(dataset.images)}, run, stages)
+    with stages("pictures", "drawing"):
+        path = out / "report.png"
+        picture(draw_calibration, path, found, title=title, count=run.count)
     return f"{title}\n\n{calibration_table(found)}"
 
 

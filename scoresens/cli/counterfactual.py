@@ -11,6 +11,7 @@ from scoresens.cli._common import (
     black_box,
     bound_cosines,
     norms_by_mass,
+    picture,
     quantiles,
     set_up_change,
     write,
@@ -73,10 +74,7 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     if run.sampler == "ode":
         bound = bound_cosines(run, setup, before, predicted, stages)
     title = changed._replace(settings=replace(run.change, mass=masses[-1])).title
-    with stages("pictures", "drawing"):
-        strip = Strip(before, after, masses, sizes[:, -1], bounded, bound)
-        draw_strip(out / "report.png", changed.touched, strip, count=SHOWN, title=title)
-        write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
+    write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
     result = changed.about | {"masses": masses, "norms": sizes}
     moved = change.moved * masses[-1] / run.change.mass
     result |= {"reliability": reliability(predicted, moved, spacing_of(setup.data))}
@@ -84,6 +82,10 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     result |= {"norm": [quantiles(column) for column in sizes.T], "other_class": turned}
     result |= {"bounded_samples": np.sum(bounded > 0, 0), "bounded_steps": bounded.sum(0)}
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        strip = Strip(before, after, masses, sizes[:, -1], bounded, bound)
+        path = out / "report.png"
+        picture(draw_strip, path, changed.touched, strip, count=SHOWN, title=title)
     rows = {
         f"{mass:g}": {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
         | {"other class": f"{share:.0%}", "bounded": f"{count}"}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.cli._command import Command, from_options
-from scoresens.cli._common import Changed, change_data, norms_by_mass, set_up, words, write
+from scoresens.cli._common import Changed, change_data, norms_by_mass, picture, set_up, words, write
 from scoresens.cli._functionals import FunctionalSettings
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import BumpSettings, at_least
@@ -98,14 +98,6 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
         question = question_of(FunctionalSettings("itself"), setup, solve)
         found = attribute_samples(setup, question, noise, NAMED, solve, base=setup.data)
     shares = _shares(changed, run.class_name, moves)
-    with stages("pictures", "drawing"):
-        _draw_moves(out, run, changed, moves, shares)
-        title = question.title(setup.dataset, len(shown))
-        draw_attributed(
-            out / "attribution.png", setup, question, found, title, shown,
-            f"{len(shown)} of {len(setup.noise)} samples, from the one that moves most (report.png)"
-            " to the one that moves least",
-        )  # fmt: skip
     numbers = {
         "first_order_norm": norms(moves.first_order),
         "counterfactual_norm": norms(moves.finite),
@@ -121,6 +113,14 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
     result["strip"] = {"masses": moves.masses, "norms": norms_by_mass(moves.strip, moves.before)}
     result["attribution"] = attributed_result(setup, found)
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        _draw_moves(out, run, changed, moves, shares)
+        title = question.title(setup.dataset, len(shown))
+        picture(
+            draw_attributed, out / "attribution.png", setup, question, found, title, shown,
+            f"{len(shown)} of {len(setup.noise)} samples, from the one that moves most (report.png)"
+            " to the one that moves least",
+        )  # fmt: skip
     says = ", ".join(f"{words(name)} {value:.1%}" for name, value in shares.items())
     rows = table(_rows(shown, numbers, names, medians))
     return f"{changed.title}\n\n{rows}\n\nshare of class {run.class_name}: {says}"
@@ -144,7 +144,8 @@ def _draw_moves(
     out: Path, run: DemoRun, changed: Changed, moves: Moves, shares: Mapping[str, float]
 ) -> None:
     """Write report.png and strip.png."""
-    draw_demo(
+    picture(
+        draw_demo,
         out / "report.png",
         changed.touched,
         *moves[:3],
@@ -158,7 +159,8 @@ def _draw_moves(
         ),
     )
     sizes = norms(moves.finite)
-    draw_strip(
+    picture(
+        draw_strip,
         out / "strip.png",
         changed.touched,
         Strip(moves.before, moves.strip, moves.masses, sizes),

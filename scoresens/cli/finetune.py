@@ -17,6 +17,7 @@ from scoresens.cli._common import (
     agreement,
     as_json,
     bound_cosines,
+    picture,
     set_up_change,
     trainable,
     write,
@@ -88,13 +89,8 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
             for steps, real in reals.items()
         }
     real, results = reals[run.finetune.steps], found[run.finetune.steps]
-    with stages("pictures", "drawing"):
-        one, other, moved = real.control[0], real.changed[0], real.displacement
-        shown_pair = Comparison(before, one, other, moved, predicted, results)
-        says = {"title": f"{title}, predicted and real", "trained": "the checkpoint fine-tuned"}
-        draw_validation(out / "report.png", setup.dataset.images, shown_pair, **says)
-        arrays = {"before": before, "control": real.control, "changed": real.changed}
-        write_arrays(out / "displacements.npz", **arrays, **predicted)
+    arrays = {"before": before, "control": real.control, "changed": real.changed}
+    write_arrays(out / "displacements.npz", **arrays, **predicted)
     drift = np.concatenate(real.control - before)
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
     result = about_agreement(changed, results, moves)
@@ -109,6 +105,11 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     result |= as_json({"reach": real.reach})
     result["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        one, other, moved = real.control[0], real.changed[0], real.displacement
+        shown_pair = Comparison(before, one, other, moved, predicted, results)
+        says = {"title": f"{title}, predicted and real", "trained": "the checkpoint fine-tuned"}
+        picture(draw_validation, out / "report.png", setup.dataset.images, shown_pair, **says)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
     if np.isfinite(real.reach):
         parts += [f"the effect that all pairs share would reach a Pearson of {real.reach:.2f}"]

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from scoresens._files import write_text
+from scoresens._reading import read_json
 from scoresens.cli._command import Command, add_optional_config
-from scoresens.cli._common import write
+from scoresens.cli._common import picture, write
 from scoresens.cli._config import ConfigError, read
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import at_least
@@ -92,14 +93,14 @@ def run_gap(run: GapRun, out: Path, where: str) -> str:
     for place, name in enumerate(found, 1):
         with stages(f"measure {name}", f"{name}, {place} of {len(found)}: distances"):
             studied.append(_study(name, found[name], histograms, run.seed))
-    with stages("pictures", "drawing"):
-        for family, members in families(studied).items():
-            draw_laws(out / f"laws-{family}.png", family, members)
-        draw_residuals(out / "residual.png", studied)
     rows = {network.name: dict(network.row) for network in studied}
     for name, network in trained.items():
         rows[name]["training"] = network.losses
     write(out, {"networks": rows}, run, stages)
+    with stages("pictures", "drawing"):
+        for family, members in families(studied).items():
+            picture(draw_laws, out / f"laws-{family}.png", family, members)
+        picture(draw_residuals, out / "residual.png", studied)
     return f"W₂ between laws, in units of x\n\n{gap_table(studied)}"
 
 
@@ -147,7 +148,7 @@ def network_of(about: dict[str, Any]) -> Form[Network]:
     with the settings and the losses."""
 
     def read(file: Path) -> Network:
-        known = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        known = read_json(file.with_suffix(".json"))
         if {name: known.get(name) for name in about} != about:
             raise ValueError(f"{file} was trained with other settings")
         return Network(read_potential(file), known["losses"])

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import write
+from scoresens.cli._common import picture, write
 from scoresens.cli._progress import Stages, blaming, shown, tell
 from scoresens.cli._settings import Trace, TrainedRun, at_least, check_trace, trace_of
 from scoresens.datasets.images import Dataset, prepare
@@ -79,10 +79,10 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
         f"{dataset.name}: {run.halves.subsets} random halves of {len(study.images)} images, "
         f"{run.halves.seeds} seeds"
     )
-    with stages("pictures", "drawing"):
-        draw_halves(out / "report.png", result, title=title)
     result["bandwidth"] = default_bandwidth(study.images)
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        picture(draw_halves, out / "report.png", result, title=title)
     return f"{title}\n\n{halves_table(result)}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import PROCESS, bumps_on, calibrated, write
+from scoresens.cli._common import PROCESS, bumps_on, calibrated, picture, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import BumpSettings, TrainedRun, at_least
 from scoresens.datasets.images import prepare
@@ -80,9 +80,9 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
         found = study.outputs(trials, models, queries)
     effects = _effects(run, list(orders), found)
     title = f"{dataset.name}: trained without the images that matter to a sample"
-    with stages("pictures", "drawing"):
-        draw_removal(out / "report.png", effects, title=title)
     write(out, {"effects": effects, "images": len(images)}, run, stages)
+    with stages("pictures", "drawing"):
+        picture(draw_removal, out / "report.png", effects, title=title)
     return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{removal_tables(effects)}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens.cli._command import Command, add_optional_config
-from scoresens.cli._common import set_up, write
+from scoresens.cli._common import picture, set_up, write
 from scoresens.cli._config import ConfigError
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Trace, at_least, check_trace, trace_of
@@ -75,13 +75,14 @@ def run_residual(run: ResidualRun, out: Path, where: str) -> str:
         for level in tqdm(run.levels, desc="residuals", unit="level"):
             rows[level] = _numbers(at_level(process, score, x, level, trace, key=key))
     title = f"checkpoint {run.checkpoint}: is it the score of noised {setup.dataset.name}?"
-    with stages("pictures", "drawing"):
-        draw_levels(out / "report.png", rows, title=title, count=run.count, trace=run.trace)
     levels = [
         {"level": level} | {name: found._asdict() for name, found in row.items()}
         for level, row in rows.items()
     ]
     write(out, {"levels": levels, "images": len(setup.data)}, run, stages)
+    with stages("pictures", "drawing"):
+        says = {"title": title, "count": run.count, "trace": run.trace}
+        picture(draw_levels, out / "report.png", rows, **says)
     return f"{title}\n\n{levels_table(rows)}"
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import Changed, Setup, about_agreement, agreement, points_of, write
+from scoresens.cli._common import (
+    Changed,
+    Setup,
+    about_agreement,
+    agreement,
+    picture,
+    points_of,
+    write,
+)
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import ComparisonRun, TrainedRun, at_least, trace_of
 from scoresens.datasets.images import prepare
@@ -82,12 +90,12 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     whole = Changed(Setup(dataset, data, models["control-0"], noise), change, run.change)
     title = f"{whole.title}, trained from scratch"
     first = {method: moves[0] for method, moves in predicted.items()}
+    moves = {"real": _pooled(real), **pooled}
+    write(out, about_agreement(whole, results, moves), run, stages)
     with stages("pictures", "drawing"):
         pair = Comparison(before[0], control[0], changed[0], real[0], first, results)
         says = {"title": f"{title}, predicted and real", "trained": "a model trained from scratch"}
-        draw_validation(out / "report.png", dataset.images, pair, **says)
-    moves = {"real": _pooled(real), **pooled}
-    write(out, about_agreement(whole, results, moves), run, stages)
+        picture(draw_validation, out / "report.png", dataset.images, pair, **says)
     return f"{title}, {run.count} samples, {run.seeds} seeds\n\n{validation_table(results)}"
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command, add_optional_config
-from scoresens.cli._common import GRID, load_checkpoint, write, write_arrays
+from scoresens.cli._common import GRID, load_checkpoint, picture, write, write_arrays
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import Sampler, Trace, at_least, check_trace, trace_of
 from scoresens.flow import sample_ode, sample_sde
@@ -55,6 +55,8 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
         summary = {"mean": float(density.mean()), "std": float(density.std())}
         result["log_density"] = summary
         row |= {f"log-density {name}": f"{value:.1f}" for name, value in summary.items()}
+    write_arrays(out / "samples.npz", **arrays)
+    write(out, result, run, stages)
     with stages("pictures", "drawing"):
         kind = "probability flow" if run.sampler == "ode" else "reverse SDE"
         says = f"By the {kind} in {run.steps} steps, seed {run.seed}."
@@ -62,9 +64,8 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
         notes = [] if density is None else [f"{value:.1f}" for value in density[:GRID]]
         shown = "" if run.count <= GRID else f"{GRID} of "
         title = f"{shown}{run.count} samples of {run.checkpoint}"
-        draw_grid(out / "samples.png", x[:GRID], title=title, caption=says, notes=notes)
-        write_arrays(out / "samples.npz", **arrays)
-    write(out, result, run, stages)
+        path, named = out / "samples.png", {"title": title, "caption": says, "notes": notes}
+        picture(draw_grid, path, x[:GRID], **named)
     return table({run.checkpoint: row}, "checkpoint")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import black_box, quantiles, set_up_change, write, write_arrays
+from scoresens.cli._common import black_box, picture, quantiles, set_up_change, write, write_arrays
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow.solve import Solve
@@ -35,16 +35,16 @@ def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
         found = sample_sensitivity(*start, solve=Solve(steps=run.steps), **options)
     x, tangent, density = jax.device_get((found.x, found.tangent[:, 0], found.log_density))
     moved = run.change.mass * tangent
-    with stages("pictures", "drawing"):
-        touched = changed.touched
-        draw_sensitivity(out / "report.png", touched, x, moved, title=title, log_density=density)
-        arrays = {"x": x, "tangent": tangent}
-        arrays |= {} if density is None else {"log_density": density}
-        write_arrays(out / "tangents.npz", **arrays)
+    arrays = {"x": x, "tangent": tangent}
+    arrays |= {} if density is None else {"log_density": density}
+    write_arrays(out / "tangents.npz", **arrays)
     sizes = norms(moved)
     spread = quantiles(sizes)
     result = changed.about | {"first_order_norm": spread, "norms": sizes}
     write(out, result, run, stages)
+    with stages("pictures", "drawing"):
+        path, says = out / "report.png", {"title": title, "log_density": density}
+        picture(draw_sensitivity, path, changed.touched, x, moved, **says)
     row = {f"|change| {name}": f"{value:.3f}" for name, value in spread.items()}
     return f"{title}\n\n" + table({f"first order ({run.base})": row}, "method")
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import GRID, PROCESS, write
+from scoresens.cli._common import GRID, PROCESS, picture, write
 from scoresens.cli._progress import Stages, blaming
 from scoresens.datasets.images import DataSettings, prepare
 from scoresens.flow import sample_ode
@@ -43,17 +43,18 @@ def run_train(run: TrainRun, out: Path, where: str) -> str:
     with stages("sample", f"compiling and integrating {GRID} paths"):
         noise = PROCESS.sample_prior((GRID, *shape), key=jax.random.key(run.seed))
         x = np.asarray(sample_ode(PROCESS, from_denoiser(PROCESS, trained.model), noise).x)
-    with stages("pictures", "drawing"):
-        steps = np.minimum(LOSS_EVERY * (1 + np.arange(len(trained.losses))), run.train.steps)
-        title = f"{dataset.name}: {run.model.kind} of width {run.model.width}"
-        says = f"The mean of the denoising loss over each {LOSS_EVERY} steps."
-        draw_loss(out / "loss.png", steps, trained.losses, title=title, caption=says)
-        says = f"{GRID} samples after {run.train.steps} steps, by the probability flow."
-        draw_grid(out / "samples.png", x, title=title, caption=says)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.model))
     loss = {"first": float(trained.losses[0]), "last": float(trained.losses[-1])}
     result = {"parameters": parameters, "images": len(dataset.images), "loss": loss}
     write(out, result | {"losses": trained.losses}, run, stages)
+    with stages("pictures", "drawing"):
+        steps = np.minimum(LOSS_EVERY * (1 + np.arange(len(trained.losses))), run.train.steps)
+        title = f"{dataset.name}: {run.model.kind} of width {run.model.width}"
+        says = f"The mean of the denoising loss over each {LOSS_EVERY} steps."
+        path = out / "loss.png"
+        picture(draw_loss, path, steps, trained.losses, title=title, caption=says)
+        says = f"{GRID} samples after {run.train.steps} steps, by the probability flow."
+        picture(draw_grid, out / "samples.png", x, title=title, caption=says)
     row = {"images": f"{len(dataset.images)}", "parameters": f"{parameters}"}
     row |= {"steps": f"{run.train.steps}"} | {f"{k} loss": f"{v:.4f}" for k, v in loss.items()}
     return table({dataset.name: row}, "data")

@@ -1,15 +1,12 @@
 """Images with labels, scaled to [-1, 1], channels last.
 
 The digits come with the package. Fashion-MNIST and MNIST are read from IDX files where the
-operating system or the reader put them; other data from `.npy` and `.npz` files, and from
-folders of images. Nothing is downloaded and nothing is unpickled.
+operating system or the reader put them; other data from `.npy` and `.npz` files, from Zarr arrays
+and from folders of images. Nothing is downloaded and nothing is unpickled.
 """
 
-import gzip
 import math
 import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from scoresens._reading import read_arrays, read_bytes
+from scoresens.datasets._zarr import is_zarr, open_zarr
 from scoresens.datasets.streams import ImageFiles, scaled
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -27,6 +26,7 @@ FASHION_CLASSES = (
 )  # fmt: skip
 DIGIT_CLASSES = tuple("0123456789")
 UNSIGNED_BYTE = 0x08  # the only IDX element type that these data sets use
+AXES = 8  # at most, of an IDX file
 BACKGROUND = -1.0
 
 
@@ -72,17 +72,20 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 
     `"digits"`: 1,797 digits `[8, 8, 1]` of 17 grey levels, with the package.
     `"fashion-mnist"`, `"mnist"`: 60,000 training images `[28, 28, 1]` from IDX files, plain
-    or gzipped. Any other name is the path of a `.npy` or `.npz` file, or of a folder of images.
+    or gzipped. Any other name is a path, of a `.npy` or `.npz` file, a Zarr array, or a folder of
+    images.
 
     Args:
         name: one of the names above.
-        path: the folder with the IDX files, the `.npy` or `.npz` file, or the folder. A
-            `.npz` holds `images` and perhaps `labels`, a `.npy` only images; the
-            sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1], floats
-            are taken as they are; `[N, H, W]` becomes `[N, H, W, 1]`.
+        path: the folder with the IDX files, or what a path may name. A `.npz` file, or a group of
+            Zarr, holds `images` and perhaps `labels`, a `.npy` file, or a Zarr array, only images;
+            the sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1]
+            (pictures of 16 bits from 0..65535), floats are taken as they are; `[N, H, W]` becomes
+            `[N, H, W, 1]`.
 
     Returns:
-        A `Dataset`; without labels, all images are of one class `"all"`.
+        A `Dataset`; without labels, all images are of one class `"all"`, with numbers for labels
+        the classes are those numbers that occur.
 
     Raises:
         FileNotFoundError: if the data are not there; says how to get them.
@@ -104,9 +107,9 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
             raise FileNotFoundError(f"mnist needs a path to its IDX files: {remedy}")
         return _read_idx_folder(name, _folder(path, remedy), DIGIT_CLASSES)
     file = Path(path or name)
-    if file.is_dir():
+    if file.is_dir() and not is_zarr(file):
         files = ImageFiles(file)
-        return Dataset(file.name, scaled(files[:]), *files.classes())
+        return Dataset(file.name, files[:], *files.classes())
     return _read_arrays(name, file)
 
 
@@ -206,6 +209,10 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(content) < start:
         raise ValueError(f"{path} is truncated within its header: get it again")
     shape = struct.unpack(f">{content[3]}I", content[4:start])
+    if len(shape) > AXES:
+        raise ValueError(
+            f"{path} has {len(shape)} axes, where at most {AXES} belong: it is damaged"
+        )
     if len(content) - start != math.prod(shape):
         raise ValueError(
             f"{path} should hold {math.prod(shape)} bytes for shape {shape}, "
@@ -232,12 +239,12 @@ def _folder(path: str | Path, remedy: str) -> Path:
 def _read_idx_folder(name: str, folder: Path, class_names: tuple[str, ...]) -> Dataset:
     images = read_idx(_plain_or_gz(folder / "train-images-idx3-ubyte"))
     labels = read_idx(_plain_or_gz(folder / "train-labels-idx1-ubyte"))
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or not images.size or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{folder}: expected images [N, H, W] and labels [N], "
             f"got {images.shape} and {labels.shape}"
         )
-    if labels.size and labels.max() >= len(class_names):
+    if labels.max() >= len(class_names):
         raise ValueError(f"{folder}: expected labels below {len(class_names)}, got {labels.max()}")
     return Dataset(name, scaled(images)[..., None], labels.astype(np.int64), class_names)
 
@@ -249,57 +256,63 @@ def _plain_or_gz(path: Path) -> Path:
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: correct the path, or get the file")
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}: get it again") from error
+    return read_bytes(path)
 
 
 def _read_arrays(name: str, path: Path) -> Dataset:
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(
-            f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, "
-            "or give the path of a .npy or .npz file or of a folder of images"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: correct the path")
-    images, labels = _arrays(path)
-    images = scaled(images) if images.dtype == np.uint8 else images.astype(np.float32)
+    images, labels = _images_and_labels(path, _arrays(name, path))
     images = images[..., None] if images.ndim == 3 else images
     if labels is None:
         return Dataset(path.stem, images, np.zeros(len(images), np.int64), ("all",))
-    names = tuple(str(label) for label in range(labels.max() + 1))
-    return Dataset(path.stem, images, labels.astype(np.int64), names)
+    occurring, labels = np.unique(labels, return_inverse=True)
+    return Dataset(path.stem, images, labels, tuple(map(str, occurring)))
 
 
-def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """The file's images and labels, known to be numbers of matching shapes."""
-    try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged, or holds more than plain arrays: {error}") from error
+def _arrays(name: str, path: Path) -> dict[str, np.ndarray]:
+    """The arrays by name of a .npz file or of a Zarr group; of a file or an array alone, the
+    images."""
+    if is_zarr(path):
+        return {part: rows[:] for part, rows in open_zarr(path).items()}
+    if path.suffix.lower() not in (".npy", ".npz"):
+        raise ValueError(
+            f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, or give the path "
+            "of a .npy or .npz file, of a Zarr array or of a folder of images"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: correct the path")
+    return read_arrays(path, "images")
+
+
+def _images_and_labels(
+    path: Path, arrays: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images as float32, and the labels, known to be numbers of matching shapes."""
     if "images" not in arrays:
         raise ValueError(f"{path} holds no array named images, but {sorted(arrays)}")
     images, labels = arrays["images"], arrays.get("labels")
-    real = images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
-    if images.ndim < 2 or not images.size or not real or not np.isfinite(images).all():
+    real = images.dtype == np.uint8 or images.dtype.kind == "f"
+    numbers = _numbers(images) if real else images
+    if images.ndim < 2 or not images.size or not real or not np.isfinite(numbers).all():
         raise ValueError(
             f"{path}: expected images [N, *shape], finite floats or bytes, "
             f"got {images.dtype} of shape {images.shape}"
         )
     if labels is not None:
-        whole = np.issubdtype(labels.dtype, np.integer)
+        whole = labels.dtype.kind in "iu"
         if labels.shape != images.shape[:1] or not whole or labels.min() < 0:
             raise ValueError(
                 f"{path}: expected labels [{len(images)}] of integers from 0, "
                 f"got {labels.dtype} of shape {labels.shape}"
             )
-    return images, labels
+    return numbers, labels
+
+
+def _numbers(images: np.ndarray) -> np.ndarray:
+    """Bytes or floats as float32, infinite where they are beyond it."""
+    if images.dtype == np.uint8:
+        return scaled(images)
+    with np.errstate(over="ignore"):
+        return images.astype(np.float32)
 
 
 def _halves(total: int) -> tuple[int, int]:

@@ -5,20 +5,25 @@
     FOLDER         image files of one size, in the order of their names; its sub-folders are classes
 
 Floats are taken as they are, bytes are scaled from 0..255 to [-1, 1], and [N, H, W] becomes
-[N, H, W, 1]. Zarr and image files want the extra `sweeps`.
+[N, H, W, 1]. Zarr and image files want the extra `sweeps`. Files and folders whose names begin with
+a dot are not looked at: they are of programs that were there.
 """
 
+import os
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt16
 
-from scoresens._extras import needed
+from scoresens._reading import map_array
+from scoresens.datasets._pictures import SUFFIXES, is_coloured, read
+from scoresens.datasets._zarr import is_zarr, open_zarr
 
 BLOCK = 4096
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @runtime_checkable
@@ -52,7 +57,8 @@ class Stream:
 
     def __init__(self, rows: Rows):
         kind = np.dtype(rows.dtype)
-        if len(rows.shape) < 2 or not rows.shape[0] or not (kind.kind == "f" or kind == np.uint8):
+        real = kind.kind == "f" or kind == np.uint8
+        if len(rows.shape) < 2 or 0 in rows.shape or not real:
             raise ValueError(
                 f"expected images [N, *shape], floats or bytes, got {kind} of shape {rows.shape}"
             )
@@ -69,36 +75,47 @@ class Stream:
 
 
 class ImageFiles:
-    """The image files of a folder and of its sub-folders, as bytes `[N, H, W, C]`.
+    """The image files of a folder and of its sub-folders, as numbers in [-1, 1] `[N, H, W, C]`.
 
-    The first file says how large they are, and whether they are grey (C = 1) or coloured (C = 3).
+    The first file says how large they are. All are grey (C = 1), or else all are taken as coloured
+    (C = 3). What was done to some of them, such as a turn, is said in a warning.
 
     Raises:
         ValueError: if there is none, or one that cannot be read or is of another size.
+
+    Notes:
+        Opens every file once at the start, to see whether it is coloured.
     """
 
-    dtype = np.dtype(np.uint8)
+    dtype = np.dtype(np.float32)
 
     def __init__(self, folder: Path):
-        found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        self.files = sorted(file for file in found if file.is_file())
+        self.files = sorted(file for file in visible(folder) if file.suffix.lower() in SUFFIXES)
         if not self.files:
             raise ValueError(f"{folder} has no image files: {', '.join(SUFFIXES)}")
         self.folder = folder
-        self.colours = "L" if _opened(self.files[0]).mode in ("1", "L", "LA") else "RGB"
-        self.shape = (len(self.files), *self._read(self.files[0]).shape)
+        coloured = sum(map(is_coloured, self.files))
+        if 0 < coloured < len(self.files):
+            self._note(f"{coloured} of {len(self.files)} are coloured: the grey ones become so too")
+        size = read(self.files[0]).pixels.shape[:2]
+        self.shape = (len(self.files), *size, 3 if coloured else 1)
 
-    def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "B H W C"]:
-        files = self.files[rows]
+    def __getitem__(self, rows: slice) -> Float[np.ndarray, "B H W C"]:
+        files, remarks = self.files[rows], set()
+        images = np.empty((len(files), *self.shape[1:]), self.dtype)
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self._read, files))
-        for file, image in zip(files, images, strict=True):
-            if image.shape != self.shape[1:]:
-                raise ValueError(
-                    f"{file} is {image.shape[1]} x {image.shape[0]} pixels, where {self.files[0]} "
-                    f"is {self.shape[2]} x {self.shape[1]}: make all of one size"
-                )
-        return np.stack(images) if images else np.zeros((0, *self.shape[1:]), self.dtype)
+            for row, (file, found) in enumerate(zip(files, pool.map(read, files), strict=True)):
+                height, width = found.pixels.shape[:2]
+                if (height, width) != self.shape[1:3]:
+                    raise ValueError(
+                        f"{file} is {width} x {height} pixels, where {self.files[0]} is "
+                        f"{self.shape[2]} x {self.shape[1]}: make all of one size"
+                    )
+                images[row] = scaled(found.pixels)
+                remarks.update(found.remarks)
+        for remark in sorted(remarks):
+            self._note(f"some {remark}")
+        return images
 
     def classes(self) -> tuple[Int[np.ndarray, " N"], tuple[str, ...]]:
         """The class of each image, and the names: of the sub-folders, or `all`."""
@@ -106,11 +123,11 @@ class ImageFiles:
         names = tuple(sorted({name for name in folders if (self.folder / name).is_dir()}))
         if not names or any((self.folder / name).is_file() for name in folders):
             return np.zeros(len(folders), np.int64), ("all",)
-        return np.array([names.index(name) for name in folders]), names
+        places = {name: place for place, name in enumerate(names)}
+        return np.array([places[name] for name in folders]), names
 
-    def _read(self, file: Path) -> np.ndarray:
-        pixels = np.asarray(_opened(file).convert(self.colours))
-        return pixels.reshape(*pixels.shape[:2], -1)
+    def _note(self, words: str) -> None:
+        warnings.warn(f"of the images in {self.folder}, {words}", stacklevel=3)
 
 
 def stream(path: Path) -> Stream:
@@ -123,14 +140,15 @@ def stream(path: Path) -> Stream:
     """
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}: correct the path")
-    if path.is_dir():
-        return Stream(_zarr(path) if _is_zarr(path) else ImageFiles(path))
+    rows: Any
+    if is_zarr(path):
+        rows = open_zarr(path)["images"]
+    else:
+        rows = ImageFiles(path) if path.is_dir() else map_array(path)
     try:
-        return Stream(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError, OSError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no .npy file, Zarr array or folder of images: {error}"
-        ) from error
+        return Stream(rows)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
@@ -143,37 +161,22 @@ def mean(images: np.ndarray | Stream) -> Float[np.ndarray, "*shape"]:
 
 def mark(path: Path) -> str:
     """What tells files from others without reading them: how many, how large, when written."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    within = path.rglob("*") if is_zarr(path) else visible(path)
+    files = [path] if path.is_file() else [file for file in within if file.is_file()]
     stats = [file.stat() for file in files]
     size, last = sum(each.st_size for each in stats), max(each.st_mtime_ns for each in stats)
     return f"{len(files)} files, {size} bytes, {last}"
 
 
-def scaled(images: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Bytes as numbers in [-1, 1]."""
-    return images.astype(np.float32) / np.float32(127.5) - 1
+def visible(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of its sub-folders, without those that begin with a dot."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if not name.startswith("."))
 
 
-def _is_zarr(path: Path) -> bool:
-    """Whether a folder is an array or group of Zarr, of format 2 or 3."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
-
-
-def _zarr(path: Path) -> Any:
-    zarr = needed("zarr", "reading Zarr arrays", "sweeps")
-    found = zarr.open(path, mode="r")
-    if not isinstance(found, zarr.Group):
-        return found
-    if "images" not in found:
-        raise ValueError(f"{path} has no array named images, but {sorted(found.array_keys())}")
-    return found["images"]
-
-
-def _opened(file: Path) -> Any:
-    images = needed("PIL.Image", "reading image files", "sweeps")
-    try:
-        image = images.open(file)
-        image.load()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
-    return image
+def scaled(
+    images: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
+    """Bytes, or pairs of them, as numbers in [-1, 1]."""
+    return images.astype(np.float32) / np.float32(np.iinfo(images.dtype).max / 2) - 1

@@ -255,7 +255,7 @@ def _ratios(process, potential, trace, down, looks, key, paths, solve):
 def _asked(process, potential, noise, key, trace):
     noise, potential = _checks.samples("noise", noise), as_pytree(potential)
     _checks.potential_shape(potential, jnp.asarray(process.t_max, noise.dtype), noise[0])
-    _checks.key_given("the gap's estimate", key, "Brownian paths are drawn from it")
+    _checks.key_given("the gap's estimate", key, "Brownian paths are drawn from it", rows=False)
     sample_keys(trace, key, 1)
     if len(noise) < 2:
         raise ValueError(f"noise must hold two samples or more for an interval, got {len(noise)}")

@@ -592,6 +592,9 @@ def default_bandwidth(
     Returns:
         h in units of the data.
 
+    Raises:
+        ValueError: fewer than two points, or points that are all the same.
+
     Notes:
         Exact copies of a point are passed over: they say nothing about the spacing. The factor was
         read off fine-tuning experiments on digits, where it lies on a plateau
@@ -606,7 +609,13 @@ def default_bandwidth(
     chosen = _reading.evenly(count, subset)
     groups = np.array_split(chosen, math.ceil(len(chosen) * size / _reading.ROOM))
     squares = [_nearest_squares(points, group) for group in groups]
-    return 0.5 * float(np.median(np.sqrt(np.concatenate(squares))))
+    found = 0.5 * float(np.median(np.sqrt(np.concatenate(squares))))
+    if not math.isfinite(found):
+        raise ValueError(
+            f"all {count} points are copies of one, which have no spacing: give them a bandwidth, "
+            "or look whether the data are what they should be"
+        )
+    return found
 
 
 def _nearest_squares(points, chosen):

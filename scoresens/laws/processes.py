@@ -97,6 +97,7 @@ class Process(abc.ABC):
         Sample i depends on `key` and i alone, so that the first samples of a larger batch are the
         smaller batch; `first` is the number of the first sample asked for.
         """
+        _checks.key_given("sample_prior", key, "the noise is drawn from it", rows=False)
         return self.prior_std * _normal(key, first, tuple(shape), jnp.result_type(float))
 
     def prior_log_density(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:

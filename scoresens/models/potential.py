@@ -20,8 +20,6 @@ their repository teojd/ODESDEGap).
 """
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from scoresens._files import replacing
+from scoresens._reading import read_arrays
 
 SHARPNESS = 100.0  # of the softplus
 LAYERS = ("input", "hidden1", "hidden2", "output")
@@ -209,12 +208,7 @@ def _order(file: Path) -> tuple[str, float]:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no network at {path}: train one, or correct the path")
-    try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            return dict(found)
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged, or no .npz of plain arrays: {error}") from error
+    return read_arrays(path)
 
 
 def _filled(path: str | Path, arrays: dict[str, np.ndarray]) -> PotentialMLP:

@@ -4,6 +4,7 @@ that they are attributed to.
 What draws a picture writes it to `path`, a PNG file, under its `title`, and returns the path.
 """
 
+from scoresens.report import _matplotlib as _matplotlib
 from scoresens.report.page import draw_grid, draw_loss, draw_sheet
 from scoresens.report.tables import table
 

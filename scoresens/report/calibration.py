@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import MARKERS, OKABE_ITO, dress, head
 from scoresens.report.page import panels_of
 from scoresens.report.tables import table
@@ -29,6 +30,7 @@ def calibration_table(found: Calibrated) -> str:
     return table(rows, "kernel")
 
 
+@drawing
 def draw_calibration(path: Path, found: Calibrated, *, title: str, count: int) -> Path:
     """Write what kernels leave unexplained of a network's denoiser, over noise levels.
 

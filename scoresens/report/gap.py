@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import LogLocator
 
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import BODY, DASH, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
 from scoresens.report.page import (
     EDGE,
@@ -109,6 +110,7 @@ def levels_table(levels: Levels) -> str:
 # ------------------------------------------------------------------ pictures
 
 
+@drawing
 def draw_laws(path: Path, family: str, studied: Sequence[Studied]) -> Path:
     """Write the truth and the induced laws of networks of the same data, the `family`, as
     densities, a row a network."""
@@ -194,6 +196,7 @@ def _laws_caption(studied: Sequence[Studied]) -> str:
     )
 
 
+@drawing
 def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
     """Write the mean squared residual over time, a panel a data set, and against W_2^2."""
     groups = families(studied)
@@ -227,6 +230,7 @@ def draw_residuals(path: Path, studied: Sequence[Studied]) -> Path:
     return page.save(path)
 
 
+@drawing
 def draw_levels(
     path: Path, levels: Levels, *, title: str, count: int, trace: Literal["exact"] | int
 ) -> Path:

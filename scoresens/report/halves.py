@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import BODY, DASH, FAINT, INK, OKABE_ITO, SMALL, draw_intervals, dress
 from scoresens.report.tables import cell, table
 
@@ -48,6 +49,7 @@ def halves_table(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+@drawing
 def draw_halves(path: Path, result: Result, *, title: str) -> Path:
     """Write LDS and Pearson's correlation of every method, and their ceilings, from the `result`
     that the command writes."""

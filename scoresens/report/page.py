@@ -3,7 +3,8 @@
 Pictures are laid out in inches from the top left corner and sized by what they hold, so that no
 text meets another. Values are grey, dark where they are high; changes are red where a value rises
 and blue where it falls, on limits symmetric about 0: both maps can be told apart by colour-blind
-readers. Figures are made without pyplot: no global state of matplotlib's is read or left behind.
+readers. Figures are made without pyplot and under matplotlib's own settings (`drawing`): no global
+state of matplotlib's is read or left behind.
 """
 
 import math
@@ -20,6 +21,7 @@ from matplotlib.colors import AsinhNorm, Normalize
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import (
     BODY,
     FAINT,
@@ -71,6 +73,7 @@ class Column(NamedTuple):
 # ------------------------------------------------------------------ pictures
 
 
+@drawing
 def draw_sheet(
     path: Path,
     columns: Sequence[Column],
@@ -128,6 +131,7 @@ def draw_sheet(
     return page.save(path)
 
 
+@drawing
 def draw_grid(
     path: Path, images: np.ndarray, *, title: str, caption: str, notes: Sequence[str] = ()
 ) -> Path:
@@ -149,6 +153,7 @@ def draw_grid(
     return page.save(path)
 
 
+@drawing
 def draw_loss(
     path: Path, steps: np.ndarray, losses: np.ndarray, *, title: str, caption: str
 ) -> Path:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scoresens._files import replacing
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import BODY, INK, MARKERS, OKABE_ITO, SMALL, dress
 from scoresens.report.tables import cell, table
 
@@ -32,6 +33,7 @@ def removal_tables(effects: Effects) -> str:
     return "\n\n".join(parts)
 
 
+@drawing
 def draw_removal(path: Path, effects: Effects, *, title: str) -> Path:
     """Write a panel an effect, of the `effects` that the command writes: its mean over samples
     against the share of the images left out."""

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from scoresens import _checks
 from scoresens.flow.sampling import sample_ode
 from scoresens.flow.solve import Solve, over_samples
 from scoresens.laws.axes import Axes, principal_axes
@@ -104,6 +105,7 @@ def calibrate(
     """
     if count < 8:
         raise ValueError(f"calibrate needs at least 8 samples to fit lines to, got {count}")
+    _checks.key_given("calibrate", key, "samples and noise are drawn from it", rows=False)
     points = (data if isinstance(data, Points) else Points(data)).sharp()
     axes, usual = principal_axes(points.points), default_bandwidth(points.points)
     highest = float(process.noise_level(process.t_max))

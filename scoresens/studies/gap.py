@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scoresens._pytrees import fingerprint
+from scoresens._reading import read_arrays
 from scoresens.flow.solve import Solve
 from scoresens.flow.tabulated import Table, sample_both, sample_flow
 from scoresens.fokker_planck.collocation import in_box
@@ -37,7 +38,7 @@ from scoresens.statistics.histograms import (
     wasserstein_interval,
     wasserstein_of_histograms,
 )
-from scoresens.studies.store import DAMAGED, Store, arrays
+from scoresens.studies.store import Store, arrays
 
 PROCESS = OU(theta=1.0, g=1.0, t_max=10.0)
 GRID = Grid(half_width=3.5, bins=64)
@@ -175,12 +176,13 @@ def read_histograms(file: Path) -> dict[str, np.ndarray]:
     """
     if not file.is_file():
         return {}
-    try:
-        with file.open("rb") as stream:  # which np.load leaves open where the file is damaged
-            arrays = dict(np.load(stream, allow_pickle=False))
-    except DAMAGED as error:
-        raise ValueError(f"{file} is damaged, or holds more than plain arrays: {error}") from error
+    arrays = read_arrays(file)
     axis = arrays.pop("grid_axis", GRID.axis)
+    if axis.ndim != 1 or not axis.size or axis.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{file}: grid_axis must be numbers [{GRID.bins}], got {axis.dtype} of shape "
+            f"{axis.shape}"
+        )
     if axis.shape != GRID.axis.shape or not np.allclose(axis, GRID.axis, atol=1e-6):
         raise ValueError(
             f"{file}: its grid has {len(axis)} points from {axis[0]:g} to {axis[-1]:g}, where "
@@ -188,7 +190,8 @@ def read_histograms(file: Path) -> dict[str, np.ndarray]:
             "samples again on that grid"
         )
     for name, counts in arrays.items():
-        if counts.shape != (GRID.bins, GRID.bins) or not np.issubdtype(counts.dtype, np.integer):
+        whole = counts.dtype.kind in "iu"
+        if counts.shape != (GRID.bins, GRID.bins) or not whole or counts.min() < 0:
             raise ValueError(
                 f"{file}: {name} must be counts of shape {(GRID.bins, GRID.bins)}, got "
                 f"{counts.dtype} of shape {counts.shape}"

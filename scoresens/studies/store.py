@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from scoresens._files import refuse_another, replacing, write_text
+from scoresens._reading import read_arrays, read_json
 
 Result = TypeVar("Result")
 DAMAGED = (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile)
@@ -103,7 +104,7 @@ def of_study(folder: Path, settings: Any, names: Iterable[str], **also: str) -> 
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
-    refuse_another(folder, json.loads(file.read_text(encoding="utf-8")), json.loads(text))
+    refuse_another(folder, read_json(file), json.loads(text))
 
 
 def arrays(*fields: str, of: str | None = None) -> Form[dict[str, np.ndarray]]:
@@ -115,10 +116,12 @@ def arrays(*fields: str, of: str | None = None) -> Form[dict[str, np.ndarray]]:
     """
 
     def read(file: Path) -> dict[str, np.ndarray]:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            if of is not None and str(kept["asked"]) != of:
-                raise ValueError(f"{file} holds what was found from something else")
-            return {name: kept[name] for name in fields}
+        kept = read_arrays(file)
+        if of is not None and str(kept.get("asked")) != of:
+            raise ValueError(f"{file} holds what was found from something else")
+        if missing := sorted(set(fields) - kept.keys()):
+            raise ValueError(f"{file} lacks the arrays {missing}: it is not what its name says")
+        return {name: kept[name] for name in fields}
 
     def write(file: Path, result: dict[str, np.ndarray]) -> None:
         everything: dict[str, Any] = result | ({} if of is None else {"asked": np.array(of)})
@@ -137,4 +140,4 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-ARRAY: Form[np.ndarray] = Form(".npy", lambda file: np.load(file, allow_pickle=False), _write_array)
+ARRAY: Form[np.ndarray] = Form(".npy", lambda file: read_arrays(file)[""], _write_array)

@@ -10,6 +10,7 @@ of: what a killed process left is redone, and so is what was damaged later.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import zarr
 
 from scoresens._files import refuse_another, write_text
 from scoresens._pytrees import fingerprint
+from scoresens._reading import read_json, refuse_pickles
 
 
 class Block(NamedTuple):
@@ -42,6 +44,12 @@ class Layout(NamedTuple):
     directions: int
     rows: int  # samples a block
     columns: int  # directions a block
+
+    @property
+    def total(self) -> int:
+        """Of blocks."""
+        across = -(-self.directions // self.columns)
+        return self.seeds * -(-self.samples // self.rows) * across
 
     def blocks(self) -> list[Block]:
         """All blocks, seed by seed and row by row."""
@@ -94,16 +102,16 @@ class Store:
             self._create(coordinates)
             # last: without it, the arrays are made again
             write_text(file, json.dumps(asked, indent=2) + "\n")
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = _kept(file)
         for part in asked:
-            refuse_another(folder, kept.get(part, {}), asked[part])
-        self.arrays: Any = zarr.open_group(folder / "store.zarr", mode="r+")
+            refuse_another(folder, kept[part], asked[part])
+        self.arrays = _opened(folder / "store.zarr", self.fields)
 
     def whole(self, block: Block) -> bool:
         """Whether a block is there, with the numbers that were written."""
         mark = self.marks / f"{block.name}.json"
         try:
-            kept = json.loads(mark.read_text(encoding="utf-8"))["sha256"]
+            kept = read_json(mark)["sha256"]
             return all(
                 kept[name] == fingerprint(self.read(name, block)) for name in self._of(block)
             )
@@ -162,17 +170,61 @@ def progress(folder: Path) -> dict[str, Any]:
     file = folder / "study.json"
     if not file.is_file():
         raise FileNotFoundError(f"there is no sweep in {folder}: no study.json")
-    kept = json.loads(file.read_text(encoding="utf-8"))
+    kept = _kept(file)
     files = [mark for mark in (folder / "blocks").glob("*.json") if mark.name[0] != "."]
-    marks = [json.loads(mark.read_text(encoding="utf-8")) for mark in files]
     layout = Layout(**kept["layout"])
     return {
-        "done": len(marks),
-        "blocks": len(layout.blocks()),
-        "seconds": sum(mark.get("seconds", 0.0) for mark in marks),
+        "done": len(files),
+        "blocks": layout.total,
+        "seconds": math.fsum(map(_seconds, files)),
         "layout": layout,
         "study": kept["study"],
     }
+
+
+def _kept(file: Path) -> dict[str, dict[str, Any]]:
+    """The study and the layout that a folder is kept for."""
+    found = read_json(file)
+    study, layout = found.get("study"), found.get("layout")
+    counts = layout.values() if isinstance(layout, dict) else ()
+    if (
+        not isinstance(study, dict)
+        or not isinstance(layout, dict)
+        or layout.keys() != set(Layout._fields)
+        or not all(type(count) is int and count > 0 for count in counts)
+    ):
+        raise ValueError(
+            f"{file} is damaged: it tells no study, or no layout of one or more blocks"
+        )
+    return {"study": study, "layout": layout}
+
+
+def _seconds(mark: Path) -> float:
+    """How long a block took, by its mark."""
+    seconds = read_json(mark).get("seconds", 0.0)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise ValueError(
+            f"{mark} is damaged: a block takes no {seconds!r} seconds; remove the mark"
+        )
+    return float(seconds)
+
+
+def _opened(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The arrays of a store, of the shapes and types that they should have."""
+    try:
+        group = zarr.open_group(path, mode="r+")
+        arrays: dict[str, Any] = {name: group[name] for name in fields}
+        found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    except Exception as error:  # damaged metadata may fail in any way
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, (_, shape, dtype) in fields.items():
+        refuse_pickles(path, arrays[name])
+        if found[name] != (tuple(shape), str(np.dtype(dtype))):
+            raise ValueError(
+                f"{path}: {name} should be {dtype} of shape {shape}, got {found[name][1]} of shape "
+                f"{found[name][0]}: it is damaged"
+            )
+    return arrays
 
 
 def _cuts(size: int, step: int) -> list[slice]:

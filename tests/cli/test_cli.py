@@ -148,6 +148,31 @@ def test_a_run_that_fails_says_so_in_one_line(tmp_path, monkeypatch, error, code
     assert not list((tmp_path / "out").iterdir())
 
 
+PICTURES = [
+    file
+    for file in sorted(Path(cli.__file__).parent.glob("[a-z]*.py"))
+    if 'stages("pictures"' in file.read_text()
+]
+
+
+@pytest.mark.parametrize("file", PICTURES, ids=lambda file: file.stem)
+def test_numbers_are_written_before_pictures(file):
+    """And every picture by `picture`, which outlives an error of drawing."""
+    text = file.read_text()
+    (pictures,) = re.finditer(r'stages\("pictures"', text)
+    writings = list(re.finditer(r"\bwrite(?:_arrays)?\((?:out|path)\b", text))
+    assert writings and all(writing.end() < pictures.start() for writing in writings)
+    drawn = re.findall(r"(?<!def )(?<!picture\()\bdraw_\w+\(", text)
+    assert drawn == (["draw_influence("] if file.stem == "attribute" else [])
+
+
+def test_every_command_with_pictures_is_looked_at():
+    named = {name for name, command in cli.COMMANDS.items() if "report.png" in command.writes}
+    assert len(PICTURES) == len(
+        named - {"validate"} | {"sample", "train", "gap"} | {*cli.EXPERIMENTS}
+    )
+
+
 # ------------------------------------------------------------------ words
 
 
@@ -228,7 +253,12 @@ def test_a_setting_that_is_not_listed_or_not_there_is_noticed():
 
 @pytest.mark.parametrize(
     ("command", "needed"),
-    [("demo", ()), ("status", ("DIR",)), ("convert", ("torch", "module:function"))],
+    [
+        ("demo", ()),
+        ("config", ("sample",)),
+        ("status", ("DIR",)),
+        ("convert", ("torch", "module:function")),
+    ],
 )
 def test_every_option_has_an_argument(command, needed):
     given = vars(cli._parser().parse_args([command, *needed]))

@@ -1,6 +1,7 @@
 """What the commands share."""
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from command_line import CHANGE, DATA, with_checkpoint
 
 from scoresens.cli._common import as_json, set_up_change
 from scoresens.cli._config import read
-from scoresens.cli._progress import Stages
+from scoresens.cli._progress import Stages, noting
 from scoresens.cli.sensitivity import SensitivityRun
 from scoresens.datasets.images import DataSettings
 from scoresens.studies.changes import ChangeSettings
@@ -50,3 +51,11 @@ def test_the_model_is_asked_for_a_kernel_where_none_is_named(named, asked):
     """Nor for a black box, nor where another model is added: these want densities."""
     settings = {"data": DataSettings("digits"), "change": ChangeSettings("half")} | named
     assert SensitivityRun(**settings).calibrated == asked
+
+
+def test_a_warning_to_the_user_is_a_note_in_a_line(capsys):
+    with pytest.warns(DeprecationWarning), noting():
+        warnings.simplefilter("always")
+        warnings.warn("pictures are turned", stacklevel=1)
+        warnings.warn("soon gone", DeprecationWarning, stacklevel=1)
+    assert capsys.readouterr().err == "\nnote: pictures are turned\n"

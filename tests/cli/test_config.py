@@ -128,16 +128,47 @@ def test_one_of_several_kinds_of_settings(tmp_path, text, found):
 
 def test_a_kind_that_is_not_known(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text("kind = 'swim'")
-    with pytest.raises(
-        ConfigError, match=r"run.toml: kind must be one of 'walk', 'jump', got 'swim'"
-    ):
-        read_one_of(file, "kind", {"walk": Walk, "jump": Jump})
+    for kind, got in (("'swim'", "'swim'"), ("['walk']", r"\['walk'\]")):
+        file.write_text(f"kind = {kind}")
+        with pytest.raises(
+            ConfigError, match=rf"run.toml: kind must be one of 'walk', 'jump', got {got}"
+        ):
+            read_one_of(file, "kind", {"walk": Walk, "jump": Jump})
 
 
 def test_refusal_of_what_is_not_toml(tmp_path):
     with pytest.raises(ConfigError, match=r"run\.toml: not TOML: Invalid value"):
         settings(tmp_path, "process = ")
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "marked"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["unix", "windows"])
+def test_a_byte_order_mark_and_other_line_ends_are_read(tmp_path, start, end):
+    file = tmp_path / "run.toml"
+    file.write_bytes(start + OK.encode().replace(b"\n", end))
+    assert read(file, Settings) == Settings("vp", Grid(4))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_refusal_of_another_encoding(tmp_path, encoding):
+    file = tmp_path / "run.toml"
+    file.write_bytes(f"{OK}# é".encode(encoding))
+    with pytest.raises(ConfigError, match=r"run\.toml is not in UTF-8: save it so"):
+        read(file, Settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (OK + "size = " + 9000 * "[", r"run\.toml: not TOML"),
+        (OK + "seed = " + 5000 * "9", r"run\.toml: not TOML: Exceeds the limit"),
+        (OK + "seed = " + 30 * "9", r"run\.toml: seed: expected at most 64 bits, got 101"),
+        (OK + "grid.rho = " + 400 * "9", r"run\.toml: grid\.rho: expected at most 64 bits"),
+    ],
+)
+def test_refusal_of_what_is_too_deep_or_too_long(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        settings(tmp_path, text)
 
 
 def test_refusal_of_a_missing_file(tmp_path):

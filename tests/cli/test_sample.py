@@ -11,6 +11,7 @@ from command_line import (
     with_checkpoint,
 )
 
+WRITTEN = "samples.npz", "samples.png"
 pytestmark = pytest.mark.slow  # commands from end to end
 
 
@@ -45,6 +46,20 @@ def test_a_second_run_replaces_the_files_of_the_first(tmp_path, trained):
     assert is_complete(second, "samples.npz", "samples.png")
     assert second.result["settings"]["seed"] == 1
     assert first.printed != second.printed
+
+
+def test_an_error_of_drawing_costs_the_picture_and_a_line(tmp_path, trained, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("latex was not found")
+
+    config = with_checkpoint(tmp_path, trained, "count = 3\nsteps = 4\n")
+    assert is_complete(scoresens("sample", config, out=tmp_path / "out"), *WRITTEN)
+    monkeypatch.setattr("scoresens.report.page.Page.save", fail)
+    again = scoresens("sample", config, out=tmp_path / "out")
+    assert is_complete(again, "samples.npz")  # nor is the earlier picture beside later numbers
+    (line,) = [line for line in again.told.splitlines() if "latex" in line]
+    assert line == "note: samples.png is not drawn: RuntimeError: latex was not found"
+    assert "samples.npz, result.json" in again.printed
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path, trained):

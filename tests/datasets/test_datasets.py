@@ -1,5 +1,7 @@
 import gzip
+import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -56,6 +58,7 @@ WHOLE = idx(np.arange(6, dtype=np.uint8).reshape(2, 3))
         (b"\x00\x00\x0d\x02" + WHOLE[4:], "begin with 00 00 08.*got 00 00 0d 02"),
         (b"PNG!" + WHOLE[4:], "no IDX file"),
         (b"\x00\x00\x08\x00", "no IDX file"),
+        (bytes([0, 0, 8, 200]) + bytes([0, 0, 0, 1] * 200) + b"!", "200 axes, where at most 8"),
         (WHOLE[:9], "truncated within its header"),
         (WHOLE[:-1], r"6 bytes for shape \(2, 3\), got 5"),
         (WHOLE + b"!", r"6 bytes for shape \(2, 3\), got 7"),
@@ -125,7 +128,25 @@ def test_arrays_are_loaded_as_they_are_or_scaled_from_bytes(tmp_path):
     found = datasets.load("grey", tmp_path / "grey.npz")
     np.testing.assert_allclose(found.images.ravel(), [-1, -0.6, 1], atol=1e-6)
     assert found.images.shape == (3, 1, 1, 1)
-    assert found.labels.tolist() == [2, 0, 0] and found.class_names == ("0", "1", "2")
+    assert found.labels.tolist() == [1, 0, 0] and found.class_names == ("0", "2")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ([255, 0, 255, 7], np.uint8),
+        ([127, 0, 127, 7], np.int8),
+        ([10**9, 3, 10**9, 74_673_216], np.int64),
+        ([2**64 - 1, 3, 2**64 - 1, 2**63], np.uint64),
+    ],
+)
+def test_classes_are_the_labels_that_occur(tmp_path, labels, kind):
+    """The last of a small type, and ids of a data base."""
+    labels = np.array(labels, kind)
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 2, 2)), labels=labels)
+    found = datasets.load("a", tmp_path / "a.npz")
+    assert found.class_names == tuple(sorted(map(str, set(labels.tolist())), key=int))
+    assert [found.class_names[label] for label in found.labels] == [str(n) for n in labels]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +166,62 @@ def test_load_refuses_arrays_that_are_no_images(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         datasets.load("a", tmp_path / "a.npz")
+
+
+def test_names_may_be_in_capitals(tmp_path):
+    with (tmp_path / "X.NPY").open("wb") as file:
+        np.save(file, np.ones((2, 3)))
+    assert datasets.load(str(tmp_path / "X.NPY")).images.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "train-images-idx3-ubyte"])
+def test_a_pointer_of_git_lfs_is_known(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer.*: run `git lfs pull`"):
+        datasets.load("mnist", tmp_path) if "idx" in name else datasets.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "content", [b"1.0,2.0\n3.0,4.0\n", b"", pickle.dumps([1]), b"\x93NUMPY\x01\0" + 99 * b"x"]
+)
+def test_what_is_no_array_is_refused_without_unsafe_advice(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npy is (no \.npy or \.npz file|damaged)") as error:
+        datasets.load(str(tmp_path / "a.npy"))
+    assert "pickle" not in str(error.value)
+
+
+def test_objects_are_refused_without_unsafe_advice(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([[{}]]))
+    with pytest.raises(ValueError, match=r"more than plain arrays$"):
+        datasets.load(str(tmp_path / "a.npz"))
+
+
+def test_an_archive_of_other_things_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images", "no array")
+    with pytest.raises(ValueError, match=r"more than plain arrays: \['images'\]"):
+        datasets.load(str(tmp_path / "a.npz"))
+
+
+def test_numbers_beyond_single_precision_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1.0, 1e300]]))
+    with pytest.raises(ValueError, match="finite floats"):
+        datasets.load(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("name", ["a.npz", "train-images-idx3-ubyte.gz"])
+def test_a_bomb_is_not_unpacked(tmp_path, name, monkeypatch):
+    """Where a megabyte is the bound: a thousand times as much as the file has."""
+    monkeypatch.setattr("scoresens._reading.GIB", 2**20)
+    zeros = np.zeros((4, 1024, 1024), np.uint8)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(4, np.uint8)))
+    if name == "a.npz":
+        np.savez_compressed(tmp_path / name, images=zeros)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(idx(zeros)))
+    with pytest.raises(ValueError, match=f"{name} would unpack to more than"):
+        datasets.load("mnist", tmp_path) if "idx" in name else datasets.load(str(tmp_path / name))
 
 
 def test_load_refuses_a_truncated_archive(tmp_path):

@@ -275,7 +275,7 @@ def without(name):
         (lambda a: a.update(output_w=a["output_w"].T), r"output_w should .* \(1, 6\), .*\(6, 1\)"),
         (lambda a: a["hidden1_b"].__setitem__(2, np.nan), "hidden1_b has values .* not finite"),
         (lambda a: a.update(output_b=np.array([1])), r"output_b should be floats .* int64"),
-        (lambda a: a.update(output_b=np.array([{}])), r"damaged, or no \.npz of plain arrays"),
+        (lambda a: a.update(output_b=np.array([{}])), "damaged, or holds more than plain arrays"),
     ],
 )
 def test_reading_refuses(tmp_path, damage, message):
@@ -288,10 +288,10 @@ def test_reading_refuses(tmp_path, damage, message):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"hello"])
 def test_reading_refuses_what_is_no_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.npz is damaged, or no \.npz"):
+    with pytest.raises(ValueError, match=r"a\.npz is (damaged, or holds|no \.npy or \.npz file)"):
         read_potential(tmp_path / "a.npz")
     np.save(tmp_path / "b.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"b\.npy is damaged, or no \.npz"):
+    with pytest.raises(ValueError, match=r"b\.npy lacks"):
         read_potential(tmp_path / "b.npy")
     with pytest.raises(FileNotFoundError, match="no network at"):
         read_potential(tmp_path / "c.npz")

@@ -1,11 +1,16 @@
 """Pictures show the samples they say, and no text meets another; files are whole."""
 
+import os
 import struct
+import subprocess
+import sys
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 
+from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.influence import Influence, draw_influence, median_levels
 from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
@@ -306,6 +311,7 @@ def test_no_text_leaves_the_page_or_meets_another(data, tmp_path, monkeypatch):
         check_that_nothing_overlaps(figure)
 
 
+@drawing
 def check_that_nothing_overlaps(figure):
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.texts]
@@ -321,6 +327,36 @@ def test_no_global_state_of_matplotlib_changes(tmp_path):
     before = dict(matplotlib.rcParams)
     draw_grid(tmp_path / "a.png", draws(2, 3, 3), title="t", caption="c")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_picture_does_not_hang_on_what_its_user_has_set(tmp_path):
+    images = draws(2, 3, 3)
+    hostile = draw_grid(tmp_path / "a.png", images, title="t", caption="c").read_bytes()
+    with matplotlib.style.context("default"):
+        plain = draw_grid(tmp_path / "a.png", images, title="t", caption="c").read_bytes()
+    assert hostile == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "kept"), [("module://a_notebook.backend", ""), ("svg", "svg")])
+def test_a_backend_that_is_not_here_stops_nothing(tmp_path, asked, kept):
+    """Nor does a matplotlibrc for papers. The user's own wish stays, where it can."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    program = (
+        "import os, pathlib, numpy, scoresens.report as report, matplotlib\n"
+        "report.draw_grid(pathlib.Path('a.png'), numpy.eye(4)[None], title='t', caption='c')\n"
+        f"assert not {kept!r} or matplotlib.rcParams['backend'] == {kept!r}\n"
+        "print(os.environ['MPLBACKEND'], matplotlib.rcParams['text.usetex'])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"MPLBACKEND": asked},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout.split()) == (0, [asked, "True"]), ran.stderr
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 # ------------------------------------------------------------------ files

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from scoresens.flow.starts import fold
 from scoresens.models import pretrained
 from scoresens.sensitivity.functionals import inner_product
 from scoresens.sweeps.questions import _of_rows
-from scoresens.sweeps.store import Layout, Store
+from scoresens.sweeps.store import Field, Layout, Store, progress
 
 PROCESS = ss.VP()
 SOLVE = ss.Solve(steps=4)
@@ -190,6 +191,73 @@ def test_damaged_blocks_are_found_and_made_again(tmp_path, asked, how):
     ran, found = swept(tmp_path, asked, layout)
     assert ran.blocks == 1
     chex.assert_trees_all_equal(found, whole)
+
+
+STUDY = {"study": {"question": "a test"}, "layout": Layout(1, SAMPLES, 5, 4, 3)._asdict()}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("study.json", ""),
+        ("study.json", "[]"),
+        ("study.json", json.dumps(STUDY)[:-9]),
+        ("study.json", json.dumps(STUDY | {"layout": {}})),
+        ("study.json", json.dumps(STUDY | {"layout": [1, 2]})),
+        ("study.json", json.dumps(STUDY | {"study": None})),
+        ("study.json", json.dumps(STUDY | {"layout": STUDY["layout"] | {"rows": 0}})),
+        ("study.json", json.dumps(STUDY | {"layout": STUDY["layout"] | {"rows": "4"}})),
+        ("0-0-0.json", "{"),
+        ("0-0-0.json", "7"),
+        ("0-0-0.json", '{"seconds": "long"}'),
+        ("0-0-0.json", '{"seconds": NaN}'),
+    ],
+)
+def test_a_damaged_folder_is_named(tmp_path, file, content):
+    """By how far it is; where the study is damaged, by who would write there too."""
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / "study.json").write_text(json.dumps(STUDY))
+    assert progress(tmp_path)["blocks"] == len(Layout(**STUDY["layout"]).blocks())
+    place = tmp_path / "blocks" / file if file != "study.json" else tmp_path / file
+    place.write_text(content)
+    with pytest.raises(ValueError, match=file):
+        progress(tmp_path)
+    if place.parent == tmp_path:
+        with pytest.raises(ValueError, match=file):
+            Store(tmp_path, {}, Layout(**STUDY["layout"]), {}, {})
+
+
+PICKLED = {
+    "zarr_format": 2,
+    "shape": [1, SAMPLES],
+    "chunks": [1, 4],
+    "dtype": "|O",
+    "fill_value": "",
+    "order": "C",
+    "compressor": None,
+    "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}],
+}
+
+
+@pytest.mark.parametrize("how", ["no metadata", "another shape", "pickles"])
+def test_a_damaged_store_is_named(tmp_path, how):
+    layout = Layout(1, SAMPLES, 1, 4, 1)
+    fields = {"x": Field(("seed", "sample"), (1, SAMPLES), "float32")}
+    Store(tmp_path, fields, layout, {}, {})
+    path = tmp_path / "store.zarr"
+    if how == "no metadata":
+        (path / "x" / "zarr.json").write_text("{")
+    elif how == "another shape":
+        zarr.create_array(path / "x", shape=(1, SAMPLES + 1), dtype="float32", overwrite=True)
+    else:
+        shutil.rmtree(path)
+        (path / "x").mkdir(parents=True)
+        (path / ".zgroup").write_text('{"zarr_format": 2}')
+        (path / "x" / ".zarray").write_text(json.dumps(PICKLED))
+    with pytest.raises(
+        ValueError, match=r"store\.zarr(: x should be| is damaged| keeps its chunks)"
+    ):
+        Store(tmp_path, fields, layout, {}, {})
 
 
 def test_a_full_disk_loses_nothing(tmp_path, asked, monkeypatch):
