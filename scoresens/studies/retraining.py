@@ -137,14 +137,15 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
     samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), queries.noise, solve=solve).x
+    rows = jnp.arange(len(queries.images))
+    return Outputs(samples, jax.lax.map(lambda i: loss_at(model, queries, i), rows))
 
-    def loss(row):
-        i, x = row
-        copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
-        return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
 
-    rows = jnp.arange(len(queries.images)), queries.images
-    return Outputs(samples, jax.lax.map(loss, rows))
+def loss_at(model: Denoiser, queries: Queries, i: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The denoising loss of a model at query image i."""
+    x = queries.images[i]
+    copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
+    return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
 
 
 def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
@@ -158,6 +159,14 @@ def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 
 
+def start_of(
+    seed: int, images: Float[np.ndarray, "N *shape"], model: ModelSettings
+) -> tuple[Denoiser, PRNGKeyArray]:
+    """The untrained model of a trial's seed, and the key of the draws of its training."""
+    start, draws = jax.random.split(jax.random.key(seed))
+    return build(model, images.shape[1:], float(images.std()), key=start), draws
+
+
 def train_trial(
     trial: Trial,
     images: Float[np.ndarray, "N *shape"],
@@ -166,8 +175,7 @@ def train_trial(
 ) -> Denoiser:
     """The model of a trial, trained from scratch; `images` are the study's, whose spread all trials
     take for sigma_data."""
-    start, draws = jax.random.split(jax.random.key(trial.seed))
-    fresh = build(model, images.shape[1:], float(images.std()), key=start)
+    fresh, draws = start_of(trial.seed, images, model)
     return train(
         fresh,
         images if trial.images is None else trial.images,
