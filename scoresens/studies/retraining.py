@@ -28,7 +28,6 @@ from scoresens.flow.solve import Solve
 from scoresens.laws.processes import EDM
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser, ModelSettings, build, load, save
-from scoresens.sensitivity.losses import loss_noise
 from scoresens.studies.store import Form, Store, arrays
 from scoresens.training.denoising import TrainSettings, denoising_loss, train
 
@@ -41,7 +40,7 @@ class Queries(NamedTuple):
     noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
     images: Float[Array, "Q *shape"]  # where to take the denoising loss (there may be none),
     levels: Float[Array, " L"]  # at these noise levels,
-    key: PRNGKeyArray  # with the noise of `loss_sensitivity`
+    key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
 
 
 class Outputs(NamedTuple):
@@ -151,10 +150,9 @@ def loss_at(model: Denoiser, queries: Queries, i: Int[Array, ""] | int) -> Float
 def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
     key, (_, *shape) = jax.random.fold_in(queries.key, i), queries.images.shape
-    image = jnp.zeros(shape, queries.images.dtype)
 
     def at_level(j):
-        return loss_noise(jax.random.fold_in(key, j), image)
+        return jax.random.normal(jax.random.fold_in(key, j), shape, queries.images.dtype)
 
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 
