@@ -23,7 +23,7 @@ from scoresens.report.halves import draw_halves, halves_table
 from scoresens.statistics.components import principal_components
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
-from scoresens.studies.predictions import LOSSES, MOVES, Case, Choice, Prediction
+from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case, Choice, Patches, Prediction
 from scoresens.studies.retraining import PROCESS, Queries, Retraining, baselines, training_levels
 from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
@@ -34,6 +34,7 @@ DEFAULT, CALIBRATED = "1", "calibrated"
 SETTINGS: dict[Choice, tuple[str, ...]] = {  # by what there is to choose
     "kernel": (*FACTORS, CALIBRATED),
     "bandwidth": FACTORS,
+    "patches": tuple(PATCHES),
     "none": (DEFAULT,),
 }
 KERNEL = arrays("bandwidth", "width", "resolution")
@@ -153,8 +154,11 @@ def _predictions(
     """By target, method and setting: `[R, S + C, ...]`."""
     solve, trace = Solve(steps=run.steps), trace_of(run.trace)
     width = default_bandwidth(study.images)
-    data = {s: [study.points(bandwidth=float(s) * width)] * len(kernels) for s in FACTORS}
-    data[CALIBRATED] = [study.points(**kernel) for kernel in kernels]
+    given: dict[str, list[Points] | list[Patches]] = {
+        s: [study.points(bandwidth=float(s) * width)] * len(kernels) for s in FACTORS
+    }
+    given[CALIBRATED] = [study.points(**kernel) for kernel in kernels]
+    given |= {name: [patches] * len(kernels) for name, patches in PATCHES.items()}
     jobs = [
         (target, method, predict, setting)
         for target, methods in TARGETS.items()
@@ -168,10 +172,9 @@ def _predictions(
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
     store = Store(out / "predictions", ARRAY)
     for target, method, predict, setting in tqdm(jobs, desc="predictions", unit="method"):
-        slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
-        make = functools.partial(_predicted, predict, cases, data[setting])
+        make = functools.partial(_predicted, predict, cases, given[setting])
         try:
-            made = store.result(f"{target}-{slug}-{setting}", make)
+            made = store.result(f"{target}-{_slug(method)}-{_slug(setting)}", make)
         except FloatingPointError as error:  # a density ratio of the sharp black box, as a rule
             tell(f"note: {target}, {method}, at {setting} is left out: {error}")
             continue
@@ -182,9 +185,15 @@ def _predictions(
     return found
 
 
-def _predicted(predict: Prediction, cases: list[Case], data: list[Points]) -> np.ndarray:
-    each = zip(cases, data, strict=True)
-    return np.stack([np.asarray(predict(case, points), np.float32) for case, points in each])
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
+
+
+def _predicted(
+    predict: Prediction, cases: list[Case], given: list[Points] | list[Patches]
+) -> np.ndarray:
+    each = zip(cases, given, strict=True)
+    return np.stack([np.asarray(predict(case, one), np.float32) for case, one in each])
 
 
 def _rival(file: Path, study: Study) -> dict[str, np.ndarray]:
@@ -227,8 +236,8 @@ def _judge(
             rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
             rows[method]["chosen"] = judge.all(flatter[best][:, report])
             default = CALIBRATED if CALIBRATED in flatter else DEFAULT
-            has_default = method in TARGETS[target] and len(flatter) > 1  # a rival has none
-            if has_default and default in flatter:
+            is_ours = method in TARGETS[target]  # a rival's "1" is a damping
+            if is_ours and len(flatter) > 1 and default in flatter:
                 rows[method]["default"] = judge.all(flatter[default][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
     result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])

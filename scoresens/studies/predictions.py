@@ -15,7 +15,10 @@ Ours, with a bump of bandwidth h on each point, or one as sharp as the model (`c
     mean shift           D_h(x; w_s) - D_h(x; 1/N) at the sample alone, without noise
     optimal transport    T_s(x) - T(x), T_s the barycentric map from the model's samples to a half
     kernel, cosine, ...  each point pulls the sample, or lowers the loss, as it is near or alike
+    patches              the same, by the weights of the data's denoiser of patches (NDA)
     random               draws without meaning: what no skill looks like
+
+Reference: Zhao et al. 2025, arXiv 2510.14269 (NDA).
 """
 
 import functools
@@ -77,10 +80,20 @@ class Case(NamedTuple):
         return {"base": law, "trace": self.trace, "prior": data}
 
 
-Prediction = Callable[[Case, Points], Float[np.ndarray, "S ..."]]  # of the images with their bumps
-Choice = Literal[
-    "kernel", "bandwidth", "none"
-]  # of the bumps: of a kernel too, which is calibrated
+class Patches(NamedTuple):
+    """How large the patches are that are compared, and at which of the loss's noise levels."""
+
+    side: int  # in pixels
+    share: tuple[float, float]  # from and to, of the levels as they rise
+
+
+Prediction = Callable[[Case, Any], Float[np.ndarray, "S ..."]]  # by `Points`, or by `Patches`
+Choice = Literal["kernel", "bandwidth", "patches", "none"]  # a kernel's bumps may be calibrated
+PATCHES = {
+    f"{side} x {side}{name}": Patches(side, share)
+    for side in (3, 5, 7)
+    for name, share in (("", (0, 1)), (", low noise", (0, 0.5)), (", high noise", (0.5, 1)))
+}
 Similarity = Callable[[np.ndarray, np.ndarray, float], Float[np.ndarray, "M N"]]
 
 
@@ -197,6 +210,38 @@ def loss_alike(case: Case, data: Points, alike: Similarity) -> np.ndarray:
     return -case.change @ near.T
 
 
+def loss_patches(case: Case, patches: Patches) -> np.ndarray:
+    """Each point lowers the loss as its patches weigh in the denoiser of patches: at the copies
+    x + t n that the loss is taken at, the mean over places and levels of
+
+        softmax over k of -|patch(x + t n) - patch(y_k)|^2 / 2 t^2.
+    """
+    queries, levels = case.queries, np.asarray(case.queries.levels)
+    part = slice(*(round(share * len(levels)) for share in patches.share))
+    images = jnp.asarray(case.images)
+
+    def weights(i):
+        noise = noise_of_losses(queries, i)[part]
+        return _patch_weights(queries.images[i], levels[part], noise, images, patches.side)
+
+    near = np.stack([weights(i) for i in range(len(queries.images))])
+    return -case.change @ (len(images) * near).T
+
+
+@functools.partial(jax.jit, static_argnames="side")
+def _patch_weights(x, levels, noise, images, side):
+    height, width = (min(side, size) for size in x.shape[:2])
+
+    def at_level(row):
+        t, n = row
+        squares = jnp.sum(jnp.square(x + t * n - images), -1)
+        for window in ((1, height, 1), (1, 1, width)):
+            squares = jax.lax.reduce_window(squares, 0.0, jax.lax.add, window, (1, 1, 1), "VALID")
+        return jnp.mean(jax.nn.softmax(-squares / (2 * t**2), 0), (1, 2))
+
+    return jnp.mean(jax.lax.map(at_level, (jnp.asarray(levels), noise)), 0)
+
+
 def random_loss(case: Case, _: Points) -> np.ndarray:
     """Standard normal scores of the points."""
     shape = (len(case.queries.images), len(case.images))
@@ -272,6 +317,7 @@ LOSSES: dict[str, tuple[Prediction, Choice]] = {
     "first order (sharp)": (functools.partial(loss_first_order, base="sharp"), "none"),
     "closed form, no network": (functools.partial(loss_finite, network=False), "kernel"),
     "kernel": (functools.partial(loss_alike, alike=kernel), "bandwidth"),
+    "patches": (loss_patches, "patches"),
     "cosine": (functools.partial(loss_alike, alike=cosine), "none"),
     "distance": (functools.partial(loss_alike, alike=nearness), "none"),
     "random": (random_loss, "none"),

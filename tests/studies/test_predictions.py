@@ -9,10 +9,9 @@ import pytest
 import scoresens as ss
 from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
-from scoresens.sensitivity.losses import LOSS
 from scoresens.studies import predictions
-from scoresens.studies.predictions import LOSSES, MOVES, Case
-from scoresens.studies.retraining import PROCESS, Queries
+from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case
+from scoresens.studies.retraining import PROCESS, Queries, noise_of_losses
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(10, 2, 2, 1))
@@ -64,7 +63,6 @@ def test_losses_of_the_changed_denoiser(case):
             x, changes = np.asarray(asked.images[q]).ravel(), []
             for j, tau in enumerate(np.asarray(asked.levels)):
                 key = jax.random.fold_in(jax.random.fold_in(asked.key, q), j)
-                key = jax.random.fold_in(key, LOSS)
                 place = x + tau * np.asarray(jax.random.normal(key, (2, 2, 1))).ravel()
                 before = np.asarray(case.model(tau, jnp.asarray(place.reshape(2, 2, 1)))).ravel()
                 shift = posterior_mean(place, tau, half / 5) - posterior_mean(
@@ -122,6 +120,27 @@ def test_simple_rules_are_written_out(case):
     laws.close(LOSSES["distance"][0](case, DATA), change @ near.T, relative=1e-6)
 
 
+def test_patches_weigh_as_in_the_denoiser_of_patches(case):
+    """Place by place and level by level."""
+    images = RNG.normal(size=(10, 3, 4, 1))
+    queries = case.queries._replace(
+        images=jnp.asarray(RNG.normal(size=(2, 3, 4, 1))), levels=jnp.array([0.3, 0.5, 1.0, 3.0])
+    )
+    asked = predictions.Patches(2, (0.5, 1))
+    found = predictions.loss_patches(case._replace(images=images, queries=queries), asked)
+    near = np.zeros((2, 10))
+    for q in range(2):
+        noise = np.asarray(noise_of_losses(queries, q))
+        for j, t in ((2, 1.0), (3, 3.0)):
+            x = np.asarray(queries.images[q]) + t * noise[j]
+            for place in np.ndindex(2, 3):
+                corner = tuple(slice(at, at + 2) for at in place)
+                off = ((x[corner] - images[:, *corner]) ** 2).sum((1, 2, 3))
+                near[q] += np.exp(-off / (2 * t**2)) / np.exp(-off / (2 * t**2)).sum() / 12
+    laws.close(near.sum(1), np.ones(2), relative=1e-12)
+    laws.close(found, -case.change @ (10 * near).T, relative=1e-6)
+
+
 def test_transport_takes_samples_to_the_only_point_that_is_left(case):
     """The displacement is then that point less where transport to all of them took the sample."""
     alone = np.zeros((2, 10), bool)
@@ -134,9 +153,10 @@ def test_transport_takes_samples_to_the_only_point_that_is_left(case):
 @pytest.mark.parametrize("methods", [MOVES, LOSSES])
 def test_every_method_predicts_for_every_half(case, methods):
     """But for those against the model's own law, which take long to compile (`base`, below)."""
-    for name, (predict, _) in methods.items():
+    for name, (predict, choice) in methods.items():
         if not name.endswith(("(model)", "(sharp)")):
-            found = np.asarray(predict(case, DATA))
+            given = next(iter(PATCHES.values())) if choice == "patches" else DATA
+            found = np.asarray(predict(case, given))
             assert found.shape[:2] == (3, 2) and np.isfinite(found).all(), name
 
 
