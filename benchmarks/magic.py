@@ -63,7 +63,7 @@ SAID = [
     f"{whose}, {measured}" for whose in ("through training", "ours", "mean of the other seeds")
     for measured in ("LDS", "Pearson")
 ]  # fmt: skip
-GROUPS = 4  # of queries; each holds every fourth of them
+GROUPS = 8  # of queries; each holds every eighth of them
 LEAST = 1e-30  # of Adam's second moment: its root has a derivative, and is as good as 0
 
 
