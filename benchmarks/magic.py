@@ -41,6 +41,7 @@ from rows import read as read_rows
 from scoresens.cli._common import calibrated
 from scoresens.cli._config import read
 from scoresens.cli.halves import HalvesRun, Study, stored
+from scoresens.laws.measures import default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.studies.halves import Judge
 from scoresens.studies.predictions import loss_scores
@@ -59,11 +60,8 @@ from scoresens.training.denoising import (
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COSTS = ("preparation", "seconds a query", "kept MB")
-SAID = [
-    f"{whose}, {measured}" for whose in ("through training", "ours", "mean of the other seeds")
-    for measured in ("LDS", "Pearson")
-]  # fmt: skip
-GROUPS = 8  # of queries; each holds every eighth of them
+SAYING = ("through training", "calibrated", "default bandwidth", "mean of the other seeds")
+GROUPS = 12  # of queries; each holds every twelfth of them
 LEAST = 1e-30  # of Adam's second moment: its root has a derivative, and is as good as 0
 
 
@@ -88,8 +86,8 @@ def weighted_step(state: TrainState, weights: Float[Array, " N"], course: Course
         def of_one(x, tau, noise):
             return denoising_loss(model, x[None], tau[None], noise[None])
 
-        each = jax.vmap(of_one)(images[batch.index], batch.tau, batch.noise)
-        return jnp.mean(len(images) * weights[batch.index] * each)
+        each = jax.vmap(of_one)(images[batch.drawn], batch.tau, batch.noise)
+        return jnp.mean(len(images) * weights[batch.drawn] * each)
 
     moments = optax.tree_utils.tree_get(state.opt_state, "nu")
     moments = jax.tree.map(lambda nu: jnp.maximum(nu, LEAST), moments)
@@ -181,32 +179,30 @@ def pulled(folder: Path, study: Study, losses: np.ndarray, seed: int, group: int
     again = [float(loss_at(model, study.queries, int(i))) for i in asked]
     before = [float(loss_at(study.models[f"all-{seed}"], study.queries, int(i))) for i in asked]
     off = np.sqrt(np.mean(np.subtract(again, before) ** 2)) / np.std(losses[seed][:, asked])
-    return {name: float(f"{value:.4g}") for name, value in cost.items()} | {
-        "queries": len(asked),
-        "trained again, off by": float(f"{off:.2g}"),  # the spread of a half's losses
-    }
+    row: Row = {name: float(f"{value:.4g}") for name, value in cost.items()}
+    row["queries"] = len(asked)
+    row["trained again, off by"] = float(f"{off:.2g}")  # the spread of a half's losses
+    return row
 
 
 def agreement(folder: Path, study: Study, losses: np.ndarray, run: HalvesRun, seed: int) -> Row:
-    """How well the groups that are there predict a seed's halves, and what ours says of them."""
-    there = [group for group in range(GROUPS) if _kept(folder).find(f"{seed}-{group}") is not None]
+    """How well the groups that are there predict a seed's halves, and on the same queries ours, by
+    two kernels, and training with the other seeds."""
+    there = [group for group in range(GROUPS) if _kept(folder).file(f"{seed}-{group}").exists()]
     asked = np.concatenate([_asked(study, group) for group in there])
     scores = np.concatenate([np.load(_kept(folder).file(f"{seed}-{group}")) for group in there])
-    model, report = study.models[f"all-{seed}"], slice(run.halves.subsets)
-    data = calibrated(study.images, model)
-    said = {"": scores, "ours: ": loss_scores(model, data, study.queries)[asked]}
+    model, others = study.models[f"all-{seed}"], np.delete(losses, seed, 0).mean(0)
+    bumps = calibrated(study.images, model), study.points(bandwidth=default_bandwidth(study.images))
+    ours = (loss_scores(model, data, study.queries)[asked] for data in bumps)
     change = study.halves / study.halves.sum(1, keepdims=True) - 1 / len(study.images)
+    said = [*(change @ each.T for each in (scores, *ours)), others[:, asked]]
+    report = slice(run.halves.subsets)
     judge = Judge(losses[seed : seed + 1, report][..., asked], None, run.resamples, 0)
-    found = {
-        whose + name: value
-        for whose, each in said.items()
-        for name, value in judge.all((change @ each.T)[None, report]).items()
-    }
-    others = [r for r in range(run.halves.seeds) if r != seed]
-    for name, value in judge.all(losses[others][:, report][..., asked].mean(0)[None]).items():
-        found[f"mean of other seeds: {name}"] = value
-    alike = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*said.values(), strict=True)])
-    return {"queries": len(asked), "alike": float(f"{alike:.3g}")} | found
+    row: Row = {"queries": len(asked)}
+    for whose, each in zip(SAYING, said, strict=True):
+        measured = judge.all(each[None, report])
+        row |= {f"{whose}, {measure}": value for measure, value in measured.items()}
+    return row
 
 
 def join(folder: Path, study: Study, seeds: int) -> None:
@@ -241,12 +237,12 @@ def costs() -> str:
         [name, *(f"{row[column]:.2g}" for column in COSTS)]
         for name, row in rows.items() if "preparation" in row
     ]  # fmt: skip
+    said = [f"{whose}, {measure}" for whose in SAYING for measure in ("lds", "pearson")]
     agreed = [
-        [name, str(row["queries"]), *(_cell(row[f"{whose}{measure}"])
-         for whose in ("", "ours: ", "mean of other seeds: ") for measure in ("lds", "pearson"))]
-        for name, row in rows.items() if "alike" in row
+        [name, str(row["queries"]), *(_cell(row[column]) for column in said)]
+        for name, row in rows.items() if said[0] in row
     ]  # fmt: skip
-    return f"{table(['', *COSTS], lines)}\n\n{table(['', 'queries', *SAID], agreed)}"
+    return f"{table(['', *COSTS], lines)}\n\n{table(['', 'queries', *said], agreed)}"
 
 
 def _cell(found):
@@ -260,19 +256,24 @@ def main() -> None:
     if args.table or args.study is None:
         print(costs())
         return
-    name = args.study.resolve().name
+    name, kept = args.study.resolve().name, _kept(args.study)
     run = read(CONFIGS / f"{name}-halves.toml", HalvesRun)
     study, truth = stored(args.study, run)
-    seeds = range(run.halves.seeds)
     given = args.study, study, truth.losses
-    rows = {
-        f"{name}: seed {seed}, group {group}": functools.partial(pulled, *given, seed, group)
-        for seed in seeds for group in range(GROUPS)
-    }  # fmt: skip
-    measure("magic", rows, args.only, args.fresh)
-    rows = {f"{name}: seed {s}": functools.partial(agreement, *given, run, s) for s in seeds}
-    there = {row for row in rows if any(_kept(args.study).folder.glob(f"{row[-1]}-*.npy"))}
-    measure("magic", {row: rows[row] for row in rows if row in there}, args.only, True)
+    rows, missing = {}, {}
+    for seed in range(run.halves.seeds):
+        for group in range(GROUPS):
+            row = f"{name}: seed {seed}, group {group:02d}"
+            rows[row] = functools.partial(pulled, *given, seed, group)
+            missing[row] = not kept.file(f"{seed}-{group}").exists()
+    for row in rows:
+        if args.only in row:
+            measure("magic", rows, row, args.fresh or missing[row])
+    for seed in range(run.halves.seeds):
+        if any(kept.folder.glob(f"{seed}-*.npy")):
+            row = f"{name}: agreement, seed {seed}"
+            judged = functools.partial(agreement, *given, run, seed)
+            measure("magic", {**rows, row: judged}, row, True)
     join(args.study, study, run.halves.seeds)
 
 

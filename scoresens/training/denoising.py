@@ -101,7 +101,7 @@ class TrainState(NamedTuple):
 class Batch(NamedTuple):
     """What is drawn for one step."""
 
-    index: Int[Array, "B"]  # of its images
+    drawn: Int[Array, "B"]  # numbers of its images
     tau: Float[Array, "B"]
     noise: Float[Array, "B *shape"]
 
@@ -291,8 +291,8 @@ def train_step(
     settings: TrainSettings,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """The state after one step, and the batch's loss. The state given is used up."""
-    index, tau, noise = draw_batch(images, draws, jax.random.fold_in(key, state.step), settings)
-    loss, gradient = jax.value_and_grad(denoising_loss)(state.model, images[index], tau, noise)
+    drawn, tau, noise = draw_batch(images, draws, jax.random.fold_in(key, state.step), settings)
+    loss, gradient = jax.value_and_grad(denoising_loss)(state.model, images[drawn], tau, noise)
     return advanced(state, gradient, settings), loss
 
 
@@ -308,14 +308,14 @@ def draw_batch(
 ) -> Batch:
     """The batch of a step, whose key is `fold_in(key, step)`."""
     keys = jax.random.split(key, 3)
-    index = draw(draws, settings.batch_size, key=keys[0])
+    drawn = draw(draws, settings.batch_size, key=keys[0])
     normal = jax.random.normal(keys[1], (settings.batch_size,), images.dtype)
     shape = (settings.batch_size, *images.shape[1:])
     noise = jax.random.normal(keys[2], shape, images.dtype)
-    return Batch(index, jnp.exp(settings.p_mean + settings.p_std * normal), noise)
+    return Batch(drawn, jnp.exp(settings.p_mean + settings.p_std * normal), noise)
 
 
-def advanced(state: TrainState, gradient: Denoiser, settings: TrainSettings) -> TrainState:
+def advanced(state: TrainState, gradient: optax.Updates, settings: TrainSettings) -> TrainState:
     """The state after the optimiser's step along a gradient of the loss."""
     updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
     model = jax.tree.map(jnp.add, state.model, updates)

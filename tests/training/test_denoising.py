@@ -179,7 +179,7 @@ def test_runs_with_other_weights_share_noise_and_most_draws():
     np.testing.assert_array_equal(batches[0].tau, batches[1].tau)
     np.testing.assert_array_equal(batches[0].noise, batches[1].noise)
     agree = 1 - np.abs(weights / weights.sum() - 1 / 32).sum() / 2
-    found = (batches[0].index == batches[1].index).mean()
+    found = (batches[0].drawn == batches[1].drawn).mean()
     assert abs(found - agree) < 5 * np.sqrt(agree * (1 - agree) / 4000)
     logs = np.log(batches[0].tau)
     assert abs(logs.mean() - settings.p_mean) < 5 * settings.p_std / np.sqrt(4000)
