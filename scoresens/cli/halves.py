@@ -12,25 +12,32 @@ import numpy as np
 from tqdm import tqdm
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import picture, write
+from scoresens.cli._common import calibrated, kernel_of, picture, write
 from scoresens.cli._progress import Stages, blaming, shown, tell
 from scoresens.cli._settings import Trace, TrainedRun, at_least, check_trace, trace_of
 from scoresens.datasets.images import Dataset, prepare
 from scoresens.flow.solve import Solve
-from scoresens.laws.measures import default_bandwidth
+from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.report.halves import draw_halves, halves_table
 from scoresens.statistics.components import principal_components
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
-from scoresens.studies.predictions import LOSSES, MOVES, Case, Prediction
+from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case, Choice, Patches, Prediction
 from scoresens.studies.retraining import PROCESS, Queries, Retraining, baselines, training_levels
 from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
 STUDY = ("data", "model", "train", "halves", "steps")
 TARGETS = {"displacement": MOVES, "loss": LOSSES}
-FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths tried, over the default one
-DEFAULT = "1"  # a bandwidth's factor
+FACTORS = ("0.6", "0.8", "1", "1.2", "1.5", "2")  # bandwidths to choose from, over the default one
+DEFAULT, CALIBRATED = "1", "calibrated"
+SETTINGS: dict[Choice, tuple[str, ...]] = {  # by what there is to choose
+    "kernel": (*FACTORS, CALIBRATED),
+    "bandwidth": FACTORS,
+    "patches": tuple(PATCHES),
+    "none": (DEFAULT,),
+}
+KERNEL = arrays("bandwidth", "width", "resolution")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +63,14 @@ class Study(NamedTuple):
     models: dict[str, Denoiser]  # of all images, `all-SEED`
     retraining: Retraining
 
+    def points(self, **bumps: Any) -> Points:
+        """The images with such bumps on them."""
+        return Points(jnp.asarray(self.images), **bumps)
+
 
 def run_halves(run: HalvesRun, out: Path, where: str) -> str:
     """Write how well predictions agree with training on halves of the data; the run's table."""
-    stages, solve = Stages(), Solve(steps=run.steps)
+    stages = Stages()
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
         if run.halves.held_out > len(dataset.images) - 4:
@@ -71,15 +82,17 @@ def run_halves(run: HalvesRun, out: Path, where: str) -> str:
     trainings = run.halves.seeds * (len(study.halves) + 1)
     with stages("train", f"{trainings} trainings", bars=True):
         truth = _truth(run, study)
+    with stages("calibration", "the kernel that each model of all images is nearest to"):
+        kernels = _kernels(out, study)
     with stages("predict", "predictions of each method", bars=True):
-        predicted = _predictions(out, run, study, truth, solve)
+        predicted = _predictions(out, run, study, truth, kernels)
     with stages("compare", f"comparing, {run.resamples} bootstrap resamples"):
         result = _judge(run, study, truth, predicted)
     title = (
         f"{dataset.name}: {run.halves.subsets} random halves of {len(study.images)} images, "
         f"{run.halves.seeds} seeds"
     )
-    result["bandwidth"] = default_bandwidth(study.images)
+    result |= {"bandwidth": default_bandwidth(study.images), "kernels": kernels}
     write(out, result, run, stages)
     with stages("pictures", "drawing"):
         picture(draw_halves, out / "report.png", result, title=title)
@@ -121,17 +134,36 @@ def stored(out: Path, run: HalvesRun) -> tuple[Study, lds.Truth]:
 # ------------------------------------------------------------------ predictions
 
 
+def _kernels(out: Path, study: Study) -> list[dict[str, float]]:
+    """Bandwidth, width and resolution that are calibrated for each model of all images."""
+    store, found = Store(out / "predictions", KERNEL), []
+    for seed, model in enumerate(study.models.values()):
+
+        def make(model=model):
+            kernel = kernel_of(calibrated(study.images, model))
+            return {name: np.asarray(kernel[name]) for name in ("bandwidth", "width", "resolution")}
+
+        kept = store.result(f"kernel-{seed}", make)
+        found.append({name: float(value) for name, value in kept.items()})
+    return found
+
+
 def _predictions(
-    out: Path, run: HalvesRun, study: Study, truth: lds.Truth, solve: Solve
+    out: Path, run: HalvesRun, study: Study, truth: lds.Truth, kernels: list[dict[str, float]]
 ) -> dict[str, dict[str, dict[str, np.ndarray]]]:
     """By target, method and setting: `[R, S + C, ...]`."""
-    width, trace = default_bandwidth(study.images), trace_of(run.trace)
+    solve, trace = Solve(steps=run.steps), trace_of(run.trace)
+    width = default_bandwidth(study.images)
+    given: dict[str, list[Points] | list[Patches]] = {
+        s: [study.points(bandwidth=float(s) * width)] * len(kernels) for s in FACTORS
+    }
+    given[CALIBRATED] = [study.points(**kernel) for kernel in kernels]
+    given |= {name: [patches] * len(kernels) for name, patches in PATCHES.items()}
     jobs = [
-        (target, method, predict, factor)
+        (target, method, predict, setting)
         for target, methods in TARGETS.items()
-        for method, (predict, has_width) in methods.items()
-        for factor in (FACTORS if has_width else (DEFAULT,))
-        if not (method.endswith("(sharp)") and factor != DEFAULT)
+        for method, (predict, choice) in methods.items()
+        for setting in SETTINGS[choice]
     ]
     cases = [
         Case(model, study.images, study.halves, study.queries, truth.samples[seed], solve, trace)
@@ -139,23 +171,29 @@ def _predictions(
     ]
     found: dict[str, dict[str, dict[str, np.ndarray]]] = {target: {} for target in TARGETS}
     store = Store(out / "predictions", ARRAY)
-    for target, method, predict, factor in tqdm(jobs, desc="predictions", unit="method"):
-        slug = "-".join("".join(c if c.isalnum() else " " for c in method).split())
-        make = functools.partial(_predicted, predict, cases, float(factor) * width)
+    for target, method, predict, setting in tqdm(jobs, desc="predictions", unit="method"):
+        make = functools.partial(_predicted, predict, cases, given[setting])
         try:
-            made = store.result(f"{target}-{slug}-{factor}", make)
+            made = store.result(f"{target}-{_slug(method)}-{_slug(setting)}", make)
         except FloatingPointError as error:  # a density ratio of the sharp black box, as a rule
-            tell(f"note: {target}, {method}, at {factor} is left out: {error}")
+            tell(f"note: {target}, {method}, at {setting} is left out: {error}")
             continue
-        found[target].setdefault(method, {})[factor] = made
+        found[target].setdefault(method, {})[setting] = made
     for file in sorted((out / "rivals").glob("*.npz")):
         if not file.stem[-1].isdigit():  # METHOD-SEED.npz are its parts
             found["loss"][file.stem] = _rival(file, study)
     return found
 
 
-def _predicted(predict: Prediction, cases: list[Case], h: float) -> np.ndarray:
-    return np.stack([np.asarray(predict(case, h), np.float32) for case in cases])
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
+
+
+def _predicted(
+    predict: Prediction, cases: list[Case], given: list[Points] | list[Patches]
+) -> np.ndarray:
+    each = zip(cases, given, strict=True)
+    return np.stack([np.asarray(predict(case, one), np.float32) for case, one in each])
 
 
 def _rival(file: Path, study: Study) -> dict[str, np.ndarray]:
@@ -177,8 +215,8 @@ def _judge(
     truth: lds.Truth,
     predicted: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
 ) -> dict[str, Any]:
-    """Every method with its default setting, and with the one that is best on the halves kept for
-    choosing, judged on the others."""
+    """Every method with its default, the calibrated kernel or the default bandwidth, and with the
+    bandwidth that is best on the halves kept for choosing, judged on the others."""
     flat = truth.displacements.reshape(*truth.displacements.shape[:3], -1)
     axes = principal_components(study.images, run.halves.components)
     true = {"displacement": flat, "loss": truth.losses}
@@ -194,12 +232,13 @@ def _judge(
                 s: p.reshape(*true[target].shape).astype(float) for s, p in settings.items()
             }
             curve = {s: chooser.rank(p[:, choose]) for s, p in flatter.items()}
-            best = max(curve, key=lambda s: curve[s])
+            best = max((s for s in curve if s != CALIBRATED), key=lambda s: curve[s])
             rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
             rows[method]["chosen"] = judge.all(flatter[best][:, report])
-            has_default = method in TARGETS[target] and len(flatter) > 1  # a rival has none
-            if has_default and DEFAULT in flatter:
-                rows[method]["default"] = judge.all(flatter[DEFAULT][:, report])
+            default = CALIBRATED if CALIBRATED in flatter else DEFAULT
+            is_ours = method in TARGETS[target]  # a rival's "1" is a damping
+            if is_ours and len(flatter) > 1 and default in flatter:
+                rows[method]["default"] = judge.all(flatter[default][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
     result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])
     return result
@@ -228,9 +267,10 @@ EXPERIMENT = Experiment(
 experiment = "halves": trains models from scratch on all images and on random halves of them, by
 several seeds, and compares how samples and denoising losses really changed with what is predicted
 from the models of all images: the linear datamodeling score (LDS), beside baselines and what
-another seed's training says. A run that was stopped goes on where it was, and several processes may
-share DIR. Settings: [data], [model], [train] as for train; [halves] seeds, subsets, choosing
-(halves on which bandwidths are chosen), samples, held_out (queries), levels, components, seed;
-steps, trace, resamples.""",
+another seed's training says; by the bandwidth that is best on other halves, and by default, which
+is the kernel that each model is nearest to (calibrate). A run that was stopped goes on where it
+was, and several processes may share DIR. Settings: [data], [model], [train] as for train; [halves]
+seeds, subsets, choosing (halves on which bandwidths are chosen), samples, held_out (queries),
+levels, components, seed; steps, trace, resamples.""",
     writes={"predictions/": "halves: what each method predicted"},
 )

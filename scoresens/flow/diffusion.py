@@ -47,7 +47,7 @@ from scoresens.flow.riders import (
     over_riders,
 )
 from scoresens.flow.solve import Solve, grid
-from scoresens.flow.starts import fold, lowest_level, noise_end
+from scoresens.flow.starts import kick_key, lowest_level, noise_end
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.kernels import BREADTH, level_of, log_excess
 from scoresens.laws.learned import Smoothed
@@ -94,11 +94,11 @@ class Node(NamedTuple):
 def brownian(
     process: Process, noise: Float[Array, "*shape"], key: PRNGKeyArray, solve: Solve
 ) -> Brownian:
-    """The Brownian path of one sample: increment i is drawn from `fold_in(key, i)`."""
+    """The Brownian path of one sample: increment i is drawn from `kick_key(key, i)`."""
     hat, tau = noise_end(process, noise)
     clock = grid(tau, lowest_level(process, solve), solve) ** -2
-    keys = fold(key, solve.steps)
-    unit = jax.vmap(lambda k: jax.random.normal(k, hat.shape, hat.dtype))(keys)
+    steps = jnp.arange(solve.steps)
+    unit = jax.vmap(lambda i: jax.random.normal(kick_key(key, i), hat.shape, hat.dtype))(steps)
     kicks = jax.vmap(jnp.multiply)(jnp.sqrt(jnp.diff(clock)), unit)
     return Brownian(clock[0] * hat, clock, kicks)
 

@@ -17,7 +17,7 @@ from scoresens import _checks
 from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.sampling import Path
 from scoresens.flow.solve import Solve, in_batches, raise_if_failed, stats_of
-from scoresens.flow.starts import checked_start, fold
+from scoresens.flow.starts import checked_start, fold, kick_key
 from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 
@@ -114,5 +114,5 @@ def euler_step(
 
 def unit_noise(key: PRNGKeyArray, i: Array, last: int | Array, x: Array) -> Array:
     """The unit noise of step i; none at the last."""
-    draw = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+    draw = jax.random.normal(kick_key(key, i), x.shape, x.dtype)
     return jnp.where(i < last, draw, 0)

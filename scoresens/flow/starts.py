@@ -12,7 +12,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens.flow.solve import Solve
@@ -21,6 +21,8 @@ from scoresens.laws.kernels import BREADTH, check_comparable, yardstick
 from scoresens.laws.measures import Measure
 from scoresens.laws.processes import Process, Scalar, by_name
 from scoresens.laws.scores import Score, as_pytree
+
+KICKS = 0x6B69636B  # the stream of a key that Brownian increments are drawn from
 
 
 def checked_start(
@@ -79,6 +81,12 @@ def fold(key: PRNGKeyArray | Key[Array, " M"], count: int, *, first: int = 0) ->
 @functools.partial(jax.jit, static_argnames="count")
 def _folded(key, first, count):
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+
+
+def kick_key(key: PRNGKeyArray, i: Int[Array, ""] | int) -> PRNGKeyArray:
+    """The key of increment i of one sample's Brownian path: a stream of the sample's key that
+    nothing else is drawn from."""
+    return jax.random.fold_in(jax.random.fold_in(key, KICKS), i)
 
 
 def noise_end(

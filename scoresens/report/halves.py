@@ -28,7 +28,7 @@ def ranked(result: Result, target: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def halves_table(result: Result) -> str:
-    """Both targets, a method a line; settings chosen on other halves than these."""
+    """Both targets, a method a line; settings chosen on other halves than these, and defaults."""
     parts = []
     for target, measures in COLUMNS.items():
         ceiling = result[target]["ceiling"]
@@ -37,16 +37,22 @@ def halves_table(result: Result) -> str:
             rows[method] = {"setting": row["setting"]}
             rows[method] |= {measure: cell(row["chosen"][measure]) for measure in measures}
             if ceiling:
-                highest = ceiling["pearson"][0]
-                share = row["chosen"]["pearson"][0] / (highest if highest > 0 else float("nan"))
-                rows[method]["of ceiling"] = f"{share:.0%}"
+                rows[method]["of ceiling"] = _share(row["chosen"], ceiling)
             if "default" in row:
-                rows[method]["default lds"] = cell(row["default"]["lds"])
+                measured = {m: cell(row["default"][m]) for m in ("lds", "pearson")}
+                rows[method] |= {f"default {m}": found for m, found in measured.items()}
+                if ceiling:
+                    rows[method]["default of ceiling"] = _share(row["default"], ceiling)
         if ceiling:
             for name, ending in ((SHARED, ""), (ANOTHER, "_of_another_seed")):
                 rows[name] = {m: cell(ceiling[m + ending]) for m in ("lds", "pearson")}
         parts.append(table(rows, target))
     return "\n\n".join(parts)
+
+
+def _share(measured: Mapping[str, Any], ceiling: Mapping[str, Any]) -> str:
+    highest = ceiling["pearson"][0]
+    return f"{measured['pearson'][0] / (highest if highest > 0 else float('nan')):.0%}"
 
 
 @drawing

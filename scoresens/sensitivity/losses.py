@@ -38,8 +38,6 @@ from scoresens.sensitivity._trails import (
 )
 from scoresens.sensitivity.tables import States, is_on_host
 
-LOSS = 0x6C6F7373  # the stream of a key that noise of losses is drawn from
-
 
 class LossSensitivity(NamedTuple):
     """What N data points do to the denoising loss at M points, per unit of mass."""
@@ -131,12 +129,6 @@ def _loss_batch(driver, data, base, batch, copies, trace, top, solve):
 _loss_on_device = jax.jit(_loss_batch, static_argnames=("top", "solve"))
 
 
-def loss_noise(key: PRNGKeyArray, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The noise of one copy of x, from a stream of its key that Brownian paths are not drawn
-    from."""
-    return jax.random.normal(jax.random.fold_in(key, LOSS), x.shape, x.dtype)
-
-
 @functools.partial(jax.jit, static_argnames="solve")
 def _noised(driver, x, keys, levels, weights, trace, solve):
     """Noised copies of each point, and what their denoiser does to the loss. `levels` and
@@ -145,7 +137,7 @@ def _noised(driver, x, keys, levels, weights, trace, solve):
     def one(x, key):
         def copy(i, tau, weight):
             own = jax.random.fold_in(key, i)
-            place = x + tau * loss_noise(own, x)
+            place = x + tau * jax.random.normal(own, x.shape, x.dtype)
             denoised = canonical_denoiser(driver.process, driver.score, tau, place)
             error = denoised - x
             known = _known_at(driver, tau, place, trace, own, solve) if driver.rides else None

@@ -28,7 +28,6 @@ from scoresens.flow.solve import Solve
 from scoresens.laws.processes import EDM
 from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser, ModelSettings, build, load, save
-from scoresens.sensitivity.losses import loss_noise
 from scoresens.studies.store import Form, Store, arrays
 from scoresens.training.denoising import TrainSettings, denoising_loss, train
 
@@ -41,7 +40,7 @@ class Queries(NamedTuple):
     noise: Float[Array, "M *shape"]  # to sample from, at tau = 80
     images: Float[Array, "Q *shape"]  # where to take the denoising loss (there may be none),
     levels: Float[Array, " L"]  # at these noise levels,
-    key: PRNGKeyArray  # with the noise of `loss_sensitivity`
+    key: PRNGKeyArray  # with noise ij from fold_in(fold_in(key, i), j), as `loss_sensitivity`
 
 
 class Outputs(NamedTuple):
@@ -137,25 +136,33 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
     samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), queries.noise, solve=solve).x
+    rows = jnp.arange(len(queries.images))
+    return Outputs(samples, jax.lax.map(lambda i: loss_at(model, queries, i), rows))
 
-    def loss(row):
-        i, x = row
-        copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
-        return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
 
-    rows = jnp.arange(len(queries.images)), queries.images
-    return Outputs(samples, jax.lax.map(loss, rows))
+def loss_at(model: Denoiser, queries: Queries, i: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The denoising loss of a model at query image i."""
+    x = queries.images[i]
+    copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
+    return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
 
 
 def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
     key, (_, *shape) = jax.random.fold_in(queries.key, i), queries.images.shape
-    image = jnp.zeros(shape, queries.images.dtype)
 
     def at_level(j):
-        return loss_noise(jax.random.fold_in(key, j), image)
+        return jax.random.normal(jax.random.fold_in(key, j), shape, queries.images.dtype)
 
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
+
+
+def start_of(
+    seed: int, images: Float[np.ndarray, "N *shape"], model: ModelSettings
+) -> tuple[Denoiser, PRNGKeyArray]:
+    """The untrained model of a trial's seed, and the key of the draws of its training."""
+    start, draws = jax.random.split(jax.random.key(seed))
+    return build(model, images.shape[1:], float(images.std()), key=start), draws
 
 
 def train_trial(
@@ -166,8 +173,7 @@ def train_trial(
 ) -> Denoiser:
     """The model of a trial, trained from scratch; `images` are the study's, whose spread all trials
     take for sigma_data."""
-    start, draws = jax.random.split(jax.random.key(trial.seed))
-    fresh = build(model, images.shape[1:], float(images.std()), key=start)
+    fresh, draws = start_of(trial.seed, images, model)
     return train(
         fresh,
         images if trial.images is None else trial.images,

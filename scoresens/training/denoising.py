@@ -98,6 +98,14 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
 
 
+class Batch(NamedTuple):
+    """What is drawn for one step."""
+
+    drawn: Int[Array, "B"]  # numbers of its images
+    tau: Float[Array, "B"]
+    noise: Float[Array, "B *shape"]
+
+
 class TrainResult(NamedTuple):
     """A trained model: the averaged network, the loss over each 50 steps, and the averaged network
     as it was after the steps asked for."""
@@ -155,7 +163,7 @@ def train(
 
     state, losses = looped(
         lambda state: train_step(state, images, draws, key, settings),
-        _start(model, settings), settings.steps, remedy=REMEDY, progress=progress, after=after,
+        begun(model, settings), settings.steps, remedy=REMEDY, progress=progress, after=after,
     )  # fmt: skip
     return TrainResult(state.ema, losses, earlier)
 
@@ -293,13 +301,37 @@ def train_step(
     settings: TrainSettings,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """The state after one step, and the batch's loss. The state given is used up."""
-    x0, tau, noise = _batch(images, draws, jax.random.fold_in(key, state.step), settings)
-    loss, gradient = jax.value_and_grad(denoising_loss)(state.model, x0, tau, noise)
+    drawn, tau, noise = draw_batch(images, draws, jax.random.fold_in(key, state.step), settings)
+    loss, gradient = jax.value_and_grad(denoising_loss)(state.model, images[drawn], tau, noise)
+    return advanced(state, gradient, settings), loss
+
+
+def begun(model: Denoiser, settings: TrainSettings) -> TrainState:
+    """The state before the first step, of arrays of its own."""
+    ours = jax.tree.map(jnp.copy, model)  # each step uses up the state it is given
+    ema = jax.tree.map(jnp.copy, model)
+    return TrainState(ours, ema, _optimiser(settings).init(ours), jnp.zeros((), jnp.int32))
+
+
+def draw_batch(
+    images: Float[Array, "N *shape"], draws: Coupling, key: jax.Array, settings: TrainSettings
+) -> Batch:
+    """The batch of a step, whose key is `fold_in(key, step)`."""
+    keys = jax.random.split(key, 3)
+    drawn = draw(draws, settings.batch_size, key=keys[0])
+    normal = jax.random.normal(keys[1], (settings.batch_size,), images.dtype)
+    shape = (settings.batch_size, *images.shape[1:])
+    noise = jax.random.normal(keys[2], shape, images.dtype)
+    return Batch(drawn, jnp.exp(settings.p_mean + settings.p_std * normal), noise)
+
+
+def advanced(state: TrainState, gradient: optax.Updates, settings: TrainSettings) -> TrainState:
+    """The state after the optimiser's step along a gradient of the loss."""
     updates, opt_state = _optimiser(settings).update(gradient, state.opt_state)
     model = jax.tree.map(jnp.add, state.model, updates)
     step = state.step + 1
     ema = jax.tree.map(functools.partial(_toward, _pull(step, settings)), state.ema, model)
-    return TrainState(model, ema, opt_state, step), loss
+    return TrainState(model, ema, opt_state, step)
 
 
 def _pull(step: Int[Array, ""], settings: TrainSettings) -> Float[Array, ""]:
@@ -309,23 +341,6 @@ def _pull(step: Int[Array, ""], settings: TrainSettings) -> Float[Array, ""]:
 
 def _toward(share: Float[Array, ""], old: Array, new: Array) -> Array:
     return old + share.astype(new.dtype) * (new - old)
-
-
-def _batch(
-    images: Array, draws: Coupling, key: jax.Array, settings: TrainSettings
-) -> tuple[Array, Array, Array]:
-    """A batch's clean images, noise levels and noise."""
-    keys = jax.random.split(key, 3)
-    x0 = images[draw(draws, settings.batch_size, key=keys[0])]
-    normal = jax.random.normal(keys[1], (settings.batch_size,), images.dtype)
-    noise = jax.random.normal(keys[2], x0.shape, images.dtype)
-    return x0, jnp.exp(settings.p_mean + settings.p_std * normal), noise
-
-
-def _start(model: Denoiser, settings: TrainSettings) -> TrainState:
-    ours = jax.tree.map(jnp.copy, model)  # each step uses up the state it is given
-    ema = jax.tree.map(jnp.copy, model)
-    return TrainState(ours, ema, _optimiser(settings).init(ours), jnp.zeros((), jnp.int32))
 
 
 def _optimiser(settings: TrainSettings) -> optax.GradientTransformation:

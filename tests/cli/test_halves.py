@@ -2,11 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from command_line import TINY, Ran, scoresens, settings_file
 
+import scoresens as ss
 from scoresens.cli import halves as command
+from scoresens.datasets.images import DataSettings, prepare
+from scoresens.models import load
 from scoresens.studies import retraining
 from scoresens.studies.predictions import LOSSES, MOVES
 
@@ -37,7 +41,7 @@ SETTINGS += TINY
 def few_methods():
     with pytest.MonkeyPatch.context() as patched:
         moves = {name: MOVES[name] for name in ("mean shift", "cosine")}
-        losses = {name: LOSSES[name] for name in ("kernel", "random")}
+        losses = {name: LOSSES[name] for name in ("closed form, no network", "kernel", "random")}
         patched.setattr(command, "TARGETS", {"displacement": moves, "loss": losses})
         yield
 
@@ -69,20 +73,37 @@ def test_a_study_measures_every_method_with_its_ceiling(ran, folder):
     assert len(list((folder / "out/models").glob("*.npz"))) == 2 * (8 + 1)
 
 
-def test_truth_is_what_the_models_put_out(ran, folder):
-    """The table's number again, from the files."""
-    result = json.loads((folder / "out/result.json").read_text())
+def pearson(folder, prediction):
+    """Of losses predicted and true, from the files."""
     outputs = {file.stem: np.load(file)["losses"] for file in (folder / "out/models").glob("*.npz")}
     true = np.array([
         [outputs[f"half-{half:03d}-{seed}"] - outputs[f"all-{seed}"] for half in range(4)]
         for seed in range(2)
     ])  # fmt: skip
-    setting = result["loss"]["methods"]["kernel"]["setting"]
-    found = np.load(folder / f"out/predictions/loss-kernel-{setting}.npy")[:, :4]
+    found = np.load(folder / f"out/predictions/loss-{prediction}.npy")[:, :4]
     p, t = (a - a.mean(1, keepdims=True) for a in (found, true))
     each = [(p[r] * t[r]).sum() / np.sqrt((p[r] ** 2).sum() * (t[r] ** 2).sum()) for r in (0, 1)]
-    pearson = result["loss"]["methods"]["kernel"]["chosen"]["pearson"][0]
-    assert pearson == pytest.approx(np.mean(each), abs=1e-3)
+    return pytest.approx(np.mean(each), abs=1e-3)
+
+
+def test_truth_is_what_the_models_put_out(ran, folder):
+    """The table's number again, from the files."""
+    row = json.loads((folder / "out/result.json").read_text())["loss"]["methods"]["kernel"]
+    assert row["chosen"]["pearson"][0] == pearson(folder, f"kernel-{row['setting']}")
+
+
+def test_the_default_is_the_kernel_that_each_model_is_nearest_to(ran, folder):
+    """What `calibrate` says of a model that is kept, and what is predicted by it."""
+    result = json.loads((folder / "out/result.json").read_text())
+    kept = np.load(folder / "out/questions.npz")["kept"]
+    images = prepare(DataSettings("digits", count=24)).images[kept]
+    model, _ = load(folder / "out/all-1.safetensors")
+    points = ss.calibrate(model.process, model.score, images, key=jax.random.key(0)).points
+    kernel = {"width": points.kernel.width, "resolution": points.kernel.resolution}
+    assert result["kernels"][1] == pytest.approx(kernel | {"bandwidth": points.bandwidth})
+    row = result["loss"]["methods"]["closed form, no network"]
+    assert row["choosing"][-1][0] == "calibrated" != row["setting"]
+    assert row["default"]["pearson"][0] == pearson(folder, "closed-form-no-network-calibrated")
 
 
 def test_a_study_goes_on_where_it_was(ran, folder, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import scoresens as ss
+from scoresens.flow.starts import kick_key
 from scoresens.flow.tabulated import Table, look_up, sample_both, sample_flow
 from scoresens.fokker_planck.induced import rising_times
 
@@ -39,7 +40,7 @@ def test_euler_is_its_recursion():
         key = jax.random.fold_in(KEY, i)
         for step, (t, size) in enumerate(zip(times, -np.diff(times), strict=False)):
             x = x + size * (x + 0.5 * np.asarray(score(t, jnp.asarray(x))))
-            kick = np.asarray(jax.random.normal(jax.random.fold_in(key, step), (2,)))
+            kick = np.asarray(jax.random.normal(kick_key(key, step), (2,)))
             y = y + size * (y + np.asarray(score(t, jnp.asarray(y))))
             y = y + np.sqrt(size) * kick * (step < 2)
         laws.close(flow[i], x, absolute=1e-12)

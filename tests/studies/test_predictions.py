@@ -9,16 +9,16 @@ import pytest
 import scoresens as ss
 from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
-from scoresens.sensitivity.losses import LOSS
 from scoresens.studies import predictions
-from scoresens.studies.predictions import LOSSES, MOVES, Case
-from scoresens.studies.retraining import PROCESS, Queries
+from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case
+from scoresens.studies.retraining import PROCESS, Queries, noise_of_losses
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(10, 2, 2, 1))
 FLAT = IMAGES.reshape(10, 4)
 HALVES = np.stack([RNG.permutation(10) < 5 for _ in range(3)])
 SOLVE, H = ss.Solve(steps=6), 0.8
+DATA = ss.Points(IMAGES, bandwidth=H)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,12 @@ def posterior_mean(x, tau, weights):
 @pytest.mark.slow
 def test_losses_of_the_changed_denoiser(case):
     """L of D + D_h(.; half) - D_h(.; all), less L of D, sum by sum."""
-    asked, found = case.queries, predictions.loss_finite(case, H)
+    asked, found = case.queries, predictions.loss_finite(case, DATA)
     for s, half in enumerate(HALVES):
         for q in range(2):
             x, changes = np.asarray(asked.images[q]).ravel(), []
             for j, tau in enumerate(np.asarray(asked.levels)):
                 key = jax.random.fold_in(jax.random.fold_in(asked.key, q), j)
-                key = jax.random.fold_in(key, LOSS)
                 place = x + tau * np.asarray(jax.random.normal(key, (2, 2, 1))).ravel()
                 before = np.asarray(case.model(tau, jnp.asarray(place.reshape(2, 2, 1)))).ravel()
                 shift = posterior_mean(place, tau, half / 5) - posterior_mean(
@@ -78,20 +77,21 @@ def test_losses_of_the_changed_denoiser(case):
 
 @pytest.mark.slow
 def test_first_order_is_the_slope_of_the_finite_change(case):
-    first = predictions.loss_first_order(case, H, "data")
-    slope = predictions.loss_finite(nearly_all(case, 1e-5), H) / 1e-5
+    first = predictions.loss_first_order(case, DATA, "data")
+    slope = predictions.loss_finite(nearly_all(case, 1e-5), DATA) / 1e-5
     laws.close(first, slope, relative=1e-3)
 
 
 @pytest.mark.slow
 def test_displacements_are_those_of_the_verbs(case):
-    data = case.points(H)
-    halved = ss.reweight(data, HALVES.astype(float))
+    halved = ss.reweight(DATA, HALVES.astype(float))
     asked = (PROCESS, case.score, halved, case.queries.noise)
-    moved = ss.sample_sensitivity(*asked, base=data, solve=SOLVE).tangent
-    after = ss.counterfactual(*asked, mass=1.0, base=data, solve=SOLVE).x
-    laws.close(predictions.first_order(case, H, "data"), jnp.moveaxis(moved, 1, 0), absolute=1e-7)
-    found = predictions.finite(case, H)
+    moved = ss.sample_sensitivity(*asked, base=DATA, solve=SOLVE).tangent
+    after = ss.counterfactual(*asked, mass=1.0, base=DATA, solve=SOLVE).x
+    laws.close(
+        predictions.first_order(case, DATA, "data"), jnp.moveaxis(moved, 1, 0), absolute=1e-7
+    )
+    found = predictions.finite(case, DATA)
     laws.close(found, jnp.moveaxis(after, 1, 0) - case.samples, absolute=1e-7)
 
 
@@ -109,22 +109,43 @@ def test_simple_rules_are_written_out(case):
         "equal pull": np.ones((2, 10)),
     }
     for name, w in weights.items():
-        found = MOVES[name][0](case, H).reshape(3, 2, 4)
+        found = MOVES[name][0](case, DATA).reshape(3, 2, 4)
         laws.close(found, np.einsum("sk,mk,mkd->smd", change, w, toward), relative=1e-6)
     shift = [
         [(half * b) @ FLAT / (half @ b) - b @ FLAT / b.sum() for b in bumps] for half in HALVES
     ]
-    laws.close(MOVES["mean shift"][0](case, H).reshape(3, 2, 4), np.array(shift), relative=1e-6)
+    laws.close(MOVES["mean shift"][0](case, DATA).reshape(3, 2, 4), np.array(shift), relative=1e-6)
     y = np.asarray(case.queries.images).reshape(2, 4)
     near = np.linalg.norm(y[:, None] - FLAT, axis=-1)
-    laws.close(LOSSES["distance"][0](case, H), change @ near.T, relative=1e-6)
+    laws.close(LOSSES["distance"][0](case, DATA), change @ near.T, relative=1e-6)
+
+
+def test_patches_weigh_as_in_the_denoiser_of_patches(case):
+    """Place by place and level by level."""
+    images = RNG.normal(size=(10, 3, 4, 1))
+    queries = case.queries._replace(
+        images=jnp.asarray(RNG.normal(size=(2, 3, 4, 1))), levels=jnp.array([0.3, 0.5, 1.0, 3.0])
+    )
+    asked = predictions.Patches(2, (0.5, 1))
+    found = predictions.loss_patches(case._replace(images=images, queries=queries), asked)
+    near = np.zeros((2, 10))
+    for q in range(2):
+        noise = np.asarray(noise_of_losses(queries, q))
+        for j, t in ((2, 1.0), (3, 3.0)):
+            x = np.asarray(queries.images[q]) + t * noise[j]
+            for place in np.ndindex(2, 3):
+                corner = tuple(slice(at, at + 2) for at in place)
+                off = ((x[corner] - images[:, *corner]) ** 2).sum((1, 2, 3))
+                near[q] += np.exp(-off / (2 * t**2)) / np.exp(-off / (2 * t**2)).sum() / 12
+    laws.close(near.sum(1), np.ones(2), relative=1e-12)
+    laws.close(found, -case.change @ (10 * near).T, relative=1e-6)
 
 
 def test_transport_takes_samples_to_the_only_point_that_is_left(case):
     """The displacement is then that point less where transport to all of them took the sample."""
     alone = np.zeros((2, 10), bool)
     alone[0, 3] = alone[1, 7] = True
-    moved = predictions.optimal_transport(case._replace(halves=alone), 0.0).reshape(2, 2, 4)
+    moved = predictions.optimal_transport(case._replace(halves=alone), DATA).reshape(2, 2, 4)
     laws.close(moved[1] - moved[0], np.tile(FLAT[7] - FLAT[3], (2, 1)), relative=1e-6)
 
 
@@ -132,12 +153,13 @@ def test_transport_takes_samples_to_the_only_point_that_is_left(case):
 @pytest.mark.parametrize("methods", [MOVES, LOSSES])
 def test_every_method_predicts_for_every_half(case, methods):
     """But for those against the model's own law, which take long to compile (`base`, below)."""
-    for name, (predict, _) in methods.items():
+    for name, (predict, choice) in methods.items():
         if not name.endswith(("(model)", "(sharp)")):
-            found = np.asarray(predict(case, H))
+            given = next(iter(PATCHES.values())) if choice == "patches" else DATA
+            found = np.asarray(predict(case, given))
             assert found.shape[:2] == (3, 2) and np.isfinite(found).all(), name
 
 
 def test_laws_that_ratios_are_taken_against(case):
-    bases = [case.base(name, H)["base"] for name in ("data", "model", "sharp")]
+    bases = [case.base(name, DATA)["base"] for name in ("data", "model", "sharp")]
     assert bases[0].bandwidth == H and bases[1] == Smoothed(H) and bases[2] is None

@@ -173,22 +173,22 @@ def test_runs_with_other_weights_share_noise_and_most_draws():
     weights = np.ones(32) - 0.5 * (np.arange(32) < 8)
     settings = TrainSettings(batch_size=4000)
     batches = [
-        denoising._batch(images, couple(32, w), jax.random.key(5), settings)
+        denoising.draw_batch(images, couple(32, w), jax.random.key(5), settings)
         for w in (None, weights)
     ]
-    np.testing.assert_array_equal(batches[0][1], batches[1][1])
-    np.testing.assert_array_equal(batches[0][2], batches[1][2])
+    np.testing.assert_array_equal(batches[0].tau, batches[1].tau)
+    np.testing.assert_array_equal(batches[0].noise, batches[1].noise)
     agree = 1 - np.abs(weights / weights.sum() - 1 / 32).sum() / 2
-    found = (batches[0][0] == batches[1][0]).all(1).mean()
+    found = (batches[0].drawn == batches[1].drawn).mean()
     assert abs(found - agree) < 5 * np.sqrt(agree * (1 - agree) / 4000)
-    logs = np.log(batches[0][1])
+    logs = np.log(batches[0].tau)
     assert abs(logs.mean() - settings.p_mean) < 5 * settings.p_std / np.sqrt(4000)
     assert abs(logs.std() - settings.p_std) < 5 * settings.p_std / np.sqrt(8000)
 
 
 def test_average_is_that_of_the_parameters_with_a_growing_halflife():
     images, key = jnp.asarray(points()), jax.random.key(0)
-    state = denoising._start(fresh(), QUICK)
+    state = denoising.begun(fresh(), QUICK)
     leaves = jax.tree.leaves(state.model)
     average = [np.asarray(leaf, np.float64) for leaf in leaves]
     for step in range(1, 41):
@@ -208,7 +208,7 @@ def test_average_is_that_of_the_parameters_with_a_growing_halflife():
 def test_warmup_and_decay_set_the_size_of_a_step(decay):
     settings = dataclasses.replace(QUICK, decay=decay)
     images, key = jnp.asarray(points()), jax.random.key(0)
-    state, moves = denoising._start(fresh(), settings), []
+    state, moves = denoising.begun(fresh(), settings), []
 
     def bias(model):
         return np.asarray(model.network.write.bias)
