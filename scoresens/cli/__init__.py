@@ -37,6 +37,7 @@ from scoresens.cli import (
     validate,
 )
 from scoresens.cli._config import ConfigError
+from scoresens.cli._interrupt import INTERRUPTED, interruptible
 from scoresens.cli._progress import blaming, noting, tell
 from scoresens.cli._results import versions
 
@@ -78,7 +79,7 @@ standard error, the table to standard output. Compiled programs are kept in ~/.c
 GiB at most; JAX_COMPILATION_CACHE_DIR names another folder.
 
 Exit codes: 0 done; 1 the run failed; 2 usage or settings; 75 a sweep that SIGTERM stopped, and
-that can go on; 130 interrupted.
+that can go on; 130 interrupted (Ctrl-C again ends a long computation at once).
 `scoresens COMMAND --help` explains a command and its settings, `scoresens config COMMAND` prints
 some; in a checkout they are in configs/."""
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.writes:
             with blaming("--out"):
                 out.mkdir(parents=True, exist_ok=True)
-        with noting():
+        with noting(), interruptible():
             printed = command.run(settings, out, where)
         print(f"\n{printed}\n")
         if written := [name for name in command.writes if any(out.glob(name))]:
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{stop}\n")
         return sweep.UNFINISHED
     except KeyboardInterrupt:
-        return _complain("interrupted: nothing of this run is half-written", 130)
+        return _complain("interrupted: nothing of this run is half-written", INTERRUPTED)
     return 0
 
 
@@ -139,7 +140,7 @@ def _keep_compiled() -> None:
 
 def _complain(error: object, code: int) -> int:
     words = " ".join(str(error).split())
-    tell(f"scoresens: {words}" if code == 130 else f"scoresens: error: {words}")
+    tell(f"scoresens: {words}" if code == INTERRUPTED else f"scoresens: error: {words}")
     return code
 
 

@@ -1,0 +1,66 @@
+"""Ctrl-C in the midst of a compiled computation."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from scoresens.cli._interrupt import INTERRUPTED, interruptible
+
+BUSY = """
+import jax
+from scoresens.cli._interrupt import interruptible
+spin = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 3, lambda x: jax.numpy.sin(x) + 1, x))
+print("ready", flush=True)
+with interruptible():
+    spin(1.0).block_until_ready()
+"""
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_an_endless_computation():
+    command = [sys.executable, "-c", BUSY]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stderr is not None
+        try:
+            assert running.stdout.readline() == "ready\n"
+            time.sleep(2)  # to compile, and to begin
+            running.send_signal(signal.SIGINT)
+            said = next(line for line in running.stderr if line.strip())
+            assert "Ctrl-C again ends it at once" in said
+            assert running.poll() is None  # the computation goes on
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == INTERRUPTED
+        finally:
+            running.kill()
+
+
+def test_the_first_is_an_exception_as_ever():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_nothing_is_left_behind():
+    before, threads = signal.set_wakeup_fd(-1), threading.active_count()
+    with interruptible():
+        assert threading.active_count() == threads + 1
+    assert threading.active_count() == threads
+    assert signal.set_wakeup_fd(before) == -1
+
+
+def test_where_signals_cannot_be_heard_nothing_is_done():
+    found = []
+
+    def elsewhere():
+        with interruptible():
+            found.append(threading.active_count())
+
+    other = threading.Thread(target=elsewhere)
+    before = threading.active_count()
+    other.start()
+    other.join()
+    assert found == [before + 1]  # that thread itself
