@@ -123,7 +123,7 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
     stages = Stages()
     with blaming(f"{where}: mesh"):
         mesh = sweeps.mesh_of((run.mesh[0], run.mesh[1])) if run.mesh else None
-    start = _start(run, where, mesh, stages)
+    start = _start(run, out, where, mesh, stages)
     rank, count = jax.process_index(), jax.process_count()
     with stages("layout", "how large a block may be"):
         layout = _layout(run, start, out)
@@ -156,12 +156,12 @@ def run_sweep(run: SweepRun, out: Path, where: str) -> str:
 # ------------------------------------------------------------------ the question
 
 
-def _start(run: SweepRun, where: str, mesh: Any, stages: Stages) -> Start:
+def _start(run: SweepRun, out: Path, where: str, mesh: Any, stages: Stages) -> Start:
     with stages("data", f"reading {run.data.name} and the checkpoint {run.checkpoint}"):
         read = unread if run.stream else prepare
         dataset, model, _ = data_and_model(run.data, run.checkpoint, where, read)
     if run.stream:
-        data = _streamed(dataset, run, where)
+        data = _streamed(dataset, run, out, where)
     else:
         data = points_of(dataset, run, model, where, stages)
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
@@ -188,11 +188,16 @@ def _source(settings: DataSettings) -> Path:
     return Path(settings.path or settings.name)
 
 
-def _streamed(dataset: Dataset, bumps: BumpSettings, where: str) -> Points:
+def _streamed(dataset: Dataset, run: SweepRun, out: Path, where: str) -> Points:
+    """The data where they are, read through unless the sweep in the folder was begun with them."""
+    begun = (out / "study.json").is_file()
+    checked = begun and progress(out)["study"].get("data") == mark(_source(run.data))
     with blaming(f"{where}: bandwidth, temperature, width, resolution, spectral_bias"):
-        if bumps.bandwidth is None:
+        if run.bandwidth is None:
             raise ValueError("stream needs bandwidth: the default one compares all points")
-        return Points.on_host(dataset.images, bandwidth=bumps.bandwidth, **bumps.kernel)
+        return Points.on_host(
+            dataset.images, bandwidth=run.bandwidth, checked=checked, **run.kernel
+        )
 
 
 def _directions(run: SweepRun, dataset: Dataset, data: Points) -> tuple[Perturbation, list[str]]:

@@ -282,16 +282,17 @@ class Points(Mixture):
         width: Scalar | None = None,
         resolution: Scalar = 0.0,
         spectral_bias: Scalar = 0.0,
+        checked: bool = False,
     ) -> "Points":
         """The same of an array that stays where it is, in the host's memory or in files (a memory
         map, a `streams.Stream`): `attribute` reads it in blocks, twice. Other verbs want all of it
-        on the device.
+        on the device. Unless it was `checked` before, floats are read through for NaN.
         """
         if not isinstance(points, np.ndarray | Stream):
             raise ValueError(
                 f"on_host takes a numpy array, a memory map or a Stream, got {type(points)}"
             )
-        if not (isinstance(points, Stream) and points.bytes):  # bytes are finite
+        if not (checked or (isinstance(points, Stream) and points.bytes)):  # bytes are finite
             size = block_of(math.prod(points.shape[1:]))
             for start in range(0, len(points), size):
                 _checks.samples("points", points[start : start + size])

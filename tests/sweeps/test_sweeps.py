@@ -448,6 +448,29 @@ def test_data_in_a_file_are_streamed(tmp_path):
     np.testing.assert_allclose(a.top_values, b.top_values, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_numbers_in_a_file_are_read_through_once(tmp_path, monkeypatch):
+    """For NaN, when a sweep begins: not when it goes on with the same file, but with another."""
+    images = np.random.default_rng(0).normal(size=(50, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    text = SETTINGS.replace('name = "digits"\ncount = 100', f'name = "{tmp_path / "images.npy"}"')
+    config = settings_file(tmp_path, "bandwidth = 0.5\nstream = true\n" + text)
+    asked, real = [], ss.Points.on_host
+
+    def on_host(*given, checked, **options):
+        asked.append(checked)
+        return real(*given, checked=checked, **options)
+
+    monkeypatch.setattr(ss.Points, "on_host", on_host)
+    assert scoresens("sweep", config, out=tmp_path / "out").code == 0
+    assert scoresens("sweep", config, out=tmp_path / "out").code == 0
+    images[3, 2, 1] = np.nan
+    np.save(tmp_path / "images.npy", images)
+    ran = scoresens("sweep", config, out=tmp_path / "out")
+    assert asked == [False, True, False]
+    assert ran.code == 2 and "1 entries that are NaN" in ran.told
+
+
 def command(config, out, *more):
     program = "import sys; from scoresens.cli import command; sys.exit(command())"
     return [sys.executable, "-c", program, "sweep", str(config), "--out", str(out), *more]
