@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.bumps import finite_exp
+from scoresens.laws.kernels import Gaussian
 from scoresens.laws.measures import Law, Measure, Points, Posterior, Sums
 from scoresens.laws.perturbations import Perturbation, totals
 from scoresens.laws.processes import Scalar
@@ -165,9 +166,10 @@ class ChangedLaw:
 
     @property
     def _kernel(self):
-        """That of its components, which say how much of a change is learnt."""
+        """That of its components, which say how much of a change is learnt; of no change, any."""
         some = () if self.edits is None else (self.edits.common,)
-        return (*some, *self.more, *self.less)[0].measure.kernel
+        shares = (*some, *self.more, *self.less)
+        return shares[0].measure.kernel if shares else Gaussian()
 
 
 def change(data: Measure | None, perturbation: Perturbation, mass: Scalar) -> ChangedLaw:

@@ -136,6 +136,8 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
     samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), queries.noise, solve=solve).x
+    if not len(queries.images):
+        return Outputs(samples, jnp.zeros(0, samples.dtype))
     rows = jnp.arange(len(queries.images))
     return Outputs(samples, jax.lax.map(lambda i: loss_at(model, queries, i), rows))
 
