@@ -11,6 +11,7 @@ from scoresens.cli._command import Command
 from scoresens.cli._common import Setup, black_box, picture, set_up_run, write, write_arrays
 from scoresens.cli._config import ConfigError
 from scoresens.cli._functionals import FunctionalSettings, Question, make_question
+from scoresens.cli._interrupt import attended
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import Base, PathSettings, Sampler, at_least, route_of
 from scoresens.flow.solve import Solve
@@ -42,7 +43,7 @@ class AttributeRun(PathSettings):
 
 def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     """Write which training images raise and lower a number of each sample; the table of the run."""
-    stages, solve = Stages(), Solve(steps=run.steps)
+    stages, solve = Stages(), attended(Solve(steps=run.steps))
     setup = set_up_run(run, run.checkpoint, where, stages)
     if run.top > len(setup.data):
         raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")

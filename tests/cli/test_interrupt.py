@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from scoresens.cli._interrupt import INTERRUPTED, interruptible
+import scoresens as ss
+from scoresens.cli._interrupt import FEW, INTERRUPTED, attended, interruptible
 
 BUSY = """
 import jax
@@ -64,3 +65,9 @@ def test_where_signals_cannot_be_heard_nothing_is_done():
     other.start()
     other.join()
     assert found == [before + 1]  # that thread itself
+
+
+@pytest.mark.parametrize(("watched", "size"), [(True, FEW), (False, ss.Solve().batch_size)])
+def test_batches_are_small_at_a_terminal(monkeypatch, watched, size):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched, raising=False)
+    assert attended(ss.Solve(steps=7)) == ss.Solve(steps=7, batch_size=size)
