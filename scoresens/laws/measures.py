@@ -297,13 +297,13 @@ class Points(Mixture):
             for start in range(0, len(points), size):
                 _checks.samples("points", points[start : start + size])
         kernel = resolved(kernel, temperature, width, resolution, spectral_bias, points)
-        checked = cls(points[:1], None, bandwidth, kernel, precision)
+        here = cls(points[:1], None, bandwidth, kernel, precision)
         if weights is not None:
             weights = np.asarray(weights)
             weights = weights.astype(np.promote_types(weights.dtype, np.float32), copy=False)
             _checks.weights("weights", weights, (len(points),))
-        checked._set(points, weights, bandwidth, kernel, precision, None)
-        return checked
+        here._set(points, weights, bandwidth, kernel, precision, None)
+        return here
 
     def __len__(self) -> int:
         return self.points.shape[0]
