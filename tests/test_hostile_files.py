@@ -200,7 +200,7 @@ READERS = {  # the files, who reads them, and whether one by one or all together
 }
 
 SLOW = ("checkpoints", "converted", "pipelines")  # that build a network: fewer of these
-ALSO = {"pipelines": ("Scheduler", "UNet2DModel")}  # a file may be named by the class it configures
+ALSO = {"pipelines": ("UNet2DModel",)}  # a file may be named by the class it configures
 
 
 @pytest.fixture(scope="module")

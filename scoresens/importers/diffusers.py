@@ -27,7 +27,7 @@ from scoresens.importers.configs import mistyped, read_config, unknown_keys
 from scoresens.importers.foreign import Foreign, Native
 from scoresens.importers.latent import Autoencoder
 from scoresens.importers.modules import from_torch
-from scoresens.importers.schedules import schedule
+from scoresens.importers.schedules import Schedule, schedule
 from scoresens.importers.torch_export import torch_export
 from scoresens.importers.unet2d import malformed, unet2d, unsupported
 from scoresens.models.checkpoints import opened, read_tensors
@@ -79,7 +79,7 @@ def from_diffusers(
         A network of learned variance returns twice the channels; the second half is left out.
     """
     folder = found(where)
-    network, how = _network_of(folder), schedule(_scheduler_of(folder))
+    network, how = _network_of(folder), _schedule_of(folder)
     shape, channels = _shape(network, size)
     given = tuple(jnp.asarray(c) for c in conditioning) or _default_conditioning(network)
     _check_conditioning(network, given)
@@ -189,6 +189,14 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}: it is no pipeline of diffusers")
     return read_config(path)
+
+
+def _schedule_of(folder: Path) -> Schedule:
+    config = _scheduler_of(folder)
+    try:
+        return schedule(config)
+    except ValueError as error:
+        raise ValueError(f"the scheduler of {folder}: {error}") from error
 
 
 def _network_of(folder: Path) -> Part:
