@@ -19,7 +19,9 @@ from rows import measure, options, read, table
 import scoresens as ss
 from scoresens import datasets
 from scoresens.laws.axes import principal_axes
+from scoresens.laws.scores import canonical_denoiser
 from scoresens.models.architectures import ModelSettings, build
+from scoresens.sensitivity.calibration import _without
 from scoresens.training.denoising import TrainSettings, train
 
 SIZES = {
@@ -82,21 +84,16 @@ def slopes(score, x, axes, usual, key) -> list[float]:
     kernel = ss.Points(x, bandwidth=0.0, width=usual)
 
     def along(images):
-        return np.asarray(axes.coordinates(images.reshape(len(images), -1)))
+        return axes.coordinates(images.reshape(len(images), -1))
 
-    x0 = jax.vmap(lambda y: y + LEVEL**2 * score(LEVEL, y))(at)
-    said, owed = along(x0), along(jax.vmap(kernel.denoise, (None, 0))(jnp.float32(LEVEL), at))
+    level = jnp.float32(LEVEL)
+    x0 = jax.vmap(lambda y: canonical_denoiser(process, score, level, y))(at)
+    explained = jax.vmap(kernel.denoise, (None, 0))(level, at)
     placed = along(at)
-    said, owed = (_without(placed, each) for each in (said, owed))
+    said, owed = (_without(placed, along(each)) for each in (x0, explained))
     groups = list(itertools.pairwise(GROUPS))
     return [float((said[:, a:b] * owed[:, a:b]).sum() / (owed[:, a:b] ** 2).sum())
             for a, b in groups]  # fmt: skip
-
-
-def _without(x, y):
-    """y less the nearest line in x, on each axis."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    return y - x * (x * y).sum(0) / (x * x).sum(0)
 
 
 def rows() -> dict:

@@ -91,7 +91,7 @@ def read_bytes(path: Path) -> bytes:
         ValueError: if it is damaged, a bomb, or a pointer of Git LFS.
     """
     refuse_pointer(path)
-    if _start(path, len(GZIP)) != GZIP:
+    if start_of(path, len(GZIP)) != GZIP:
         return path.read_bytes()
     with _damaged(path, "truncated or damaged"), gzip.open(path) as file:
         content = file.read(_most(path) + 1)
@@ -109,9 +109,15 @@ def check_unpacked(path: Path, size: int, packed: int | None = None) -> None:
         )
 
 
+def start_of(path: Path, count: int) -> bytes:
+    """The first bytes of a file, which tell what it is."""
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def refuse_pointer(path: Path) -> None:
     """Refuse what Git LFS leaves in place of a file that it has not fetched."""
-    if path.is_file() and _start(path, len(POINTER)) == POINTER:
+    if path.is_file() and start_of(path, len(POINTER)) == POINTER:
         raise ValueError(
             f"{path} is a Git LFS pointer, which stands for the file: run `git lfs pull` where it "
             "is from"
@@ -135,18 +141,13 @@ def refuse_pickles(path: Path, array: Any) -> None:
 def _numpy_start(path: Path) -> bytes:
     """How a file of NumPy's begins: as a .npy file, or as an archive of them."""
     refuse_pointer(path)
-    start = _start(path, len(NPY))
+    start = start_of(path, len(NPY))
     if start == NPY or start[: len(ZIP)] == ZIP:
         return start
     raise ValueError(
         f"{path} is no .npy or .npz file: it begins with {start!r}; write it with numpy.save, or "
         "numpy.savez"
     )
-
-
-def _start(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(count)
 
 
 def _most(path: Path, packed: int | None = None) -> int:

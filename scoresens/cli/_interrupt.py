@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from scoresens.cli._progress import tell
 from scoresens.flow.solve import Solve
 
 FEW = 8  # samples side by side where somebody may interrupt
@@ -55,7 +56,7 @@ def _listen(source: int) -> None:
         waiting = PATIENCE if heard and not told else None
         if not select.select([source], [], [], waiting)[0]:
             words = "interrupted: the computation at hand ends first; Ctrl-C again ends it at once"
-            print(f"\nscoresens: {words}", file=sys.stderr, flush=True)
+            tell(f"\nscoresens: {words}")
             told = True
         elif numbers := os.read(source, 64):
             heard += numbers.count(signal.SIGINT)

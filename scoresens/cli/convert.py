@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from scoresens import importers
+from scoresens._reading import NPY, start_of
 from scoresens.cli._command import Command, from_options
 from scoresens.cli._common import write
 from scoresens.cli._config import ConfigError
@@ -22,8 +23,6 @@ from scoresens.importers.files import CONTINUOUS
 from scoresens.importers.schedules import CLOCKS, PREDICTIONS
 from scoresens.models.checkpoints import read_tensors
 from scoresens.report.tables import table
-
-NPY = b"\x93NUMPY"  # what .npy files begin with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,7 @@ def _conditioning(run: ConvertRun, where: str) -> list[np.ndarray]:
 
 
 def _array(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        start = file.read(len(NPY))
+    start = start_of(path, len(NPY))
     if start != NPY:
         raise ValueError(
             f"{path} is no .npy file: it begins with {start!r}, where those have {NPY!r}"

@@ -75,7 +75,7 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
         )
     before = predicted.pop("before")
     with stages("steps", "predicting what so many steps learn of the change"):
-        learnt = _by_number(run, changed, model, solve)
+        learnt = _by_number(run, changed, model, before, solve)
     predicted |= learnt.get(run.finetune.steps, {})
     with stages("finetune", f"{run.repeats} x on unchanged and on changed data", bars=True):
         key = jax.random.fold_in(jax.random.key(run.seed), 1)
@@ -123,7 +123,7 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
 
 
 def _by_number(
-    run: FinetuneRun, changed: Changed, model: Denoiser, solve: Solve
+    run: FinetuneRun, changed: Changed, model: Denoiser, before: np.ndarray, solve: Solve
 ) -> dict[int, dict[str, np.ndarray]]:
     """What each number of steps learns of the change; of a model that is added, nothing is said."""
     if run.change.kind == "model":
@@ -131,7 +131,7 @@ def _by_number(
     asked = model, changed.setup.data, changed.change, run.change.mass, changed.setup.noise
     steps = (*run.after, run.finetune.steps)
     found = finetuning.predict_steps(*asked, run.finetune, steps, solve)
-    return {count: {"counterfactual_steps": moves} for count, moves in found.items()}
+    return {count: {"counterfactual_steps": after - before} for count, after in found.items()}
 
 
 def _compared(

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialized
 
 from scoresens._files import replacing
+from scoresens._reading import start_of
 from scoresens.models.architectures import ModelSettings, build
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
@@ -164,8 +165,7 @@ def _known_to_numpy(tensor: np.ndarray) -> np.ndarray:
 def opened(path: Path) -> Iterator[Any]:
     """Yields a safetensors file that is open; a ValueError says what is wrong with others, or which
     tensor is of a dtype that is not read."""
-    with path.open("rb") as file:
-        start = file.read(2)
+    start = start_of(path, 2)
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ValueError(
             f"{path} is a pickle, which runs its author's code when it is read: give a safetensors "

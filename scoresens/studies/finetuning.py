@@ -147,22 +147,19 @@ def predict_steps(
     steps: Sequence[int],
     solve: Solve = Solve(),
 ) -> dict[int, Float[np.ndarray, "M *shape"]]:
-    """The finite prediction against the data's law, as far as it is learnt after each number of
-    steps (6.12).
+    """The samples that the finite prediction against the data's law has, as far as the change is
+    learnt after each number of steps (6.12).
 
     Args:
         model, data, change, mass, noise, solve: as for `predict_change`.
         settings: of the fine-tuning.
         steps: numbers of steps, at least 1 each.
     """
-    score = from_denoiser(PROCESS, model)
-    before = sample_ode(PROCESS, score, noise, solve=solve).x
+    asked = PROCESS, from_denoiser(PROCESS, model), change.perturbation, noise
 
     def after(count):
         base = data.with_spectral_bias(spectral_bias(settings, count))
-        asked = PROCESS, score, change.perturbation, noise
-        found = counterfactual(*asked, mass=mass, base=base, solve=solve)
-        return np.asarray(found.x[:, 0] - before)
+        return np.asarray(counterfactual(*asked, mass=mass, base=base, solve=solve).x[:, 0])
 
     return {count: after(count) for count in steps}
 
