@@ -12,13 +12,23 @@ import scoresens as ss
 from scoresens.cli._interrupt import FEW, INTERRUPTED, attended, interruptible
 
 BUSY = """
+import signal
 import jax
 from scoresens.cli._interrupt import interruptible
 spin = jax.jit(lambda x: jax.lax.while_loop(lambda x: x < 3, lambda x: jax.numpy.sin(x) + 1, x))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 print("ready", flush=True)
 with interruptible():
     spin(1.0).block_until_ready()
 """
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Interrupts as at a terminal: a shell lets what it runs in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow
@@ -27,6 +37,8 @@ def test_a_second_interrupt_ends_an_endless_computation():
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
         assert running.stdout is not None and running.stderr is not None
+        watchdog = threading.Timer(120, running.kill)  # so that no line is waited for without end
+        watchdog.start()
         try:
             assert running.stdout.readline() == "ready\n"
             time.sleep(2)  # to compile, and to begin
@@ -37,6 +49,7 @@ def test_a_second_interrupt_ends_an_endless_computation():
             running.send_signal(signal.SIGINT)
             assert running.wait(20) == INTERRUPTED
         finally:
+            watchdog.cancel()
             running.kill()
 
 
