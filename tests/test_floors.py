@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scoresens"
 
 FLOORS = (
-    {"_checks", "_extras", "_files", "_products", "_pytrees", "_reading"},
+    {"_checks", "_extras", "_files", "_products", "_pytrees", "_reading", "_types"},
     {"datasets"},
     {"laws", "statistics"},
     {"flow", "models"},

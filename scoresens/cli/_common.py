@@ -27,7 +27,7 @@ from scoresens.datasets.images import Dataset, DataSettings, prepare
 from scoresens.importers import Foreign
 from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points, default_bandwidth
-from scoresens.laws.processes import EDM, Process
+from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 from scoresens.models import Denoiser, load, pretrained
 from scoresens.models.checkpoints import read_header
@@ -40,7 +40,6 @@ from scoresens.studies.changes import Change, ChangeSettings, make_change
 from scoresens.studies.finetuning import compare
 from scoresens.studies.trust import cosine_bound, mismatch
 
-PROCESS = EDM()  # denoisers are of the canonical frame
 GRID = 64  # samples shown at most
 BUNDLED = ("digits",)  # checkpoints that come with the package
 VERBS = {"add": "added", "model": "added", "shift": "moved"}  # images of a change; else removed

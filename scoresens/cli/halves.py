@@ -24,7 +24,7 @@ from scoresens.statistics.components import principal_components
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case, Choice, Patches, Prediction
-from scoresens.studies.retraining import PROCESS, Queries, Retraining, baselines, training_levels
+from scoresens.studies.retraining import Queries, Retraining, baselines, training_levels
 from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
 STUDY = ("data", "model", "train", "halves", "steps")
@@ -111,7 +111,8 @@ def _study(out: Path, run: HalvesRun, dataset: Dataset) -> Study:
     retraining = Retraining(out, images, run.model, run.train, Solve(steps=run.steps), shown)
     models = retraining.models(baselines(settings.seeds))
     key, query_key = jax.random.key(settings.seed), jax.random.key(settings.seed + 1)
-    noise = PROCESS.sample_prior((settings.samples, *images.shape[1:]), key=key)
+    process = models["all-0"].process
+    noise = process.sample_prior((settings.samples, *images.shape[1:]), key=key)
     levels = jnp.asarray(training_levels(run.train, settings.levels), images.dtype)
     drawn = retraining.generated(models["all-0"], noise, held=held, kept=kept)
     points = jnp.concatenate([jnp.asarray(drawn), jnp.asarray(dataset.images[held])])

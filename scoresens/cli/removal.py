@@ -10,12 +10,11 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from scoresens.cli._command import Experiment
-from scoresens.cli._common import PROCESS, bumps_on, calibrated, picture, write
+from scoresens.cli._common import bumps_on, calibrated, picture, write
 from scoresens.cli._progress import Stages, blaming, shown
 from scoresens.cli._settings import BumpSettings, TrainedRun, at_least
 from scoresens.datasets.images import prepare
 from scoresens.flow.solve import Solve
-from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
 from scoresens.report.removal import EFFECTS, draw_removal, removal_tables
 from scoresens.sensitivity import functionals
@@ -91,7 +90,7 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
 
 def _queries(run: RemovalRun, study: Retraining, model: Denoiser) -> Queries:
     shape, dtype = study.images.shape[1:], study.images.dtype
-    noise = PROCESS.sample_prior((run.queries, *shape), key=jax.random.key(run.seed))
+    noise = model.process.sample_prior((run.queries, *shape), key=jax.random.key(run.seed))
     levels = jnp.asarray(training_levels(run.train, run.levels), dtype)
     drawn = jnp.asarray(study.generated(model, noise))
     return Queries(noise, drawn, levels, jax.random.key(run.seed + 1))
@@ -100,11 +99,10 @@ def _queries(run: RemovalRun, study: Retraining, model: Denoiser) -> Queries:
 def _orders(run, model, images, queries, solve) -> dict[str, np.ndarray]:
     """By method, for each sample the images `[Q, N]` that matter most first."""
     data = calibrated(images, model) if run.calibrated else bumps_on(images, run)
-    score = from_denoiser(PROCESS, model)
     loss = loss_scores(model, data, queries, solve)
     axes = principal_components(images, AXES).reshape(-1, *images.shape[1:])
     along = functionals.components(jnp.asarray(axes, images.dtype))
-    moved = attribute(PROCESS, score, data, along, queries.noise, solve=solve).scores
+    moved = attribute(model.process, model.score, data, along, queries.noise, solve=solve).scores
     x, y = (np.reshape(a, (len(a), -1)) for a in (queries.images, images))
     rng = np.random.default_rng(run.seed)
     return {

@@ -27,7 +27,7 @@ from scoresens.report.samples import Comparison, draw_validation
 from scoresens.report.tables import validation_table
 from scoresens.studies.changes import make_change
 from scoresens.studies.finetuning import predict_change
-from scoresens.studies.retraining import PROCESS, Queries, Retraining, Trial
+from scoresens.studies.retraining import Queries, Retraining, Trial
 from scoresens.studies.store import of_study
 
 STUDY = ("data", "change", "model", "train", "seeds", "count", "seed", "steps")
@@ -64,9 +64,10 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     trials = controls | {f"changed-{seed}": Trial(seed, change.weights, **own) for seed in seeds}
     with stages("base", f"{run.seeds} models of the unchanged data", bars=True):
         models = study.models(controls)
-    data = points_of(dataset, run, next(iter(models.values())), where, stages)
+    model = next(iter(models.values()))
+    data = points_of(dataset, run, model, where, stages)
     change = make_change(dataset, data, run.change)
-    noise = PROCESS.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
+    noise = model.process.sample_prior((run.count, *data.shape), key=jax.random.key(run.seed))
     none = jnp.asarray(dataset.images[:0])
     queries = Queries(noise, none, jnp.ones(1, none.dtype), jax.random.key(0))
     with stages("train", f"{len(trials)} trainings", bars=True):

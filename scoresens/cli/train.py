@@ -7,11 +7,10 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import GRID, PROCESS, picture, write
+from scoresens.cli._common import GRID, picture, write
 from scoresens.cli._progress import Stages, blaming
 from scoresens.datasets.images import DataSettings, prepare
 from scoresens.flow import sample_ode
-from scoresens.laws.scores import from_denoiser
 from scoresens.models import ModelSettings, build
 from scoresens.report.page import draw_grid, draw_loss
 from scoresens.report.tables import table
@@ -41,8 +40,9 @@ def run_train(run: TrainRun, out: Path, where: str) -> str:
         path = out / "model.safetensors"
         trained = train_to_file(path, dataset, run.model, run.train, seed=run.seed)
     with stages("sample", f"compiling and integrating {GRID} paths"):
-        noise = PROCESS.sample_prior((GRID, *shape), key=jax.random.key(run.seed))
-        x = np.asarray(sample_ode(PROCESS, from_denoiser(PROCESS, trained.model), noise).x)
+        process, score = trained.model.process, trained.model.score
+        noise = process.sample_prior((GRID, *shape), key=jax.random.key(run.seed))
+        x = np.asarray(sample_ode(process, score, noise).x)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.model))
     loss = {"first": float(trained.losses[0]), "last": float(trained.losses[-1])}
     result = {"parameters": parameters, "images": len(dataset.images), "loss": loss}
@@ -69,8 +69,9 @@ COMMAND = Command(
 How is a checkpoint made? Trains a denoising network on a data set.
 
 Settings: seed (of parameters, batches and samples); [data] name, path, classes, count, size, seed;
-[model] kind ("mlp", "unet"), width, depth; [train] steps, batch_size, learning_rate, warmup, decay,
-ema_halflife, p_mean, p_std.""",
+[model] kind ("mlp", "unet"), width, depth, degrees_of_freedom (of Student-t noise, as PFGM++; left
+out: Gaussian); [train] steps, batch_size, learning_rate, warmup, decay, ema_halflife, p_mean,
+p_std.""",
     example="scoresens train configs/digits.toml --out runs/digits",
     writes={
         "model.safetensors": "the checkpoint; name its path in the other settings",

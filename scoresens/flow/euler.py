@@ -18,7 +18,7 @@ from scoresens.flow.routes import Diffusion, Flow, Route
 from scoresens.flow.sampling import Path
 from scoresens.flow.solve import Solve, in_batches, raise_if_failed, stats_of
 from scoresens.flow.starts import checked_start, fold, kick_key
-from scoresens.laws.processes import Process
+from scoresens.laws.processes import Process, check_gaussian
 from scoresens.laws.scores import Score
 
 BATCH = 4096  # samples that Euler's rule moves side by side
@@ -61,6 +61,8 @@ def sample_euler(
     """
     noise, score = checked_start(process, score, noise)
     times = falling(process, times).astype(noise.dtype)
+    if route.noisy:
+        check_gaussian(process, "the reverse SDE")
     keys = fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
     x = _euler(process, score, noise, times, keys, solve.batch_size)
     steps = jnp.full(len(x), len(times) - 1)

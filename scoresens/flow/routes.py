@@ -47,8 +47,8 @@ from scoresens.flow.solve import Solve, by_nodes, grid, integrate, pace, tableau
 from scoresens.flow.starts import fold, lowest_level, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.kernels import level_of
-from scoresens.laws.learned import Known
-from scoresens.laws.processes import Scalar
+from scoresens.laws.learned import Known, Smoothed
+from scoresens.laws.processes import Scalar, check_gaussian
 
 
 class Stage(NamedTuple):
@@ -135,6 +135,7 @@ class Flow(Route):
 
     def follow(self, cargo, noise, solve, *, directions=0, taps=None):
         process = cargo.drivers[0].process
+        _check_followed(cargo)
         (hat, tau), end = noise_end(process, noise), lowest_level(process, solve)
         gains = tuple(gains_at_noise(driver, noise) for driver in cargo.drivers)
         state = (hat, _zeros(directions, hat), gains)
@@ -166,6 +167,7 @@ class Diffusion(Route):
 
     def follow(self, cargo, noise, solve, *, directions=0, taps=None):
         drivers = cargo.drivers
+        check_gaussian(drivers[0].process, "the reverse SDE")
         run = diffusion.brownian(drivers[0].process, noise, self.key, solve)
         held = taps is not None
 
@@ -195,6 +197,15 @@ class Diffusion(Route):
         gains = [riders.own and riders.own.gain for riders in before[0]]
         own = _nats(drivers, gains, bottom**-0.5, x)
         return End(x, tangents, own, solve.steps, jnp.array(True), flags, seen if held else None)
+
+
+def _check_followed(cargo):
+    """Refuses a log-density that rides a path other than its law's own flow (3.2) where the noise
+    is not Gaussian."""
+    first, *more = cargo.drivers
+    foreign = cargo.changed or more or first.others or isinstance(first.base, Smoothed)
+    if rides(cargo.drivers) and foreign:
+        check_gaussian(first.process, "a log-density along a path not its law's own flow")
 
 
 def climb(

@@ -110,7 +110,7 @@ def prior_gain(
     own."""
     if prior is not None:
         check_comparable(prior.kernel)
-        return prior.posterior(tau, x).gain
+        return cast(Measure, prior.under(process)).posterior(tau, x).gain
     t = jnp.asarray(process.t_max, x.dtype)
     density = process.prior_log_density(process.alpha(t) * x) + x.size * process.log_alpha(t)
     return density + yardstick(tau, x.size)

@@ -35,7 +35,7 @@ from scoresens.flow.solve import Solve, grid, in_batches, over_samples, walk
 from scoresens.flow.starts import checked_start, fold, lowest_level, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator, drawn
 from scoresens.fokker_planck.residuals import potential_residual_at
-from scoresens.laws.processes import Process, root
+from scoresens.laws.processes import Process, check_gaussian, root
 from scoresens.laws.scores import Potential, Score, as_pytree, canonical_denoiser, from_potential
 
 RISE = 0x72697365  # the stream of a key that forward paths are drawn from, apart from the noise's
@@ -80,6 +80,7 @@ def reverse_paths(
         The paths of `sample_sde` for the same key. Keeps M (S + 1) samples.
     """
     noise, score = checked_start(process, score, noise)
+    check_gaussian(process, "the reverse SDE")
     _checks.key_given("reverse_paths", key, "the Brownian paths are drawn from it")
     return _reverse(process, score, noise, fold(key, len(noise)), solve)
 
@@ -102,6 +103,7 @@ def forward_paths(
         Paths: `times [S+1]`, `x [S+1, M, *shape]`; x[0] is what was given.
     """
     x = _checks.samples("x", x)
+    check_gaussian(process, "the forward SDE")
     times = falling(process, jnp.asarray(times)[::-1])[::-1].astype(x.dtype)
     return Paths(times, _forward(process, x, times, fold(key, len(x))))
 
@@ -158,6 +160,7 @@ def induced_log_density(
         return InducedDensity(cast(Array, up.log_density), None)
     if law != "sde":
         raise ValueError(f"law must be 'sde' or 'ode', got {law!r}")
+    check_gaussian(process, "the density of the reverse SDE")
     if paths < 2 or paths % 2:
         raise ValueError(f"paths must be an even number, 2 or more, got {paths}")
     _checks.key_given("induced_log_density", key, "the forward paths are drawn from it")

@@ -35,7 +35,7 @@ from scoresens import _checks
 from scoresens.flow.solve import Solve, in_batches
 from scoresens.flow.starts import check_process, sample_keys
 from scoresens.flow.traces import Exact, TraceEstimator, drawn
-from scoresens.laws.processes import Process, Scalar, root
+from scoresens.laws.processes import Process, Scalar, check_gaussian, root
 from scoresens.laws.scores import Potential, Score, as_pytree
 
 SOLVE = Solve(batch_size=1024)  # points side by side
@@ -224,6 +224,7 @@ def _asked(rule, check, process, function, t, x, trace, key, solve):
     x, function = _checks.samples("x", x), as_pytree(function)
     if process is not None:
         check_process(process)
+        check_gaussian(process, "a Fokker-Planck residual")
     t_max = jnp.inf if process is None else process.t_max
     t = _checks.times("t", t, len(x), t_max).astype(x.dtype)
     check(function, t[0], x[0])

@@ -96,7 +96,8 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
 
 def _described(process: Process) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The numbers of the process, as JSON holds them, and its arrays."""
-    given = {e.name: np.asarray(getattr(process, e.name)) for e in fields(process)}  # type: ignore
+    named = (each.name for each in fields(process) if each.name != "noise")  # type: ignore
+    given = {name: np.asarray(getattr(process, name)) for name in named}
     numbers = {name: float(value) for name, value in given.items() if not value.ndim}
     arrays = {f"process.{name}": value for name, value in given.items() if value.ndim}
     return {"kind": type(process).__name__} | numbers, arrays

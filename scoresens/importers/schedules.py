@@ -23,7 +23,8 @@ from jaxtyping import Float
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.importers.configs import mistyped, unknown_keys
-from scoresens.laws.processes import EDM, VE, DiscreteVP, FlowMatching, Process, Scalar
+from scoresens.laws.discrete_vp import DiscreteVP
+from scoresens.laws.processes import EDM, VE, FlowMatching, Process, Scalar
 from scoresens.laws.scores import Score, from_denoiser, from_noise, from_v, from_velocity
 from scoresens.models.preconditioning import noise_condition
 

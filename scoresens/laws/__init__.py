@@ -5,7 +5,10 @@ closed form; perturbations of them, infinitesimal and finite.
 """
 
 from scoresens.laws.axes import Axes, principal_axes
-from scoresens.laws.kernels import Gaussian, Kernel
+from scoresens.laws.conditional import ConditionalFlow
+from scoresens.laws.discrete_vp import DiscreteVP
+from scoresens.laws.flows import Bridge, DiagonalGaussian, Torus, blurring, pairs, wrapped
+from scoresens.laws.kernels import Kernel
 from scoresens.laws.learned import Learned, Smoothed
 from scoresens.laws.measures import (
     GaussianMixture,
@@ -16,6 +19,7 @@ from scoresens.laws.measures import (
     Posterior,
     default_bandwidth,
 )
+from scoresens.laws.noises import Gaussian, Laplace, Noise, StudentT
 from scoresens.laws.perturbations import Perturbation, add, move, remove, replace, reweight
 from scoresens.laws.processes import (
     EDM,
@@ -23,7 +27,6 @@ from scoresens.laws.processes import (
     VE,
     VP,
     Cosine,
-    DiscreteVP,
     FlowMatching,
     Process,
     SubVP,
@@ -46,10 +49,11 @@ from scoresens.laws.scores import (
 )
 
 __all__ = [
-    "EDM", "OU", "VE", "VP", "Axes", "Cosine", "DiscreteVP", "FlowMatching", "Gaussian",
-    "GaussianMixture", "Guided", "Kernel", "Law", "Learned", "Measure", "Mixture", "Pair",
-    "Perturbation", "Points", "Posterior", "Process", "Smoothed", "SubVP", "add",
-    "default_bandwidth", "exact_score", "from_canonical", "from_denoiser", "from_noise",
-    "from_potential", "from_v", "from_velocity", "guide", "move", "principal_axes", "remove",
-    "replace", "reweight", "to_denoiser", "to_noise", "to_v", "to_velocity",
+    "EDM", "OU", "VE", "VP", "Axes", "Bridge", "ConditionalFlow", "Cosine", "DiagonalGaussian",
+    "DiscreteVP", "FlowMatching", "Gaussian", "GaussianMixture", "Guided", "Kernel", "Laplace",
+    "Law", "Learned", "Measure", "Mixture", "Noise", "Pair", "Perturbation", "Points", "Posterior",
+    "Process", "Smoothed", "StudentT", "SubVP", "Torus", "add", "blurring", "default_bandwidth",
+    "exact_score", "from_canonical", "from_denoiser", "from_noise", "from_potential", "from_v",
+    "from_velocity", "guide", "move", "pairs", "principal_axes", "remove", "replace", "reweight",
+    "to_denoiser", "to_noise", "to_v", "to_velocity", "wrapped",
 ]  # fmt: skip

@@ -25,8 +25,8 @@ from jaxtyping import Array, Float
 from scoresens import _checks
 from scoresens._products import contracted
 from scoresens._pytrees import register_dataclass
+from scoresens._types import Scalar
 from scoresens.laws import _reading
-from scoresens.laws.processes import Scalar
 
 SAMPLE = 16_384  # points that the axes are those of
 MOST = 4_096  # axes; of more dimensions, those of as many points

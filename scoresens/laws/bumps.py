@@ -35,7 +35,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from scoresens._products import Precision, contracted, inner, product
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.kernels import BREADTH, Gaussian, Kernel
+from scoresens.laws.kernels import BREADTH, Kernel
+from scoresens.laws.noises import Gaussian
 from scoresens.laws.processes import Scalar
 
 # A table of kernels, R places by B points, is the working memory, and products run fastest while it
@@ -95,7 +96,10 @@ class Origin(NamedTuple):
     ) -> "Origin":
         """Of points `[N, *shape]`, with weights `[N]`: by the first of them, cheap for millions. A
         point of no weight may be anywhere."""
-        count = block_of(math.prod(points.shape[1:]))
+        shape, centre = points.shape[1:], kernel.centre(points.shape[1:])
+        if kernel.sample_shape(shape) != shape:  # places are no points: nothing to weigh
+            return cls(jnp.asarray(centre, dtype), jnp.zeros((), dtype))
+        count = block_of(math.prod(shape))
         first = jnp.asarray(points[:count], dtype)
         first = first.reshape(len(first), -1)
         share = jnp.full(len(first), 1 / len(first), first.dtype)
@@ -103,7 +107,7 @@ class Origin(NamedTuple):
             given = jax.lax.stop_gradient(jnp.asarray(weights[:count], first.dtype))
             total = jnp.sum(given)
             share = jnp.where(total > 0, given / jnp.where(total > 0, total, 1), share)
-        centre = product(first.T, share) if kernel.axes is None else kernel.axes.centre
+        centre = product(first.T, share) if centre is None else centre.astype(first.dtype)
         return cls(centre, inner(share, jnp.sum(jnp.square(first - centre), -1)))
 
     def places(
@@ -123,6 +127,18 @@ def _far(spread: Array, square: Array) -> Array:
     """Whether the expansion is good enough, for points so far from the centre: it loses 100 units
     of rounding."""
     return spread > square / 100
+
+
+def bumps_of(
+    points: Float[Array, "B n"],
+    origin: Origin,
+    kernel: Kernel,
+    precision: Precision = None,
+    coordinates: Float[Array, "B r"] | None = None,
+) -> Any:
+    """What stands for B points: `Bumps`, or what their kernel says."""
+    block = kernel.block(points, precision)
+    return Bumps.of(points, origin, kernel, precision, coordinates) if block is None else block
 
 
 @register_dataclass
@@ -154,12 +170,16 @@ class Bumps:
         norms = jnp.sum(jnp.square(seen), -1)
         return cls(points, offsets, coordinates, norms, kernel, precision)
 
-    def along(self, rows: Float[Array, "*R d"]) -> Float[Array, "*R B"]:
-        """Products of rows and points, from the centre."""
+    def along(self, rows: Float[Array, "*R d"], places: Places) -> Float[Array, "*R B"]:
+        """Products of rows and points, from the centre; the same from all places."""
         return self._products(rows, self.offsets)
 
-    def summed(self, terms: Float[Array, "*R B"]) -> Float[Array, "*R d"]:
-        """Sums of the points, from the centre, times rows of terms."""
+    def means(self, places: Places) -> Float[Array, "B d"]:
+        """The points."""
+        return self.points
+
+    def summed(self, terms: Float[Array, "*R B"], places: Places) -> Float[Array, "*R d"]:
+        """Sums of the points, from the centre, times rows of terms; the same from all places."""
         return contracted("...b,bd->...d", terms, self.offsets, self.precision)
 
     def log_kernels(self, places: Places) -> Float[Array, "*R B"]:
@@ -245,7 +265,11 @@ class Softmax(NamedTuple):
         return cls(top, jnp.zeros_like(top), jnp.zeros_like(x))
 
     def add(
-        self, log_kernels: Float[Array, "*R B"], weights: Float[Array, " B"], bumps: Bumps
+        self,
+        log_kernels: Float[Array, "*R B"],
+        weights: Float[Array, " B"],
+        bumps: Any,
+        places: Places,
     ) -> "Softmax":
         """With one more block."""
         some, before = jnp.any(weights > 0), self.mass > 0
@@ -256,7 +280,7 @@ class Softmax(NamedTuple):
         higher, other = jnp.maximum(self.top, best), jnp.where(some, best, self.top)
         top = jax.lax.stop_gradient(jnp.where(some == before, higher, other))
         kept, terms = finite_exp(self.top - top), weighed(weights, log_kernels - top[..., None])
-        total = kept[..., None] * self.total + bumps.summed(terms)
+        total = kept[..., None] * self.total + bumps.summed(terms, places)
         return Softmax(top, kept * self.mass + jnp.sum(terms, -1), total)
 
     @property

@@ -35,8 +35,8 @@ from jaxtyping import Array, Bool, Float, Int
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
 from scoresens.laws.bumps import finite_exp
-from scoresens.laws.kernels import Gaussian
 from scoresens.laws.measures import Law, Measure, Points, Posterior, Sums
+from scoresens.laws.noises import Gaussian
 from scoresens.laws.perturbations import Perturbation, totals
 from scoresens.laws.processes import Scalar
 from scoresens.laws.shards import Shard
@@ -297,7 +297,7 @@ def _same_data(data, edited):
     points = edited.measure.points
     if isinstance(data, Shard):
         raise ValueError("points that a perturbation edits cannot be divided over devices")
-    if not isinstance(data, Points) or data.shape != points.shape[1:]:
+    if not isinstance(data, Points) or data.points.shape[1:] != points.shape[1:]:
         raise ValueError(
             "a perturbation that edits data points needs base=the same Points that it was made from"
         )

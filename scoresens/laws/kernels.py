@@ -37,8 +37,8 @@ from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
+from scoresens._types import Scalar
 from scoresens.laws.axes import Axes, principal_axes
-from scoresens.laws.processes import Scalar
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -100,6 +100,18 @@ class Kernel(abc.ABC):
         """v, of a bump of this bandwidth at noise level tau."""
         return jnp.square(tau) + jnp.square(bandwidth if self.width is None else self.width)
 
+    def sample_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a place, for points of this shape."""
+        return shape
+
+    def centre(self, shape: tuple[int, ...]) -> Array | None:
+        """What points of this shape are measured from; None: the mean of the first of them."""
+        return None
+
+    def block(self, points: Float[Array, "B n"], precision: Any) -> Any:
+        """What stands for B points in the place of `bumps.Bumps`; None: these."""
+        return None
+
     @abc.abstractmethod
     def evaluate(self, squares: Array, spread: Array, size: int) -> Array:
         """log K, in nats, from `|x - y|^2` and v = `spread`, of shapes that broadcast, and d."""
@@ -118,21 +130,6 @@ class Kernel(abc.ABC):
 
 @register_dataclass
 @dataclass(frozen=True)
-class Gaussian(Kernel):
-    """N(x; y, v I), the kernel of Gaussian noise."""
-
-    def evaluate(self, squares, spread, size):
-        return (-0.5 / spread) * squares - 0.5 * size * (jnp.log(spread) + LOG_2PI)
-
-    def gain(self, squares, spread, over, size):
-        return (-0.5 / spread) * squares - 0.5 * size * log_excess(spread, over)
-
-    def ratio(self, excess, reference, spread, size):
-        return (-0.5 / spread) * excess
-
-
-@register_dataclass
-@dataclass(frozen=True)
 class Resolved(Kernel):
     """Another kernel, of less resolution: temperature T and width w (6.6), and weights of the axes
     for the resolution c (6.7), and for what is learnt of a change (6.11), if there are any."""
@@ -145,6 +142,9 @@ class Resolved(Kernel):
     axes: Axes | None = None
 
     is_density = False
+
+    def centre(self, shape):
+        return None if self.axes is None else self.axes.centre
 
     def learnt(self, change):
         if self.spectral_bias is None:
@@ -205,10 +205,10 @@ def _is(value: Scalar, known: float) -> bool:
     return _checks.is_concrete(value) and bool(value == known)
 
 
-def check_comparable(one: Kernel, other: Kernel = Gaussian()) -> None:
+def check_comparable(one: Kernel, other: Kernel | None = None) -> None:
     """Refuse to divide what is a noised density by what is none; the other is a model's if it is
     not given."""
-    if one.is_density != other.is_density:
+    if one.is_density != (other is None or other.is_density):
         raise ValueError(
             "points with a temperature, a width, a resolution or a spectral bias have no noised "
             "densities that another law's could be compared with: take base=the same Points, or "

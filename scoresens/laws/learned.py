@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-from scoresens.laws.kernels import Gaussian, check_comparable, level_of, smoothed_mean
+from scoresens.laws.kernels import check_comparable, level_of, smoothed_mean
 from scoresens.laws.measures import Law, Measure, Posterior, bandwidth_or
-from scoresens.laws.processes import Process, Scalar
+from scoresens.laws.noises import Gaussian
+from scoresens.laws.processes import Process, Scalar, check_gaussian
 from scoresens.laws.scores import Score, as_pytree, canonical_denoiser
 
 
@@ -66,6 +67,11 @@ class Learned(Law):
     def bumped_like(self, base):
         check_comparable(base.kernel)
         return replace(self, bandwidth=bandwidth_or(self.bandwidth, base.bandwidth))
+
+    def under(self, process):
+        for each in (self.process, process):
+            check_gaussian(each, "a Learned law")
+        return self
 
 
 @register_dataclass

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, fields
 from dataclasses import replace as replace_field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ from scoresens.laws.axes import principal_axes
 from scoresens.laws.bumps import (
     Block,
     Bumped,
-    Bumps,
     Origin,
     Places,
     Softmax,
     block_of,
+    bumps_of,
     finite_exp,
     over_blocks,
     safe_log,
@@ -52,7 +52,6 @@ from scoresens.laws.bumps import (
 )
 from scoresens.laws.kernels import (
     BREADTH,
-    Gaussian,
     Kernel,
     Resolved,
     check_comparable,
@@ -61,6 +60,7 @@ from scoresens.laws.kernels import (
     smoothed_mean,
     yardstick,
 )
+from scoresens.laws.noises import Gaussian
 from scoresens.laws.processes import Process, Scalar
 
 
@@ -128,6 +128,19 @@ class Law(abc.ABC):
         check_comparable(base.kernel)
         return self
 
+    def under(self, process: Process) -> "Law":
+        """The same law, as the noise of a process makes its noised kernels.
+
+        Raises:
+            ValueError: a law that is noised in closed form by Gaussian noise alone.
+        """
+        if not process.is_gaussian:
+            raise ValueError(
+                f"a {type(self).__name__} is noised in closed form by Gaussian noise alone, and "
+                f"this process is a {process.named}: give Points"
+            )
+        return self
+
 
 class Measure(Law):
     """A law whose noised log-density is known everywhere.
@@ -173,8 +186,8 @@ class Measure(Law):
         self, process: Process, t: Scalar, x: Float[Array, "*shape"]
     ) -> Float[Array, ""]:
         """log rho_t(x) in a process's own frame, in nats."""
-        hat = process.to_canonical(t, x)
-        return self.log_density(process.noise_level(t), hat) - x.size * process.log_alpha(t)
+        hat, law = process.to_canonical(t, x), cast(Measure, self.under(process))
+        return law.log_density(process.noise_level(t), hat) - x.size * process.log_alpha(t)
 
 
 class Mixture(Measure):
@@ -315,7 +328,7 @@ class Points(Mixture):
 
     @property
     def shape(self):
-        return self.points.shape[1:]
+        return self.kernel.sample_shape(self.points.shape[1:])
 
     @property
     def normalized_weights(self):
@@ -341,7 +354,7 @@ class Points(Mixture):
         def add(sums, block, bumps):
             logs = bumps.log_kernels(places) - reference
             terms = signed(block.columns(coefficients, seen=0.0), logs)
-            return sums[0] + jnp.sum(terms, -1), sums[1] + bumps.summed(terms)
+            return sums[0] + jnp.sum(terms, -1), sums[1] + bumps.summed(terms, places)
 
         rows = coefficients.shape[0]
         start = (jnp.zeros(rows, x.dtype), jnp.zeros((rows, x.size), x.dtype))
@@ -364,7 +377,7 @@ class Points(Mixture):
         def add(found, block, bumps):
             logs = bumps.log_kernels(places) - reference
             mass = signed(block.rows(coefficients), logs)
-            mean = mass[:, None] * bumps.points
+            mean = mass[:, None] * bumps.means(places)
             return block.put(found[0], mass), block.put(found[1], mean)
 
         start = (jnp.zeros(len(self), x.dtype), jnp.zeros((len(self), x.size), x.dtype))
@@ -376,6 +389,10 @@ class Points(Mixture):
         bandwidth = bandwidth_or(self.bandwidth, base.bandwidth)
         precision = base.precision if self.precision is None else self.precision
         return self._but(precision=precision).with_kernel(base.kernel, bandwidth)
+
+    def under(self, process):
+        kernel, bandwidth = process.kernel_of(self.kernel, self.bandwidth, self.points)
+        return self if kernel is self.kernel else self._but(kernel=kernel, bandwidth=bandwidth)
 
     def chosen(self, index: Int[Array | np.ndarray, " n"]) -> "Points":
         """The points named, of equal weights, with all else as it is."""
@@ -416,11 +433,11 @@ class Points(Mixture):
             self.kernel.kernel, self.bandwidth if bandwidth is None else bandwidth
         )
 
-    def block(self, block: Block, origin: Origin) -> Bumps:
+    def block(self, block: Block, origin: Origin) -> Any:
         """Some of the points with their bumps."""
         rows = block.rows(jnp.asarray(self.points).reshape(len(self), -1))
         along = None if self.coordinates is None else block.rows(self.coordinates)
-        return Bumps.of(rows, origin, self.kernel, self.precision, along)
+        return bumps_of(rows, origin, self.kernel, self.precision, along)
 
     def log_density(self, tau, x):
         if not self.kernel.is_density:
@@ -446,7 +463,7 @@ class Points(Mixture):
 
         def add(softmax, block, bumps):
             log_kernels = bumps.log_kernels(places)
-            return softmax.add(log_kernels, block.columns(weights, seen=0.0), bumps)
+            return softmax.add(log_kernels, block.columns(weights, seen=0.0), bumps, places)
 
         softmax = self._over_blocks(add, Softmax.empty(flat), origin)
         return softmax, origin, places.gain(self.kernel)
@@ -461,14 +478,14 @@ class Points(Mixture):
         return Origin.of(self.points, self.weights, self.kernel, dtype)
 
     def _over_blocks(
-        self, add: Callable[[Any, Block, Bumps], Any], carry: Any, origin: Origin
+        self, add: Callable[[Any, Block, Any], Any], carry: Any, origin: Origin
     ) -> Any:
         """`carry = add(carry, block, bumps)` over all points."""
 
         def step(carry, block):
             return add(carry, block, self.block(block, origin))
 
-        return over_blocks(step, carry, len(self), block_of(math.prod(self.shape)))
+        return over_blocks(step, carry, len(self), block_of(math.prod(self.points.shape[1:])))
 
 
 def _weights_of(count: int, weights: Any) -> Array:

@@ -34,7 +34,7 @@ from scoresens._pytrees import register_dataclass
 from scoresens.laws.bumps import Bumped
 from scoresens.laws.learned import Learned
 from scoresens.laws.measures import Law, Measure, Mixture, Points
-from scoresens.laws.processes import Scalar
+from scoresens.laws.processes import Process, Scalar
 
 Indices = Int[ArrayLike, " K"] | Sequence[int]
 
@@ -155,6 +155,10 @@ class Perturbation:
     def bumped_like(self, base: Bumped) -> "Perturbation":
         """Points without a bandwidth of their own take the bump of the law that they change."""
         return self._with(part.measure.bumped_like(base) for part in self.parts)
+
+    def under(self, process: Process) -> "Perturbation":
+        """The same, as the noise of a process makes the kernels of its points."""
+        return self._with(part.measure.under(process) for part in self.parts)
 
     def sharp(self, bandwidth: Scalar) -> "Perturbation":
         """For a black box: points of a temperature, a width, a resolution or a spectral bias

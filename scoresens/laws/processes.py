@@ -13,32 +13,47 @@ into one, the **canonical frame**:
 
 A process states `log_alpha`, `variance` and the inverse `time(tau)`; the rest follows from them. A
 new one is one class: error texts, the files of converted models and the tests find it `by_name`.
+
+The noise n may be of another law (`noises`): any process takes `noise=`. Then its drift and
+diffusion are of no SDE, and its flow is as it was.
 """
 
 import abc
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.scipy.stats import norm
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scoresens import _checks
 from scoresens._pytrees import register_dataclass
-
-Scalar = Float[Array, ""] | float | int
+from scoresens._types import Scalar
+from scoresens.laws.kernels import Kernel, Resolved
+from scoresens.laws.noises import Gaussian, Noise
 
 
 class Process(abc.ABC):
-    """A scalar Gaussian process between data (t = 0) and noise (t = t_max).
+    """A scalar process between data (t = 0) and noise (t = t_max), Gaussian but for its `noise`.
 
     Abstract: `t_max`, `log_alpha`, `variance`, `time`. Everything else is derived.
     All methods are for one sample `x [*shape]` and a scalar time, and are smooth in both.
     """
 
     t_max: Scalar
+    noise: Noise = Gaussian()  # the law of n
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether (D - x) / tau^2 is the gradient of log rho_tau."""
+        return self.noise.is_gaussian
+
+    @property
+    def named(self) -> str:
+        """What it is, in messages."""
+        kind = type(self).__name__
+        return kind if self.is_gaussian else f"{kind} of {self.noise}"
 
     @abc.abstractmethod
     def log_alpha(self, t: Scalar) -> Scalar:
@@ -87,22 +102,37 @@ class Process(abc.ABC):
         self, t: Scalar, y: Float[Array, "*shape"], *, key: PRNGKeyArray
     ) -> Float[Array, "*shape"]:
         """One draw of x_t given x_0 = y."""
-        return self.alpha(t) * y + self.sigma(t) * jax.random.normal(key, y.shape, y.dtype)
+        return self.alpha(t) * y + self.sigma(t) * self.noise.draw(key, y.shape, y.dtype)
 
     def sample_prior(
         self, shape: tuple[int, ...], *, key: PRNGKeyArray, first: int = 0
     ) -> Float[Array, "M *shape"]:
-        """Starting noise `[M, *shape]` at t_max, drawn from N(0, prior_std^2 I).
+        """Starting noise `[M, *shape]` at t_max, prior_std times draws of the noise.
 
         Sample i depends on `key` and i alone, so that the first samples of a larger batch are the
         smaller batch; `first` is the number of the first sample asked for.
         """
         _checks.key_given("sample_prior", key, "the noise is drawn from it", rows=False)
-        return self.prior_std * _normal(key, first, tuple(shape), jnp.result_type(float))
+        return _drawn(self, key, first, tuple(shape), jnp.result_type(float))
+
+    def draw_prior(
+        self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
+    ) -> Float[Array, "*shape"]:
+        """One draw of the prior."""
+        return self.prior_std * self.noise.draw(key, shape, dtype)
 
     def prior_log_density(self, x: Float[Array, "*shape"]) -> Float[Array, ""]:
-        """Log-density of the prior N(0, prior_std^2 I) at one sample, in nats."""
-        return jnp.sum(norm.logpdf(x, 0.0, self.prior_std))
+        """Log-density of the prior, prior_std times the noise, at one sample, in nats."""
+        return self.noise.log_density(x, self.prior_std)
+
+    def kernel_of(self, kernel: Kernel, bandwidth: Scalar, points: Any) -> tuple[Kernel, Scalar]:
+        """The kernel and the bandwidth of points, as this process's noise makes them of what they
+        have; a kernel of one's own stays."""
+        own = kernel.kernel if isinstance(kernel, Resolved) else kernel
+        if own == self.noise or not isinstance(own, Noise):
+            return kernel, bandwidth
+        new = replace(kernel, kernel=self.noise) if isinstance(kernel, Resolved) else self.noise
+        return new, bandwidth
 
     def to_canonical(self, t: Scalar, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """x^ = x / alpha(t): the state in units of the data."""
@@ -119,6 +149,17 @@ def root(square: Scalar | Array) -> Array:
     return jnp.where(nothing, 0, jnp.sqrt(jnp.where(nothing, 1, square)))
 
 
+def check_gaussian(process: Process, what: str) -> None:
+    """Refuses a process where the gradient of log rho is needed and the denoiser does not give
+    it."""
+    if not process.is_gaussian:
+        raise ValueError(
+            f"{what} needs the gradient of log rho, which a denoiser gives of Gaussian noise "
+            f"alone; this process is a {process.named}. What follows the flow works: sample_ode, "
+            "sample_sensitivity, counterfactual with base=data, attribute"
+        )
+
+
 def by_name() -> dict[str, type[Process]]:
     """Every process by the name of its class, in the order of definition."""
 
@@ -131,14 +172,14 @@ def by_name() -> dict[str, type[Process]]:
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _normal(key, first, shape, dtype):
+def _drawn(process, key, first, shape, dtype):
     def draw(i):
-        return jax.random.normal(jax.random.fold_in(key, i), shape[1:], dtype)
+        return process.draw_prior(jax.random.fold_in(key, i), shape[1:], dtype)
 
     return jax.vmap(draw)(first + jnp.arange(shape[0]))
 
 
-def _positive_fields(process: Process, *names: str) -> None:
+def positive_fields(process: Process, *names: str) -> None:
     for name in names:
         _checks.positive(f"{type(process).__name__}.{name}", getattr(process, name))
 
@@ -154,9 +195,10 @@ class VP(Process):
     beta_min: Scalar = 0.1
     beta_max: Scalar = 20.0
     t_max: Scalar = 1.0
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
-        _positive_fields(self, "beta_min", "beta_max", "t_max")
+        positive_fields(self, "beta_min", "beta_max", "t_max")
 
     def log_alpha(self, t):
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -205,9 +247,10 @@ class VE(Process):
     sigma_min: Scalar = 0.01
     sigma_max: Scalar = 50.0
     t_max: Scalar = 1.0
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
-        _positive_fields(self, "sigma_min", "sigma_max", "t_max")
+        positive_fields(self, "sigma_min", "sigma_max", "t_max")
         concrete = _checks.is_concrete(self.sigma_min) and _checks.is_concrete(self.sigma_max)
         if concrete and self.sigma_max <= self.sigma_min:
             raise ValueError(
@@ -234,9 +277,10 @@ class EDM(Process):
     """The canonical frame itself: alpha = 1, sigma = t (Karras et al. 2022, arXiv 2206.00364)."""
 
     t_max: Scalar = 80.0
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
-        _positive_fields(self, "t_max")
+        positive_fields(self, "t_max")
 
     def log_alpha(self, t):
         return jnp.zeros_like(t)
@@ -259,9 +303,10 @@ class OU(Process):
     theta: Scalar = 1.0
     g: Scalar = 2.0**0.5
     t_max: Scalar = 5.0
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
-        _positive_fields(self, "theta", "g", "t_max")
+        positive_fields(self, "theta", "g", "t_max")
 
     def log_alpha(self, t):
         return -self.theta * jnp.asarray(t)
@@ -287,6 +332,7 @@ class Cosine(Process):
     """
 
     t_max: Scalar = 0.9920425
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
         _before_the_end(self)
@@ -315,6 +361,7 @@ class FlowMatching(Process):
     """
 
     t_max: Scalar = 80.0 / 81.0
+    noise: Noise = Gaussian()
 
     def __post_init__(self):
         _before_the_end(self)
@@ -332,76 +379,8 @@ class FlowMatching(Process):
         return tau / (1 + tau)
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class DiscreteVP(Process):
-    """Variance preserving, known at T discrete steps, as the networks of DDPM are trained.
-
-    Step k = 0 .. T - 1 is the time (k + 1) / T, and `step` is what such a network takes for time.
-    Between steps log tau is linear in t; below the first, tau is linear in t down to 0 at t = 0
-    (where the network sees step 0).
-
-    Args:
-        noise_levels: `[T]`, tau = sqrt(1 / alphas_cumprod - 1) at each step, positive and rising.
-        t_max: where paths start; left out, at the last step, or at tau = 80 if that comes before.
-
-    References:
-        Ho et al. 2020, arXiv 2006.11239, equation 4.
-    """
-
-    noise_levels: Float[Array | np.ndarray, " T"]
-    t_max: Scalar | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def __post_init__(self):
-        levels = _checks.floating("DiscreteVP.noise_levels", self.noise_levels)
-        _checks.positive("DiscreteVP.noise_levels", levels)
-        rising = levels.ndim == 1 and len(levels) > 1
-        if not rising or (_checks.is_concrete(levels) and np.any(np.diff(np.asarray(levels)) <= 0)):
-            raise ValueError(
-                "DiscreteVP.noise_levels must be one rising row of at least two numbers, got shape "
-                f"{levels.shape}: sqrt(1 / alphas_cumprod - 1), from the first step to the last"
-            )
-        object.__setattr__(self, "noise_levels", levels)
-        if self.t_max is None:
-            object.__setattr__(self, "t_max", jnp.minimum(1.0, self.time(80.0)))
-        _positive_fields(self, "t_max")
-
-    def log_alpha(self, t):
-        return -0.5 * jnp.log1p(jnp.square(self.noise_level(t)))
-
-    def sigma(self, t):
-        return self.noise_level(t) * self.alpha(t)
-
-    def variance(self, t):
-        squared = jnp.square(self.noise_level(t))
-        return squared / (1 + squared)
-
-    def noise_level(self, t):
-        ascent = jnp.interp(self.step(t), self._steps, jnp.log(self.noise_levels))
-        return jnp.exp(ascent) * jnp.minimum(1, t * len(self.noise_levels))
-
-    def time(self, tau):
-        first = self.noise_levels[0]
-        ascent = jnp.log(jnp.maximum(tau, first))
-        step = jnp.interp(ascent, jnp.log(self.noise_levels), self._steps)
-        return (step + jnp.minimum(1, tau / first)) / len(self.noise_levels)
-
-    def step(self, t: Scalar) -> Scalar:
-        """The step, from 0 to T - 1 and between them, that a network of discrete time takes for
-        t."""
-        return jnp.maximum(jnp.asarray(t) * len(self.noise_levels) - 1, 0)
-
-    @property
-    def prior_std(self):
-        return 1.0
-
-    @property
-    def _steps(self):
-        return jnp.arange(len(self.noise_levels), dtype=self.noise_levels.dtype)
-
-
 def _before_the_end(process: Process) -> None:
-    _positive_fields(process, "t_max")
+    positive_fields(process, "t_max")
     if _checks.is_concrete(process.t_max) and process.t_max >= 1:
         raise ValueError(
             f"{type(process).__name__}.t_max must be below 1, where the signal vanishes and the "

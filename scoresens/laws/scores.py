@@ -92,8 +92,9 @@ def from_potential(potential: Potential) -> Score:
 
 def exact_score(process: Process, measure: Measure) -> Score:
     """The score of a known law noised by the process: the optimum that training aims at (closed
-    form)."""
-    return Partial(_score_from_canonical, process, Partial(_denoise, measure))
+    form). Of noise that is not Gaussian it is `(alpha D - x) / sigma^2`, which stands for the
+    denoiser everywhere here, and is the gradient of no log-density."""
+    return Partial(_score_from_canonical, process, Partial(_denoise, measure.under(process)))
 
 
 @register_dataclass

@@ -84,9 +84,9 @@ def divided(points: Points, mesh: Mesh, axis: str) -> Shard:
         start, stop, _ = index[0].indices(total)
         rows = np.asarray(points.points[min(start, count - 1) : stop], wide(points.points.dtype))
         lacking = stop - start - len(rows)
-        return np.pad(rows, ((0, lacking), *((0, 0),) * len(points.shape)), mode="edge")
+        return np.pad(rows, ((0, lacking), *((0, 0),) * (rows.ndim - 1)), mode="edge")
 
-    images = jax.make_array_from_callback((total, *points.shape), place, piece)
+    images = jax.make_array_from_callback((total, *points.points.shape[1:]), place, piece)
     weights = np.pad(np.asarray(points.normalized_weights), (0, total - count))
     weights = jax.device_put(weights, place)
     bumps = points.bandwidth, points.kernel, points.precision

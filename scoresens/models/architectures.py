@@ -7,6 +7,8 @@ from typing import Literal
 import jax
 from flax import nnx
 
+from scoresens import _checks
+from scoresens.laws.noises import Gaussian, Noise, StudentT
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
 from scoresens.models.unet import UNet
@@ -22,14 +24,22 @@ class ModelSettings:
         kind: `"mlp"` (`ResidualMLP`, any shape) or `"unet"` (`UNet`, images).
         width: units of a hidden layer, or channels at full resolution.
         depth: residual blocks, or resolutions.
+        degrees_of_freedom: nu of the Student-t noise that it denoises (PFGM++'s D); None: Gaussian.
 
     Raises:
-        ValueError: for an unknown kind, or a width or depth below 1.
+        ValueError: for an unknown kind, a width or depth below 1, or nu that is not positive.
     """
 
     kind: Literal["mlp", "unet"]
     width: int
     depth: int
+    degrees_of_freedom: float | None = None
+
+    @property
+    def noise(self) -> Noise:
+        """The law of the noise that it denoises."""
+        degrees = self.degrees_of_freedom
+        return Gaussian() if degrees is None else StudentT(degrees)
 
     def __post_init__(self):
         if self.kind not in ARCHITECTURES:
@@ -39,6 +49,8 @@ class ModelSettings:
             raise ValueError(
                 f"width and depth must be at least 1, got {self.width} and {self.depth}"
             )
+        if self.degrees_of_freedom is not None:
+            _checks.positive("degrees_of_freedom", self.degrees_of_freedom)
 
 
 def build(
@@ -60,4 +72,4 @@ def build(
     network = ARCHITECTURES[settings.kind](
         shape, width=settings.width, depth=settings.depth, rngs=nnx.Rngs(key)
     )
-    return Denoiser(network, sigma_data)
+    return Denoiser(network, sigma_data, settings.noise)

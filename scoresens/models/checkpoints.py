@@ -21,6 +21,7 @@ from safetensors.numpy import save as serialized
 
 from scoresens._files import replacing
 from scoresens._reading import start_of
+from scoresens.laws.noises import Gaussian, Noise, StudentT
 from scoresens.models.architectures import ModelSettings, build
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
@@ -102,13 +103,23 @@ def _describe(model: Denoiser) -> dict:
             f"cannot save a network of type {type(network).__name__}: "
             "only a ResidualMLP or a UNet can be built again"
         )
-    return {
+    about = {
         "kind": "mlp" if isinstance(network, ResidualMLP) else "unet",
         "width": network.width,
         "depth": network.depth,
         "shape": list(network.shape),
         "sigma_data": model.sigma_data,
     }
+    return about | _about_noise(model.noise)
+
+
+def _about_noise(noise: Noise) -> dict[str, float]:
+    """Nothing of Gaussian noise, as files of old say nothing."""
+    if isinstance(noise, Gaussian | StudentT):
+        return {} if isinstance(noise, Gaussian) else {"degrees_of_freedom": noise.nu}
+    raise ValueError(
+        f"cannot save a model of {noise}: only Gaussian or StudentT can be built again"
+    )
 
 
 def _skeleton(path: str | Path, header: dict) -> Denoiser:

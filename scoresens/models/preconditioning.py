@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from scoresens import _checks
+from scoresens.laws.noises import Gaussian, Noise
 from scoresens.laws.processes import EDM, Process
 from scoresens.laws.scores import Score, from_denoiser
 
@@ -49,6 +50,7 @@ class Denoiser(nnx.Module):
     Args:
         network: `network(c_noise, x)` for one sample, whose shape is its `.shape`.
         sigma_data: standard deviation of the data's entries, positive.
+        noise: the law of n that it is trained on.
 
     Raises:
         ValueError: if `sigma_data` is not positive and finite.
@@ -57,7 +59,7 @@ class Denoiser(nnx.Module):
         Karras et al. 2022, arXiv 2206.00364, equation 7.
     """
 
-    def __init__(self, network: Network, sigma_data: float):
+    def __init__(self, network: Network, sigma_data: float, noise: Noise = Gaussian()):
         if not 0 < sigma_data < float("inf"):
             raise ValueError(
                 f"sigma_data must be positive and finite, got {sigma_data}: "
@@ -65,6 +67,7 @@ class Denoiser(nnx.Module):
             )
         self.network = network
         self.sigma_data = float(sigma_data)
+        self.noise = noise
 
     def __call__(self, tau: float | Float[Array, ""], x: Float[Array, "*shape"]) -> Array:
         """`D(x, tau) = c_skip x + c_out F(c_noise, c_in x)`.
@@ -99,7 +102,7 @@ class Denoiser(nnx.Module):
     @property
     def process(self) -> Process:
         """The process whose frame is the canonical one."""
-        return EDM()
+        return EDM(noise=self.noise)
 
     @property
     def score(self) -> Score:

@@ -19,11 +19,11 @@ from scoresens._products import contracted, product
 from scoresens.datasets.streams import Stream
 from scoresens.laws.bumps import (
     BLOCK,
-    Bumps,
     Origin,
     Places,
     Softmax,
     block_of,
+    bumps_of,
     over_blocks,
     room,
 )
@@ -179,7 +179,7 @@ def _no_influences(plan, count, omega):
 class _Block(NamedTuple):
     """B consecutive points."""
 
-    bumps: Bumps
+    bumps: Any  # see `bumps_of`
     weights: Float[Array, " B"]
     start: Int[Array, ""] | int
     fresh: Bool[Array, " B"]  # neither seen before nor copies (`Shard`)
@@ -190,7 +190,7 @@ def _add_posterior(plan, given, carry, block):
 
     def add(given):
         places, softmax = given
-        return softmax.add(block.bumps.log_kernels(places), weights, block.bumps)
+        return softmax.add(block.bumps.log_kernels(places), weights, block.bumps, places)
 
     return jax.lax.map(add, (given, carry))
 
@@ -201,7 +201,7 @@ def _add_influences(plan, given, carry, block):
     def add(found, given):
         places, reference, omega, offset = given
         kernels = jnp.exp(block.bumps.log_kernels(places) - reference[..., None])
-        each = kernels[:, :, None] * (block.bumps.along(omega) + offset[..., None])
+        each = kernels[:, :, None] * (block.bumps.along(omega, places) + offset[..., None])
         return added(plan, found, each, weights)
 
     samples, functionals = given[-1].shape[-2:]
@@ -248,7 +248,7 @@ def _fold(add, plan, points, origin, given, carry):
 
 @functools.partial(jax.jit, static_argnames=("add", "plan", "precision"), donate_argnames="carry")
 def _add_one(add, plan, precision, given, carry, seen, weights, place):
-    (start, first), bumps = place, Bumps.of(*seen, precision=precision)
+    (start, first), bumps = place, bumps_of(*seen, precision=precision)
     fresh = start + jnp.arange(len(weights)) >= first
     return add(plan, given, carry, _Block(bumps, weights, start, fresh))
 

@@ -10,7 +10,7 @@ and the sum is one of matrix products (`tables`).
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,7 @@ def driver_of(
     prior: Measure | None,
 ) -> tuple[Measure | None, Driver]:
     """The base, None where it is the data or the path knows it, and the law that drives the path;
+    the data are those of the process's noise already;
     refuses what is neither a measure nor the model's law."""
     if isinstance(score, Guided):
         raise ValueError("a guided score is made of two laws; attribute takes a score of one")
@@ -107,6 +108,8 @@ def driver_of(
             raise ValueError(f"base must be 'data', a measure, or None, got {base!r}")
         base = data
     check_base(base)
+    if isinstance(base, Measure) and base is not data:
+        base = cast(Measure, base.under(process))
     rides = not isinstance(base, Measure)  # else the path knows nothing of it
     check_comparable(data.kernel, *([] if rides else [base.kernel]))
     own = base if rides else None

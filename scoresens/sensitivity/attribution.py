@@ -128,6 +128,8 @@ def attribute(
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
     """
     check_points(data)
+    base = "data" if base is data else base
+    data = data.under(process)
     base, driver = driver_of(process, score, data, base, prior)
     noise, _ = checked_start(process, score, noise, shape=data.shape)
     functional = as_pytree(functional)

@@ -17,6 +17,7 @@ What a network learns anew is coarser than what it has learnt long since: the ke
 somewhat wider than the nearest, by factors that were read off fine-tunings.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -106,7 +107,7 @@ def calibrate(
     if count < 8:
         raise ValueError(f"calibrate needs at least 8 samples to fit lines to, got {count}")
     _checks.key_given("calibrate", key, "samples and noise are drawn from it", rows=False)
-    points = (data if isinstance(data, Points) else Points(data)).sharp()
+    points = (data if isinstance(data, Points) else Points(data)).sharp().under(process)
     axes, usual = principal_axes(points.points), default_bandwidth(points.points)
     highest = float(process.noise_level(process.t_max))
     top = min(2 * math.sqrt(float(jnp.sum(axes.variances))), highest)
@@ -132,7 +133,7 @@ def _places(process, score, points, axes, levels, key, count, solve) -> _Places:
     noise = process.sample_prior((count, *points.shape), key=drawn)
     x = sample_ode(process, score, noise, solve=solve).x
     tau = jnp.asarray(levels, x.dtype)
-    n = jax.random.normal(noised, (len(tau), *x.shape), x.dtype)
+    n = _noise(process.noise, noised, len(tau), x)
     x = x + tau.reshape(-1, *(1,) * x.ndim) * n
 
     @jax.jit
@@ -145,6 +146,15 @@ def _places(process, score, points, axes, levels, key, count, solve) -> _Places:
     found = denoised(jnp.repeat(tau, count), x.reshape(-1, *points.shape))
     along = (axes.coordinates(each.reshape(len(tau), count, -1)) for each in (x, found))
     return _Places(tau, x, *along)
+
+
+@functools.partial(jax.jit, static_argnames="levels")
+def _noise(noise, key, levels, x):
+    """`[L, M, *shape]`; of Gaussian noise, one draw for all."""
+    if noise.is_gaussian:
+        return noise.draw(key, (levels, *x.shape), x.dtype)
+    keys = jax.random.split(key, (levels, len(x)))
+    return jax.vmap(jax.vmap(lambda key: noise.draw(key, x.shape[1:], x.dtype)))(keys)
 
 
 @jax.jit

@@ -100,6 +100,8 @@ def loss_sensitivity(
         Scarvelis & Solomon 2025, arXiv 2509.23092, section on losses.
     """
     check_points(data)
+    base = "data" if base is data else base
+    data = data.under(process)
     base, driver = driver_of(process, score, data, base, prior)
     x, _ = checked_start(process, score, x, name="x", shape=data.shape)
     copies = _copies(levels, weights, draws)
@@ -137,7 +139,7 @@ def _noised(driver, x, keys, levels, weights, trace, solve):
     def one(x, key):
         def copy(i, tau, weight):
             own = jax.random.fold_in(key, i)
-            place = x + tau * jax.random.normal(own, x.shape, x.dtype)
+            place = x + tau * driver.process.noise.draw(own, x.shape, x.dtype)
             denoised = canonical_denoiser(driver.process, driver.score, tau, place)
             error = denoised - x
             known = _known_at(driver, tau, place, trace, own, solve) if driver.rides else None

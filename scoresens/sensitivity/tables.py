@@ -172,7 +172,7 @@ def _products(points, origin, places, levers):
 
     def add(tables, block):
         bumps = points.block(block, origin)
-        parts = bumps.log_kernels(places), bumps.along(levers)
+        parts = bumps.log_kernels(places), bumps.along(levers, places)
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(table, part, block.start, -1)
             for table, part in zip(tables, parts, strict=True)

@@ -117,6 +117,7 @@ def score_sensitivity(
     if perturbation.learned:
         raise ValueError("a Learned law has a log-density along paths alone, not at a place")
     check_base(base, Measure | None)
+    perturbation, base = perturbation.under(process), base and cast(Measure, base.under(process))
     x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)
     t = jnp.asarray(t, x.dtype)

@@ -22,9 +22,9 @@ from scoresens.flow.solve import Solve
 from scoresens.laws.learned import Learned
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import Perturbation
+from scoresens.laws.processes import Process
 from scoresens.laws.scores import Score
 from scoresens.studies.changes import Change
-from scoresens.studies.retraining import PROCESS
 
 
 def toward_mean(
@@ -46,12 +46,17 @@ def toward_mean(
 
 
 def wiener(
-    score: Score, data: Points, change: Change, noise: Float[Array, "M *shape"], solve: Solve
+    process: Process,
+    score: Score,
+    data: Points,
+    change: Change,
+    noise: Float[Array, "M *shape"],
+    solve: Solve,
 ) -> Float[Array, "M *shape"]:
     """Samples after the change, as mean and covariance tell of it.
 
     Args:
-        score: of the canonical frame.
+        process, score: of the canonical frame.
         data: the data, of equal weights.
         change: of these data, at its full mass.
         noise: `[M, *shape]` at tau = 80.
@@ -68,7 +73,7 @@ def wiener(
     def changed(tau, x):
         return score(tau, x) + (after(tau, x) - before(tau, x)) / jnp.square(tau)
 
-    return sample_ode(PROCESS, changed, noise, solve=solve).x
+    return sample_ode(process, changed, noise, solve=solve).x
 
 
 def _linear_denoiser(images: np.ndarray, weights: np.ndarray) -> Callable:

@@ -36,9 +36,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
 from scoresens.flow.traces import Exact, TraceEstimator
-from scoresens.laws.learned import Smoothed
+from scoresens.laws.learned import Base, Smoothed
 from scoresens.laws.measures import Points, spacing_of
-from scoresens.laws.scores import from_denoiser
 from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.tangents import sample_sensitivity
@@ -47,7 +46,7 @@ from scoresens.statistics.displacements import cosines, norms, rank_correlation
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies._baselines import toward_mean, wiener
 from scoresens.studies.changes import Change
-from scoresens.studies.retraining import OUTPUTS, PROCESS
+from scoresens.studies.retraining import OUTPUTS
 from scoresens.studies.store import Store
 from scoresens.training.denoising import TrainSettings, learning_rates, train
 
@@ -102,7 +101,7 @@ def predict_change(
         data: its training data, with their bumps.
         change: from `make_change`, of the same data.
         mass: how much of it.
-        noise: `[M, *shape]` at tau = 80.
+        noise: `[M, *shape]` at the model's highest level, tau = 80.
         solve: the numerics.
         trace: of the black boxes; its probes, if it has any, are of key 0.
 
@@ -111,21 +110,24 @@ def predict_change(
         `first_order_model`, `counterfactual_model` against the model's law smoothed by the data's
         bandwidth (the default one, where their kernel has a width of its own), and
         `first_order_sharp`, `counterfactual_sharp` against it as it is, left out where its density
-        ratios overflow; the baseline `class_mean`, which moves each sample straight toward the mean
-        of what is added (away from what is removed, along what is moved), with ratio r = 1 in
-        (2.1); the baseline `wiener`, which knows of the data and of the changed data their means
-        and covariances alone; and `before`, the samples themselves.
+        ratios overflow (no black box of noise that is not Gaussian); the baseline `class_mean`,
+        which moves each sample straight toward the mean of what is added (away from what is
+        removed, along what is moved), with ratio r = 1 in (2.1); the baseline `wiener`, which knows
+        of the data and of the changed data their means and covariances alone; and `before`, the
+        samples themselves.
     """
-    score, perturbation = from_denoiser(PROCESS, model), change.perturbation
+    process, score, perturbation = model.process, model.score, change.perturbation
     spacing, options = spacing_of(data), {"trace": trace, "prior": data.sharp(), "solve": solve}
     options["key"] = jax.random.key(0)
-    bases = {"data": data, "model": Smoothed(spacing), "sharp": None}
-    before = sample_ode(PROCESS, score, noise, solve=solve).x
+    bases: dict[str, Base] = {"data": data}
+    if process.noise.is_gaussian:
+        bases |= {"model": Smoothed(spacing), "sharp": None}
+    before = sample_ode(process, score, noise, solve=solve).x
     found = {"before": before, "class_mean": mass * toward_mean(perturbation, before)}
-    found["wiener"] = wiener(score, data, change, noise, solve) - before
+    found["wiener"] = wiener(process, score, data, change, noise, solve) - before
     for name, base in bases.items():
         asked = perturbation if name == "data" else perturbation.sharp(spacing)
-        arguments = (PROCESS, score, asked, noise)
+        arguments = (process, score, asked, noise)
         try:
             first = sample_sensitivity(*arguments, base=base, **options)
             found[f"first_order_{name}"] = mass * first.tangent[:, 0]
@@ -155,7 +157,7 @@ def predict_steps(
         settings: of the fine-tuning.
         steps: numbers of steps, at least 1 each.
     """
-    asked = PROCESS, from_denoiser(PROCESS, model), change.perturbation, noise
+    asked = model.process, model.score, change.perturbation, noise
 
     def after(count):
         base = data.with_spectral_bias(spectral_bias(settings, count))
@@ -211,7 +213,7 @@ def real_changes(
         model: the checkpoint that all fine-tunings start from.
         data: the unchanged data.
         change: from `make_change`, of the same data.
-        noise: `[M, *shape]` at tau = 80.
+        noise: `[M, *shape]` at the model's highest level, tau = 80.
         finetuning: how, and how often.
 
     Returns:
@@ -237,8 +239,8 @@ def real_changes(
             keep=finetuning.times,
             progress=False,
         )
-        scores = [from_denoiser(PROCESS, found.earlier[steps]) for steps in finetuning.times]
-        drawn = [sample_ode(PROCESS, score, noise, solve=finetuning.solve).x for score in scores]
+        models, solve = (found.earlier[steps] for steps in finetuning.times), finetuning.solve
+        drawn = [sample_ode(each.process, each.score, noise, solve=solve).x for each in models]
         return {"samples": np.stack(drawn), "losses": np.zeros(0)}
 
     names = [f"{kind}-{repeat}" for kind in kinds for repeat in range(finetuning.repeats)]

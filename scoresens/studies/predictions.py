@@ -37,13 +37,13 @@ from scoresens.flow.traces import Exact, TraceEstimator
 from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points
 from scoresens.laws.perturbations import reweight
-from scoresens.laws.scores import as_pytree, exact_score, from_denoiser
+from scoresens.laws.scores import as_pytree, exact_score
 from scoresens.models import Denoiser
 from scoresens.sensitivity.counterfactual import counterfactual
 from scoresens.sensitivity.losses import loss_sensitivity
 from scoresens.sensitivity.tangents import sample_sensitivity
 from scoresens.statistics.transport import transport_map
-from scoresens.studies.retraining import PROCESS, Queries, noise_of_losses
+from scoresens.studies.retraining import Queries, noise_of_losses
 from scoresens.training.denoising import loss_weight
 
 ALONGSIDE = 488  # further samples that an optimal transport map is made from
@@ -72,7 +72,11 @@ class Case(NamedTuple):
 
     @property
     def score(self):
-        return from_denoiser(PROCESS, self.model)
+        return self.model.score
+
+    @property
+    def process(self):
+        return self.model.process
 
     def base(self, name: str, data: Points) -> dict[str, Any]:
         """A law to take density ratios against, as options of a verb."""
@@ -105,17 +109,19 @@ def first_order(case: Case, data: Points, base: str) -> np.ndarray:
     halved = reweight(data, case.halves.astype(np.float32))
     noise = case.queries.noise
     options = {"key": case.queries.key, "solve": case.solve, **case.base(base, data)}
-    found = sample_sensitivity(PROCESS, case.score, halved, noise, **options)
+    found = sample_sensitivity(case.process, case.score, halved, noise, **options)
     return np.moveaxis(np.asarray(found.tangent), 1, 0)
 
 
 def finite(case: Case, data: Points, network: bool = True) -> np.ndarray:
     """The counterfactual against the data's law, of the network or of the data's own denoiser."""
     noise = case.queries.noise
-    score = case.score if network else exact_score(PROCESS, data)
+    score = case.score if network else exact_score(case.process, data)
     halved = reweight(data, case.halves.astype(np.float32))
-    after = counterfactual(PROCESS, score, halved, noise, mass=1.0, base=data, solve=case.solve).x
-    before = sample_ode(PROCESS, score, noise, solve=case.solve).x
+    after = counterfactual(
+        case.process, score, halved, noise, mass=1.0, base=data, solve=case.solve
+    ).x
+    before = sample_ode(case.process, score, noise, solve=case.solve).x
     return np.moveaxis(np.asarray(after - before[:, None]), 1, 0)
 
 
@@ -139,8 +145,8 @@ def pull(case: Case, data: Points, alike: Similarity) -> np.ndarray:
 def optimal_transport(case: Case, _: Points) -> np.ndarray:
     """The change of the map to the data, from the samples and more of the same model."""
     key = jax.random.fold_in(case.queries.key, 2)
-    noise = PROCESS.sample_prior((ALONGSIDE, *case.images.shape[1:]), key=key)
-    more = sample_ode(PROCESS, case.score, noise, solve=case.solve).x
+    noise = case.process.sample_prior((ALONGSIDE, *case.images.shape[1:]), key=key)
+    more = sample_ode(case.process, case.score, noise, solve=case.solve).x
     x, y = (_flat(np.concatenate([case.samples, more])), _flat(case.images))
     rows = len(case.samples)
     whole = transport_map(x, y)[:rows]
@@ -171,8 +177,8 @@ def loss_scores(
     options of `loss_sensitivity`."""
     weights = loss_weight(queries.levels, model.sigma_data) / queries.images[0].size
     options = {"levels": queries.levels, "key": queries.key, "weights": weights, "solve": solve}
-    score = from_denoiser(PROCESS, model)
-    found = loss_sensitivity(PROCESS, score, data, queries.images, **options, **base)
+    asked = model.process, model.score, data, queries.images
+    found = loss_sensitivity(*asked, **options, **base)
     return np.asarray(found.scores)
 
 

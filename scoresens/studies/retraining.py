@@ -25,13 +25,10 @@ from scipy.special import ndtri
 
 from scoresens.flow import sample_ode
 from scoresens.flow.solve import Solve
-from scoresens.laws.processes import EDM
-from scoresens.laws.scores import from_denoiser
+from scoresens.laws.noises import Gaussian, Noise
 from scoresens.models import Denoiser, ModelSettings, build, load, save
 from scoresens.studies.store import Form, Store, arrays
 from scoresens.training.denoising import TrainSettings, denoising_loss, train
-
-PROCESS = EDM()
 
 
 class Queries(NamedTuple):
@@ -116,7 +113,7 @@ class Retraining(NamedTuple):
         what else the file is to hold."""
 
         def make():
-            x = sample_ode(PROCESS, from_denoiser(PROCESS, model), noise, solve=self.solve).x
+            x = sample_ode(model.process, model.score, noise, solve=self.solve).x
             x = np.clip(np.asarray(x), self.images.min(), self.images.max())
             return {"generated": x, "noise": np.asarray(noise), **beside}
 
@@ -135,7 +132,7 @@ def evaluate(model: Denoiser, queries: Queries, solve: Solve = Solve()) -> Outpu
     Notes:
         2 `solve.steps` evaluations of the network a sample, and L an image.
     """
-    samples = sample_ode(PROCESS, from_denoiser(PROCESS, model), queries.noise, solve=solve).x
+    samples = sample_ode(model.process, model.score, queries.noise, solve=solve).x
     if not len(queries.images):
         return Outputs(samples, jnp.zeros(0, samples.dtype))
     rows = jnp.arange(len(queries.images))
@@ -146,15 +143,18 @@ def loss_at(model: Denoiser, queries: Queries, i: Int[Array, ""] | int) -> Float
     """The denoising loss of a model at query image i."""
     x = queries.images[i]
     copies = jnp.broadcast_to(x, (len(queries.levels), *x.shape))
-    return denoising_loss(model, copies, queries.levels, noise_of_losses(queries, i))
+    noise = noise_of_losses(queries, i, model.noise)
+    return denoising_loss(model, copies, queries.levels, noise)
 
 
-def noise_of_losses(queries: Queries, i: Int[Array, ""] | int) -> Float[Array, "L *shape"]:
+def noise_of_losses(
+    queries: Queries, i: Int[Array, ""] | int, noise: Noise = Gaussian()
+) -> Float[Array, "L *shape"]:
     """The noise that the loss at image i is taken with, at every level."""
     key, (_, *shape) = jax.random.fold_in(queries.key, i), queries.images.shape
 
     def at_level(j):
-        return jax.random.normal(jax.random.fold_in(key, j), shape, queries.images.dtype)
+        return noise.draw(jax.random.fold_in(key, j), tuple(shape), queries.images.dtype)
 
     return jax.vmap(at_level)(jnp.arange(len(queries.levels)))
 

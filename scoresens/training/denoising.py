@@ -5,6 +5,8 @@ The loss of a denoiser D (canonical frame, `s = sigma_data`):
     L = E_{x0 ~ w, tau, n} lambda(tau) |D(x0 + tau n, tau) - x0|^2 / d
     lambda(tau) = (tau^2 + s^2) / (tau s)^2,    log tau ~ N(p_mean, p_std^2)
 
+with n of the model's own noise, for Student-t that of PFGM++ and t-EDM.
+
 The network that is kept averages the parameters over the steps: `ema <- ema + (1 - b)(p - ema)`,
 `b = 2^(-1/h)`, with a half-life h that grows with the steps taken, up to `ema_halflife`.
 
@@ -15,7 +17,8 @@ otherwise draw again from `(w' - w)_+`. The result is distributed as w', and dif
 probability `|w' - w|_1 / 2`, the least possible (a maximal coupling). So what separates the two
 networks is the change of the data, not the luck of the draw.
 
-References: Karras et al. 2022, arXiv 2206.00364, Table 1 and Appendix F.2; Lindvall 1992, Lectures
+References: Karras et al. 2022, arXiv 2206.00364, Table 1 and Appendix F.2; Xu et al. 2023, arXiv
+2302.04265; Lindvall 1992, Lectures
 on the Coupling Method, section I.5.
 """
 
@@ -33,6 +36,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from scoresens.datasets.images import Dataset
+from scoresens.laws.noises import Gaussian, Noise
 from scoresens.laws.processes import Scalar
 from scoresens.models import Denoiser, ModelSettings, build, save
 from scoresens.training.loop import looped
@@ -227,7 +231,7 @@ def denoising_loss(
         model: a denoiser with its `sigma_data`.
         x0: clean samples `[B, *shape]`.
         tau: noise levels `[B]`, positive.
-        noise: standard normal, `[B, *shape]`.
+        noise: draws of the model's noise, `[B, *shape]`.
 
     References:
         Karras et al. 2022, arXiv 2206.00364, equation 8 and Table 1.
@@ -301,7 +305,8 @@ def train_step(
     settings: TrainSettings,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """The state after one step, and the batch's loss. The state given is used up."""
-    drawn, tau, noise = draw_batch(images, draws, jax.random.fold_in(key, state.step), settings)
+    own = jax.random.fold_in(key, state.step)
+    drawn, tau, noise = draw_batch(images, draws, own, settings, state.model.noise)
     loss, gradient = jax.value_and_grad(denoising_loss)(state.model, images[drawn], tau, noise)
     return advanced(state, gradient, settings), loss
 
@@ -314,15 +319,29 @@ def begun(model: Denoiser, settings: TrainSettings) -> TrainState:
 
 
 def draw_batch(
-    images: Float[Array, "N *shape"], draws: Coupling, key: jax.Array, settings: TrainSettings
+    images: Float[Array, "N *shape"],
+    draws: Coupling,
+    key: jax.Array,
+    settings: TrainSettings,
+    noise: Noise = Gaussian(),
 ) -> Batch:
     """The batch of a step, whose key is `fold_in(key, step)`."""
     keys = jax.random.split(key, 3)
     drawn = draw(draws, settings.batch_size, key=keys[0])
     normal = jax.random.normal(keys[1], (settings.batch_size,), images.dtype)
     shape = (settings.batch_size, *images.shape[1:])
-    noise = jax.random.normal(keys[2], shape, images.dtype)
-    return Batch(drawn, jnp.exp(settings.p_mean + settings.p_std * normal), noise)
+    tau = jnp.exp(settings.p_mean + settings.p_std * normal)
+    return Batch(drawn, tau, _noise(noise, keys[2], shape, images.dtype))
+
+
+def _noise(
+    noise: Noise, key: jax.Array, shape: tuple[int, ...], dtype: np.dtype
+) -> Float[Array, "B *shape"]:
+    """A draw for each image; of Gaussian noise one for the batch."""
+    if noise.is_gaussian:
+        return noise.draw(key, shape, dtype)
+    keys = jax.random.split(key, shape[0])
+    return jax.vmap(lambda key: noise.draw(key, shape[1:], dtype))(keys)
 
 
 def advanced(state: TrainState, gradient: optax.Updates, settings: TrainSettings) -> TrainState:

@@ -9,7 +9,8 @@ from scipy.stats import multivariate_normal
 
 from scoresens.laws import bumps
 from scoresens.laws.bumps import Bumps, Origin, Softmax, over_blocks
-from scoresens.laws.kernels import Gaussian, smoothed_mean
+from scoresens.laws.kernels import smoothed_mean
+from scoresens.laws.noises import Gaussian
 
 rng = np.random.default_rng(0)
 POINTS, PLACES = rng.normal(size=(13, 3)) + 5, rng.normal(size=(2, 4, 3)) + 5

@@ -264,7 +264,7 @@ def test_of_gaussian_data_wieners_filter_is_the_whole_answer(dataset, kind):
         return (inverse @ (jnp.asarray(mean) - x.reshape(-1))).reshape(x.shape)
 
     noise = ss.EDM().sample_prior((3, *data.shape), key=jax.random.key(1))
-    found = wiener(score, data, change, noise, ss.Solve(steps=200))
+    found = wiener(ss.EDM(), score, data, change, noise, ss.Solve(steps=200))
     mean, spread = moments(images, change.weights)
     variances, axes = np.linalg.eigh(spread)
     shrunk = np.sqrt((variances + ss.Solve().tau_min ** 2) / (variances + 80.0**2))
