@@ -45,7 +45,8 @@ class ConditionalFlow(Process):
     velocity becomes a score by `from_velocity`.
     """
 
-    is_gaussian = False
+    is_gaussian = False  # pyright: ignore[reportAssignmentType]
+    is_scalar = False
 
     @abc.abstractmethod
     def log_kernel(
@@ -63,7 +64,7 @@ class ConditionalFlow(Process):
         """Shape of x, of data points of this shape; refuses those of another."""
         return shape
 
-    def check_points(self, points: Array) -> None:
+    def check_points(self, points: Any) -> None:
         """Refuses values that no data of this flow have."""
 
     @property
@@ -139,11 +140,11 @@ class Conditioned:
         """log K_t(x | z) of each place and point."""
         return self._of_rows(lambda t, x, _: self._each(self.kernel.flow.log_kernel, t, x), places)
 
-    def summed(self, terms: Float[Array, "*R B"], places: Any) -> Float[Array, "*R d"]:
-        """Sums of the stand-ins D_j times rows of terms."""
+    def summed(self, terms: Float[Array, "*S B"], places: Any) -> Float[Array, "*S d"]:
+        """Sums of the stand-ins D_j times rows of terms, any number at each place."""
 
         def one(t, x, terms):
-            return contracted("b,bd->d", terms, self._stand_ins(t, x), self.precision)
+            return contracted("...b,bd->...d", terms, self._stand_ins(t, x), self.precision)
 
         return self._of_rows(one, places, terms)
 

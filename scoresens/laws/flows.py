@@ -54,7 +54,7 @@ class DiagonalGaussian(ConditionalFlow):
 
     signal: Callable[[Scalar], Array]
     spread: Callable[[Scalar], Array]
-    basis: Float[Array | np.ndarray, "d d"] | None = None
+    basis: Array | np.ndarray | None = None  # [d, d]
     t_max: Scalar = 1.0
 
     def __post_init__(self):
@@ -182,7 +182,7 @@ class Bridge(ConditionalFlow):
 
 
 def pairs(
-    targets: Float[ArrayLike, "N *shape"], sources: Float[ArrayLike, "N *shape"]
+    targets: Float[ArrayLike, "N *shape"], sources: Float[ArrayLike, "K *form"]
 ) -> Float[Array, "N 2 *shape"]:
     """The data of a `Bridge`: where each path ends, and where it began.
 

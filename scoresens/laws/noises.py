@@ -160,7 +160,7 @@ class Laplace(Noise):
         return at_rate + math.lgamma(0.5 * size) - math.lgamma(size) - math.log(2)
 
 
-def _root(squares: Array) -> Array:
+def _root(squares: Scalar | Array) -> Array:
     """Distances, with the derivative 0 where they are 0: at a tip, which no noise hits."""
-    some = squares > 0
+    some = jnp.asarray(squares) > 0
     return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)

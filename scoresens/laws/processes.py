@@ -21,7 +21,7 @@ diffusion are of no SDE, and its flow is as it was.
 import abc
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Process(abc.ABC):
 
     t_max: Scalar
     noise: Noise = Gaussian()  # the law of n
+    is_scalar: ClassVar[bool] = True  # x = alpha x_0 + sigma n
 
     @property
     def is_gaussian(self) -> bool:
@@ -53,7 +54,7 @@ class Process(abc.ABC):
     def named(self) -> str:
         """What it is, in messages."""
         kind = type(self).__name__
-        return kind if self.is_gaussian else f"{kind} of {self.noise}"
+        return kind if self.is_gaussian or not self.is_scalar else f"{kind} of {self.noise}"
 
     @abc.abstractmethod
     def log_alpha(self, t: Scalar) -> Scalar:
@@ -161,14 +162,14 @@ def check_gaussian(process: Process, what: str) -> None:
 
 
 def by_name() -> dict[str, type[Process]]:
-    """Every process by the name of its class, in the order of definition."""
+    """Every scalar process by the name of its class, in the order of definition."""
 
     def below(kind):
         for child in kind.__subclasses__():
             yield child
             yield from below(child)
 
-    return {kind.__name__: kind for kind in below(Process)}
+    return {kind.__name__: kind for kind in below(Process) if kind.is_scalar}
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
