@@ -36,6 +36,7 @@ class ConvertRun:
     conditioning: Path | None = None
     exported: bool = False
     trust_pickle: bool = False
+    degrees_of_freedom: float | None = None
     scheduler: Path | None = None
     process: str = "EDM"
     predicts: str = "denoiser"
@@ -98,7 +99,12 @@ def _from_diffusers(run: ConvertRun, where: str) -> Foreign:
 
 
 def _from_edm(run: ConvertRun, where: str) -> Foreign:
-    return importers.from_edm(run.source, trust=run.trust_pickle, label=run.label)
+    return importers.from_edm(
+        run.source,
+        trust=run.trust_pickle,
+        label=run.label,
+        degrees_of_freedom=run.degrees_of_freedom,
+    )
 
 
 def _from_torch(run: ConvertRun, where: str) -> Foreign:
@@ -184,6 +190,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         ("--size", int, "N", "pixels a side, where a pipeline does not say"),
         ("--label", int, "N", "the class to condition on"),
         ("--conditioning", Path, "FILE", "a .npy file: the embedding of a text, for example"),
+        ("--degrees-of-freedom", float, "D", "edm: of PFGM++, whose pickles do not say it"),
         ("--scheduler", Path, "FILE", "torch: a scheduler_config.json of how it was trained"),
         ("--weights", Path, "FILE", "torch: safetensors to fill the module with"),
     ):
@@ -219,7 +226,8 @@ How does a model of another library become a checkpoint here? Writes one safeten
 other commands take as checkpoint, and that needs neither torch nor the library it came from.
 
   diffusers FOLDER      a pipeline, or its name on the hub; safetensors weights only
-  edm FILE.pkl          a pickle of EDM; reading one runs what its author wrote: --trust-pickle
+  edm FILE.pkl          a pickle of EDM, or of PFGM++ with its --degrees-of-freedom; reading one
+                        runs what its author wrote: --trust-pickle
   torch MODULE:FUNCTION a function that returns a torch module, called as module(x [1, C, H, W],
                         time [1]); say how it was trained by --scheduler, or by --process,
                         --predicts and --sees""",

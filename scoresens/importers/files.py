@@ -18,6 +18,7 @@ from scoresens.importers.foreign import Exported, Foreign, Native
 from scoresens.importers.program import Program
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.unet2d import checkpoint_of, unet2d
+from scoresens.laws.noises import degrees_of, noise_of
 from scoresens.laws.processes import Process, by_name
 from scoresens.models.checkpoints import read_file, write_file
 
@@ -84,7 +85,8 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
     said = dict(about["process"])
     kind = by_name()[said.pop("kind")]
     said |= {name[8:]: jnp.asarray(x) for name, x in tensors.items() if name[:8] == "process."}
-    schedule = Schedule(kind(**said), *(about[name] for name in SPOKEN))
+    noise = noise_of(said.pop("degrees_of_freedom", None))
+    schedule = Schedule(kind(noise=noise, **said), *(about[name] for name in SPOKEN))
     given = [jnp.asarray(tensors[f"conditioning.{i}"]) for i in range(about["conditioning"])]
     named = {name[8:]: x for name, x in tensors.items() if name.startswith("network.")}
     network = _network(about["network"], named)
@@ -100,7 +102,9 @@ def _described(process: Process) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     given = {name: np.asarray(getattr(process, name)) for name in named}
     numbers = {name: float(value) for name, value in given.items() if not value.ndim}
     arrays = {f"process.{name}": value for name, value in given.items() if value.ndim}
-    return {"kind": type(process).__name__} | numbers, arrays
+    degrees = degrees_of(process.noise)
+    noise = {} if degrees is None else {"degrees_of_freedom": degrees}
+    return {"kind": type(process).__name__} | numbers | noise, arrays
 
 
 # ------------------------------------------------------------------ networks

@@ -13,6 +13,7 @@ from scoresens.importers._torch import calling, needed_torch
 from scoresens.importers.foreign import Exported, Foreign
 from scoresens.importers.schedules import Schedule
 from scoresens.importers.torch_export import torch_export
+from scoresens.laws.noises import noise_of
 from scoresens.laws.processes import EDM
 
 if TYPE_CHECKING:
@@ -85,17 +86,27 @@ def _tensor(torch: Any, values: np.ndarray, dtype: Any) -> Any:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def from_edm(path: str | Path, *, trust: bool, label: int | None = None) -> Foreign:
-    """The score of a network in one of EDM's pickles.
+def from_edm(
+    path: str | Path,
+    *,
+    trust: bool,
+    label: int | None = None,
+    degrees_of_freedom: float | None = None,
+) -> Foreign:
+    """The score of a network in one of EDM's pickles, or of PFGM++'s, whose classes are the
+    same.
 
     Args:
         path: such as `edm-cifar10-32x32-cond-vp.pkl`.
         trust: whether the file's author is trusted: reading a pickle runs what it says.
         label: a class, for a network of classes; left out, none. `Foreign.given` changes it later:
             a row of zeros with a one.
+        degrees_of_freedom: D of PFGM++ (`--aug_dim` of its scripts), which its pickles do not say;
+            left out, the noise is Gaussian.
 
     Returns:
-        A score of the process `EDM()` and of images `[H, W, C]` in [-1, 1].
+        A score of the process `EDM()`, of Student-t noise for PFGM++, and of images `[H, W, C]` in
+        [-1, 1].
 
     Raises:
         ImportError: if torch is not installed.
@@ -103,8 +114,9 @@ def from_edm(path: str | Path, *, trust: bool, label: int | None = None) -> Fore
             `from_torch`.
 
     References:
-        Karras et al. 2022, arXiv 2206.00364.
+        Karras et al. 2022, arXiv 2206.00364; Xu et al. 2023, arXiv 2302.04265.
     """
+    noise = noise_of(degrees_of_freedom)
     module = read_pickle(path, trust=trust)
     about = about_edm(module)
     (channels, *sides), classes = about["shape"], about.get("label_dim") or 0
@@ -113,6 +125,6 @@ def from_edm(path: str | Path, *, trust: bool, label: int | None = None) -> Fore
     given = np.zeros(classes, np.float32)
     if label is not None:
         given[label] = 1
-    sees = Schedule(EDM(), "denoiser", "noise_level")
+    sees = Schedule(EDM(noise=noise), "denoiser", "noise_level")
     conditioning = (given,) if classes else ()
     return from_torch(module, sees, (*sides, channels), conditioning=conditioning)

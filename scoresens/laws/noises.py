@@ -164,3 +164,15 @@ def _root(squares: Scalar | Array) -> Array:
     """Distances, with the derivative 0 where they are 0: at a tip, which no noise hits."""
     some = jnp.asarray(squares) > 0
     return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
+
+
+def noise_of(degrees_of_freedom: float | None) -> Noise:
+    """As files and settings say it: Student-t of so many degrees of freedom, Gaussian of None."""
+    return Gaussian() if degrees_of_freedom is None else StudentT(degrees_of_freedom)
+
+
+def degrees_of(noise: Noise) -> float | None:
+    """The inverse of `noise_of`. Raises a ValueError of noise that files do not hold."""
+    if not isinstance(noise, Gaussian | StudentT):
+        raise ValueError(f"files hold models of Gaussian and Student-t noise, not of {noise}")
+    return None if isinstance(noise, Gaussian) else noise.nu

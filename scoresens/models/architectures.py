@@ -7,8 +7,7 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from scoresens import _checks
-from scoresens.laws.noises import Gaussian, Noise, StudentT
+from scoresens.laws.noises import Noise, noise_of
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
 from scoresens.models.unet import UNet
@@ -38,8 +37,7 @@ class ModelSettings:
     @property
     def noise(self) -> Noise:
         """The law of the noise that it denoises."""
-        degrees = self.degrees_of_freedom
-        return Gaussian() if degrees is None else StudentT(degrees)
+        return noise_of(self.degrees_of_freedom)
 
     def __post_init__(self):
         if self.kind not in ARCHITECTURES:
@@ -49,8 +47,7 @@ class ModelSettings:
             raise ValueError(
                 f"width and depth must be at least 1, got {self.width} and {self.depth}"
             )
-        if self.degrees_of_freedom is not None:
-            _checks.positive("degrees_of_freedom", self.degrees_of_freedom)
+        noise_of(self.degrees_of_freedom)
 
 
 def build(

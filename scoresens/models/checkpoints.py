@@ -21,7 +21,7 @@ from safetensors.numpy import save as serialized
 
 from scoresens._files import replacing
 from scoresens._reading import start_of
-from scoresens.laws.noises import Gaussian, Noise, StudentT
+from scoresens.laws.noises import degrees_of
 from scoresens.models.architectures import ModelSettings, build
 from scoresens.models.mlp import ResidualMLP
 from scoresens.models.preconditioning import Denoiser
@@ -110,16 +110,8 @@ def _describe(model: Denoiser) -> dict:
         "shape": list(network.shape),
         "sigma_data": model.sigma_data,
     }
-    return about | _about_noise(model.noise)
-
-
-def _about_noise(noise: Noise) -> dict[str, float]:
-    """Nothing of Gaussian noise, as files of old say nothing."""
-    if isinstance(noise, Gaussian | StudentT):
-        return {} if isinstance(noise, Gaussian) else {"degrees_of_freedom": noise.nu}
-    raise ValueError(
-        f"cannot save a model of {noise}: only Gaussian or StudentT can be built again"
-    )
+    degrees = degrees_of(model.noise)
+    return about if degrees is None else about | {"degrees_of_freedom": degrees}
 
 
 def _skeleton(path: str | Path, header: dict) -> Denoiser:

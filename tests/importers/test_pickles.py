@@ -13,6 +13,7 @@ import pytest
 from command_line import scoresens
 from safetensors.numpy import save_file
 
+import scoresens as ss
 from scoresens import importers
 from scoresens.importers._pickles import about_edm, read_pickle
 
@@ -167,6 +168,17 @@ def test_the_command_converts_them_for_those_who_trust(written, tmp_path):
     assert ran.code == 0, ran.told
     foreign, about = importers.load(tmp_path / "out" / "model.safetensors")
     assert (foreign.shape, about["kind"]) == ((4, 4, 3), "edm")
+
+
+def test_a_network_of_pfgmpp_keeps_its_noise(written, tmp_path):
+    path, *_ = written()
+    asked = ("convert", "edm", path, "--trust-pickle", "--degrees-of-freedom", "128")
+    ran = scoresens(*asked, out=tmp_path / "out")
+    assert ran.code == 0, ran.told
+    foreign, _ = importers.load(tmp_path / "out" / "model.safetensors")
+    assert foreign.process == ss.EDM(noise=ss.StudentT(128.0))
+    with pytest.raises(ValueError, match="nu must be"):
+        importers.from_edm(path, trust=True, degrees_of_freedom=-1.0)
 
 
 def test_nothing_of_edm_stays_behind(written):

@@ -76,11 +76,12 @@ def test_softmax_over_blocks_is_that_of_all(size, empty):
     given[list(empty)] = 0
     points, table = jnp.asarray(POINTS), jnp.asarray(kernels)
     origin = Origin.of(points)
+    places = origin.places(0.0, Gaussian(), 1.0, jnp.zeros((2, 3)))
 
     def add(softmax, block):
         seen = Bumps.of(block.rows(points), origin)
         weights = block.columns(jnp.asarray(given), seen=0.0)
-        return softmax.add(block.columns(table, seen=-jnp.inf), weights, seen)
+        return softmax.add(block.columns(table, seen=-jnp.inf), weights, seen, places)
 
     found = over_blocks(add, Softmax.empty(jnp.zeros((2, 3))), 13, size)
     weights = given * np.exp(kernels)

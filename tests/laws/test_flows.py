@@ -178,7 +178,7 @@ def test_angles_have_no_end():
         (lambda: ss.sample_sde(ss.Torus(), ss.exact_score(ss.Torus(), law(POINTS / 2)),
                                POINTS[:2], key=KEY), "the reverse SDE"),
         (lambda: ss.loss_sensitivity(ss.Torus(), ss.exact_score(ss.Torus(), law(POINTS / 2)),
-                                     law(POINTS / 2), POINTS[:2], levels=jnp.asarray([0.1]), key=KEY),
+                                     law(POINTS / 2), POINTS[:2], levels=jnp.ones(1), key=KEY),
          "no process x"),
     ],
 )  # fmt: skip

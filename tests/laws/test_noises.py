@@ -179,7 +179,7 @@ CHANGE, LAW = ss.add(POINTS[:1]), ss.GaussianMixture(jnp.ones(1), jnp.zeros((1, 
             p, s, ss.add(ss.Learned(p, s, (D,))), x, base=data(), trace=ss.Exact()), "Learned"),
         (lambda p, s, x: ss.score_residual(p, s, 1.0, x), "Fokker-Planck"),
         (lambda p, s, x: ss.exact_score(p, LAW), "noised in closed form by Gaussian"),
-        (lambda p, s, x: ss.forward_paths(p, x, jnp.asarray([0.1, 1.0]), key=KEY), "the forward SDE"),
+        (lambda p, s, x: ss.forward_paths(p, x, jnp.arange(2.0), key=KEY), "the forward SDE"),
         (lambda p, s, x: ss.sample_euler(
             p, s, x, jnp.asarray([2.0, 1.0]), route=ss.Diffusion(KEY)), "the reverse SDE"),
     ],
@@ -207,5 +207,5 @@ def test_a_model_is_trained_on_its_noise_and_kept_with_it(tmp_path):
     save(tmp_path / "model.safetensors", model, {})
     found, _ = load(tmp_path / "model.safetensors")
     assert found.process == model.process
-    with pytest.raises(ValueError, match="degrees_of_freedom must be"):
+    with pytest.raises(ValueError, match="nu must be"):
         ModelSettings("mlp", 8, 1, degrees_of_freedom=-2.0)
