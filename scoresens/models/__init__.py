@@ -9,6 +9,6 @@ from scoresens.models.symbols import SymbolMLP
 from scoresens.models.unet import UNet
 
 __all__ = [
-    "Denoiser", "ModelSettings", "PotentialMLP", "ResidualMLP", "ScoreMLP", "SymbolMLP", "UNet", "build", "load",
-    "pretrained", "read_potential", "save", "write_potential",
+    "Denoiser", "ModelSettings", "PotentialMLP", "ResidualMLP", "ScoreMLP", "SymbolMLP", "UNet",
+    "build", "load", "pretrained", "read_potential", "save", "write_potential",
 ]  # fmt: skip
