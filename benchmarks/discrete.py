@@ -33,13 +33,15 @@ from scoresens.training import TrainSettings, train_symbols
 NAME, LEVELS, HELD, SAMPLES = "discrete", 4, 200, 128
 FLIPS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 PAIRS, KEY = 4, jax.random.key(0)
-BASE = TrainSettings(steps=6_000, batch_size=128, learning_rate=1e-3)
+BASE = TrainSettings(steps=5_000, batch_size=64, learning_rate=2e-3)
 TUNE = TrainSettings(
-    steps=1_000, batch_size=128, learning_rate=3e-4, warmup=0, decay=False, ema_halflife=100
+    steps=600, batch_size=64, learning_rate=5e-4, warmup=0, decay=False, ema_halflife=100
 )
 PROCESSES = {"masked": dc.Masked(LEVELS), "uniform": dc.Uniform(LEVELS)}
 CHANGES = ("class 3 added", "class 1 removed", "a random half")
-OUT = Path(__file__).parents[1] / "out" / NAME  # networks, which are not committed
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "out" / NAME  # networks, which are not committed
+FIGURE = ROOT / "docs" / "figures" / f"{NAME}.png"
 
 
 # ------------------------------------------------------------------ data and changes
@@ -73,7 +75,7 @@ def change(name: str, data: dc.Sequences) -> tuple[dc.Perturbation, float, np.nd
 def network(kind: str) -> SymbolMLP:
     """The base model, trained once and kept."""
     process, file = PROCESSES[kind], OUT / f"{kind}.npz"
-    fresh = SymbolMLP(64, LEVELS, process.states, width=192, depth=3, rngs=nnx.Rngs(0))
+    fresh = SymbolMLP(64, LEVELS, process.states, width=128, depth=2, rngs=nnx.Rngs(0))
     leaves, structure = jax.tree.flatten(fresh)
     if not file.exists():
         trained, losses = train_symbols(
@@ -113,8 +115,13 @@ def tuned(kind: str, name: str, pair: int) -> dict:
         settings=TUNE, weights=weights, progress=False,
     )  # fmt: skip
     values = asked(kind, dc.from_denoiser(process, found))
-    row = {which: np.round(value, 4).tolist() for which, value in values.items()}
+    row = {which: rounded(value, 3) for which, value in values.items()}
     return {"loss": round(float(losses[-5:].mean()), 4), **row}
+
+
+def rounded(values: np.ndarray, digits: int) -> list[float]:
+    """Numbers as JSON holds them, short."""
+    return np.round(values.astype(float), digits).tolist()
 
 
 def base_row(kind: str) -> dict:
@@ -192,6 +199,7 @@ def judged(kind: str, name: str, flip: float) -> dict:
     for which in ("held", "samples"):
         real = real_changes(kind, name, which)
         row[which] = {"size": round(float(np.abs(real.mean(0)).mean()), 3)}
+        row[f"{which} finite"] = rounded(found["finite"][which], 3)
         row[which] |= {method: agreement(value[which], real.mean(0))
                        for method, value in found.items()}  # fmt: skip
         alone = [agreement(real[r], np.delete(real, r, 0).mean(0)) for r in range(PAIRS)]
@@ -241,8 +249,32 @@ def shown() -> str:
     return table(["change", "of", "prediction", "Spearman", "Pearson"], lines)
 
 
+def draw() -> None:
+    """docs/figures/discrete.png: every held-out digit, predicted beside real."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+    held = load("digits").labels[np.random.default_rng(0).permutation(1797)][:HELD]
+    for axis, name in zip(axes, CHANGES, strict=True):
+        found = np.array(read(NAME)[f"masked: {name}"]["held finite"])
+        real = real_changes("masked", name, "held").mean(0)
+        special = held == {"class 3 added": 3, "class 1 removed": 1}.get(name, -1)
+        axis.axline((0, 0), slope=1, color="0.8", zorder=0)
+        axis.scatter(found[~special], real[~special], s=9, color="0.35", label="other digits")
+        if special.any():
+            axis.scatter(found[special], real[special], s=14, color="tab:orange", label="the class")
+            axis.legend(frameon=False)
+        axis.set(title=name, xlabel="predicted, nats")
+    axes[0].set_ylabel("after fine-tuning, nats")
+    figure.savefig(FIGURE, dpi=130)
+
+
 def main() -> None:
-    given = options(__doc__).parse_args()
+    asked = options(__doc__)
+    asked.add_argument("--figure", action="store_true", help="draw, measure nothing")
+    given = asked.parse_args()
+    if given.figure:
+        return draw()
     if not given.table:
         for kind in PROCESSES:
             measure(NAME, rows_of(kind), given.only, given.fresh)

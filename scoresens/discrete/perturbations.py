@@ -126,7 +126,7 @@ def reweight(data: Sequences, weights: Float[ArrayLike, "*K N"]) -> Perturbation
 
 def changed(
     data: Sequences, perturbation: Perturbation, mass: Scalar
-) -> tuple[Sequences, Float[Array, "K N+n"]]:
+) -> tuple[Sequences, Float[Array, "K all"]]:
     """The data and what is new, in the data's own weights, and the weights `[K, N + n]` of the K
     changed laws `rho + mass chi_k` on the same points.
 

@@ -34,6 +34,7 @@ from scoresens._pytrees import register_dataclass
 from scoresens.discrete._symbols import check_alphabet, check_residue, symbols
 from scoresens.laws.processes import Scalar
 
+Times = Float[Array, "*R"] | float | int
 Table = Float[Array, "d A"]  # of a number for each symbol of the data at each position
 
 
@@ -57,19 +58,19 @@ class Process(abc.ABC):
     def noise(self) -> Float[Array, " S"]:
         """pi, the law of a symbol that noise has taken."""
 
-    def kept(self, t: Scalar) -> Scalar:
+    def kept(self, t: Times) -> Times:
         """kappa(t), the probability that a position is untouched."""
         return 1 - (1 - self.residue) * t
 
-    def rate(self, t: Scalar) -> Scalar:
+    def rate(self, t: Times) -> Times:
         """beta(t), the rate at which a position is touched, per unit of time."""
         return (1 - self.residue) / self.kept(t)
 
-    def clock(self, t: Scalar) -> Array:
+    def clock(self, t: Times) -> Float[Array, "*R"]:
         """c = logit kappa, in which the reverse chain leaves no position faster than at rate 1."""
         return jax.scipy.special.logit(jnp.asarray(self.kept(t)))
 
-    def time(self, clock: Scalar) -> Scalar:
+    def time(self, clock: Times) -> Float[Array, "*R"]:
         """The time at which the clock shows this."""
         return jax.nn.sigmoid(-clock) / (1 - self.residue)
 
@@ -110,17 +111,21 @@ class Process(abc.ABC):
     def noised(self, t: Scalar, x: Int[Array, " d"], *, key: PRNGKeyArray) -> Int[Array, " d"]:
         """A draw of the noised sequence at time t of the data point x."""
         touched, drawn = jax.random.split(key)
-        noise = jax.random.categorical(drawn, jnp.log(self.noise), shape=x.shape)
+        noise = self._drawn(drawn, x.shape).astype(x.dtype)
         return jnp.where(jax.random.uniform(touched, x.shape) < self.kept(t), x, noise)
 
     def sample_prior(self, shape: tuple[int, int], *, key: PRNGKeyArray) -> Int[Array, "M d"]:
         """M sequences of d symbols of noise; the first are those of a smaller M."""
-        logits = jnp.log(self.noise)
 
         def one(i):
-            return jax.random.categorical(jax.random.fold_in(key, i), logits, shape=shape[1:])
+            return self._drawn(jax.random.fold_in(key, i), shape[1:])
 
         return jax.vmap(one)(jnp.arange(shape[0]))
+
+    def _drawn(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Int[Array, "*shape"]:
+        """Symbols of noise."""
+        steps = jnp.cumsum(self.noise)[:-1]
+        return jnp.searchsorted(steps, jax.random.uniform(key, shape), side="right")
 
     def prior_log_probability(self, x: Int[Array, " d"]) -> Float[Array, ""]:
         """Of a sequence of noise, in nats."""

@@ -11,10 +11,11 @@ a model is a sum of functions of the denoiser at each place alone, and so are it
 
     log P = log prior(x_T) + sum_jumps log( Q s ) - int sum_z Q_t(z, x) s(x->z) dt
 
-The same places say the noised density along the path, of a model whose scores are those of a law
-(in the continuous world (3.1), which needs a trace):
+The same places say the noised density along the path (11.2), of a model whose scores are those of
+a law; no trace is needed, as it is in the continuous world (3.1):
 
-    log p_t(x_t) = log p_T(x_T) + sum_jumps log s - int_t^T [ sum_z Q(z, x) s(x->z) + Q(x, x) ] dt
+    log p_t(x_t) = log p_T(x_T) + sum_jumps log s
+                   - int_t^T [ sum_z Q_t(z, x) s(x->z) + Q_t(x, x) ] dt
 
 Integrals are Gauss's between events, in the clock `c = logit kappa`, where `beta dt = (1 - kappa)
 dc` has no singular end.
@@ -44,7 +45,6 @@ from scoresens._pytrees import register_dataclass
 from scoresens.discrete._symbols import check_process
 from scoresens.discrete.denoisers import Denoiser, leap, ratios, safe_log
 from scoresens.discrete.processes import Process, Table
-from scoresens.laws.processes import Scalar
 from scoresens.laws.scores import as_pytree
 
 NODES = 3  # of Gauss's rule between two events of a path
@@ -80,8 +80,8 @@ class Record(abc.ABC):
 class Leaps(Record):
     """M chains of tau-leaping, made by `sample`."""
 
-    times: Float[Array, " steps+1"]  # from t_max to 0
-    states: Int[Array, "M steps+1 d"]
+    times: Float[Array, " nodes"]  # from t_max to 0
+    states: Int[Array, "M nodes d"]
 
     @property
     def x(self) -> Int[Array, "M d"]:
@@ -124,7 +124,7 @@ class Jumps(Record):
         return self.states[:, -1]
 
     @property
-    def states(self) -> Int[Array, "M E+1 d"]:
+    def states(self) -> Int[Array, "M states d"]:
         """What stands between the events."""
 
         def one(start, positions, symbols):
@@ -329,7 +329,9 @@ def _rule() -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(NODES)
 
 
-def _gauss(process: Process, above: Scalar, below: Scalar) -> tuple[Array, Array]:
+def _gauss(
+    process: Process, above: Float[Array, "M E"], below: Float[Array, "M E"]
+) -> tuple[Float[Array, "M R"], Float[Array, "M R"]]:
     """Times between `above` and `below`, and their weights of `beta dt`."""
     points, weights = _rule()
     low, high = process.clock(above)[..., None], process.clock(below)[..., None]

@@ -9,13 +9,13 @@ a softmax-weighted sum over the points, with s_j the concrete score of point j a
 denoiser, which says the score (`denoisers`), it is `dp(u) = sum_j c_j r_j ( p_j(u) - p(u) )`.
 
 A network is not its data's law. As in the continuous world (6.3) it is changed **relative to the
-data**: by the factor that the data's own denoiser p^ changes by, both with the same flips,
+data**: by the factor that the data's own denoiser p^ changes by, in the weights of the changed data
+and with the same flips. Of any size, and to first order,
 
-    p_new(u) = p(u) p^'(u) / p^(u) / sum over u       of each position; of any size
+    p_new(u) = p(u) p^'(u) / p^(u), normalised over u at each position
     d log p  = e - sum_u p(u) e(u),   e(u) = sum_j c_j r^_j ( p^_j(u) / p^(u) - 1 )
 
-exact where the model is the data's law. The first is what (6.1) says of the data's denoiser, in
-whichever weights; always a law.
+exact where the model is the data's law, and always a law.
 
 Paths of symbols are piecewise constant, so that a sample's derivative is that of its
 log-probability (`records`), with the record held fixed: of a path `sum_jumps d log s - int sum_z

@@ -48,7 +48,7 @@ def test_noised_symbols_have_the_kernels_law(name):
 
 @BOTH
 def test_the_clock_runs_with_the_process(name):
-    process, times = chains.PROCESSES[name], np.array([1e-4, 0.3, 1.0])
+    process, times = chains.PROCESSES[name], jnp.array([1e-4, 0.3, 1.0])
     np.testing.assert_allclose(process.time(process.clock(times)), times, rtol=1e-10)
 
 
