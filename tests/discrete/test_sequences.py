@@ -14,7 +14,7 @@ T = 0.4
 
 
 def at_all(chain, function):
-    return np.asarray(jax.vmap(function)(jnp.asarray(chain.every)))
+    return np.asarray(jax.jit(jax.vmap(function))(jnp.asarray(chain.every)))
 
 
 @BOTH
@@ -51,12 +51,16 @@ def test_blocks_of_points_change_nothing(name, monkeypatch):
 
     def everything():
         data = chain.data
-        return (
-            data.posterior(*asked, rows),
-            data.log_kernels(*asked),
-            data.weighted_sums(*asked, -2.0, rows - 0.3),
-            data.influences(chain.process, jnp.array([T]), x[None], jnp.array([-2.0]), TABLE[None]),
-        )
+        return jax.jit(
+            lambda: (
+                data.posterior(*asked, rows),
+                data.log_kernels(*asked),
+                data.weighted_sums(*asked, -2.0, rows - 0.3),
+                data.influences(
+                    chain.process, jnp.array([T]), x[None], jnp.array([-2.0]), TABLE[None]
+                ),
+            )
+        )()
 
     whole = everything()
     monkeypatch.setattr(sequences, "block_of", lambda size: 2)
@@ -71,7 +75,10 @@ def test_weights_are_those_of_copies(name):
     chain = chains.chain(name)
     copied = dc.Sequences(np.repeat(chain.points, [3, 1, 1, 1, 1], 0), 3, flip=0.1)
     weighed = dc.Sequences(chain.points, 3, np.array([3.0, 1, 1, 1, 1]), flip=0.1)
-    a, b = (data.denoise(chain.process, T, jnp.array([0, 2])) for data in (copied, weighed))
+    a, b = (
+        at_all(chain, lambda x: data.denoise(chain.process, T, x))  # noqa: B023
+        for data in (copied, weighed)
+    )
     np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
@@ -82,11 +89,11 @@ def test_masked_flips_have_a_limit():
     errors = []
     for flip in (1e-3, 1e-6):
         near, worst = sharp.but(flip=flip), 0.0
-        for x in sharp.every[law > 0]:
+        scores = at_all(sharp, lambda x: near.data.concrete_score(near.process, T, x))  # noqa: B023
+        for x, score in zip(sharp.every[law > 0], scores[law > 0], strict=True):
             hidden = x == 3
             expected = (law[sharp.neighbours(x)] / law[sharp.place(x)])[hidden]
-            found = near.data.concrete_score(near.process, T, jnp.asarray(x))[hidden]
-            worst = max(worst, float(np.abs(found - expected).max(initial=0)))
+            worst = max(worst, float(np.abs(score[hidden] - expected).max(initial=0)))
         errors.append(worst)
     assert errors[1] < 1e-5 and errors[0] / errors[1] == pytest.approx(1000, rel=0.02)
 
@@ -97,6 +104,6 @@ def test_masked_without_flips_is_the_limit_itself():
     found = at_all(sharp, lambda x: sharp.data.log_density(sharp.process, T, x))
     np.testing.assert_array_equal(np.isneginf(found), law == 0)
     np.testing.assert_allclose(np.exp(found), law, rtol=1e-11)
-    for x in sharp.every[law > 0]:
-        clean = sharp.data.denoise(sharp.process, T, jnp.asarray(x))
+    cleans = at_all(sharp, lambda x: sharp.data.denoise(sharp.process, T, x))
+    for x, clean in zip(sharp.every[law > 0], cleans[law > 0], strict=True):
         np.testing.assert_allclose(clean, chains.clean_law(sharp, T, x), rtol=1e-10, atol=1e-15)
