@@ -13,7 +13,7 @@ from scoresens.training import TrainSettings, train_symbols
 PROCESS = dc.Masked(2)
 DATA = np.array([[0, 0, 1], [1, 1, 0]])
 KEY = jax.random.key(0)
-SETTINGS = TrainSettings(steps=300, batch_size=64, learning_rate=3e-3, warmup=10, ema_halflife=20)
+SETTINGS = TrainSettings(steps=300, batch_size=64, learning_rate=3e-3, warmup=10, ema_halflife=20.0)
 
 
 def fresh():
