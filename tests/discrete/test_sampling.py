@@ -34,6 +34,7 @@ def test_reverse_rates_undo_the_forward_chain(name):
     np.testing.assert_allclose(law @ reverse, -speed * law @ chain.generator, atol=1e-12)
 
 
+@pytest.mark.slow
 @BOTH
 def test_exact_samples_have_the_law_at_the_end(name):
     """Pearson's statistic of the frequencies, of fixed draws, below its quantile of 0.999."""
@@ -74,6 +75,7 @@ def test_tau_leaping_has_the_law_to_first_order(name):
         assert 1.7 < coarse / fine < 2.3
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_larger_batch_begins_with_the_smaller(name):
     process = chains.PROCESSES[name]

@@ -92,6 +92,7 @@ def test_scores_change_by_differences_of_density_ratios(name):
         np.testing.assert_allclose(change[asked], expected[asked], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("kind", ["add a law", "remove"])
 def test_log_probabilities_change_as_those_of_exactly_changed_models(name, kind):
@@ -138,6 +139,7 @@ def test_sensitivities_are_derivatives_of_counterfactuals(name):
         np.testing.assert_allclose(found, slope(after), atol=1e-5 * np.abs(found).max())
 
 
+@pytest.mark.slow
 @BOTH
 def test_attributions_add_up_to_derivatives(name):
     chain = chains.chain(name)
