@@ -46,7 +46,7 @@ def check_alphabet(alphabet: Any) -> None:
 
 def check_residue(residue: Any) -> None:
     """Refuse what is no probability between 0 and 1."""
-    if not (isinstance(residue, numbers.Real) and 0 < residue < 1):
+    if not (isinstance(residue, float | int) and 0 < residue < 1):
         raise ValueError(f"residue must lie above 0 and below 1, got {residue!r}")
 
 

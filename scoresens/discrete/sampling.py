@@ -159,5 +159,6 @@ def _jumps(process, denoiser, noise, key, end, events):
         return *found, clock < last
 
     given = jnp.arange(len(noise)), noise
-    *found, over = jax.lax.map(lambda row: one(*row), given, batch_size=SAMPLES)
-    return Jumps(noise, *found, end), over
+    found = jax.lax.map(lambda row: one(*row), given, batch_size=SAMPLES)
+    times, positions, symbols, over = found
+    return Jumps(noise, times, positions, symbols, end), over

@@ -165,7 +165,7 @@ def test_the_points_themselves_are_directions(name):
     chain = chains.chain(name)
     process, network = chain.process, chains.network(chain.process)
     record = records(process)["leaps"]
-    scores = dc.attribute(process, network, chain.data, record).scores
+    scores = np.asarray(dc.attribute(process, network, chain.data, record).scores)
     added = dc.sensitivity(process, network, chain.data, dc.add(chain.points), record)
     np.testing.assert_allclose(scores, added, atol=1e-12)
     best = dc.attribute(process, network, chain.data, record, top=2)
@@ -173,7 +173,7 @@ def test_the_points_themselves_are_directions(name):
     order = np.argsort(scores, 1)
     np.testing.assert_array_equal(best.top_indices, order[:, ::-1][:, :2])
     np.testing.assert_array_equal(best.bottom_indices, order[:, :2])
-    np.testing.assert_allclose(best.bottom_values, np.sort(scores, 1)[:, :2])
+    np.testing.assert_allclose(np.asarray(best.bottom_values), np.sort(scores, 1)[:, :2])
 
 
 @BOTH
