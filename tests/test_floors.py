@@ -17,7 +17,7 @@ FLOORS = (
     {"datasets"},
     {"laws", "statistics"},
     {"flow", "models"},
-    {"fokker_planck", "sensitivity"},
+    {"discrete", "fokker_planck", "sensitivity"},
     {"importers", "sweeps", "training"},
     {"studies"},
     {"report"},

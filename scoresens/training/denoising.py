@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from scoresens.datasets.images import Dataset
@@ -96,8 +97,8 @@ class Coupling(NamedTuple):
 class TrainState(NamedTuple):
     """What one step hands to the next."""
 
-    model: Denoiser
-    ema: Denoiser
+    model: nnx.Module
+    ema: nnx.Module
     opt_state: optax.OptState
     step: Int[Array, ""]
 
@@ -311,7 +312,7 @@ def train_step(
     return advanced(state, gradient, settings), loss
 
 
-def begun(model: Denoiser, settings: TrainSettings) -> TrainState:
+def begun(model: nnx.Module, settings: TrainSettings) -> TrainState:
     """The state before the first step, of arrays of its own."""
     ours = jax.tree.map(jnp.copy, model)  # each step uses up the state it is given
     ema = jax.tree.map(jnp.copy, model)
