@@ -22,7 +22,7 @@ from scoresens.report._plots import FAINT, FRAME, INK, OKABE_ITO, SMALL
 
 RISES, FALLS, STILL = "#b2182b", "#2166ac", "#8c8c8c"
 TINY = 5.8  # points
-MOST = 12  # columns of a table that a cell shows
+MOST = 14  # columns of a table that a cell shows
 BAR_ROW, BAR_CELL, LETTER = 0.125, 1.3, 0.05  # inches
 NAME = 22  # letters of a column's name
 CLOUD = 400  # points of the data behind one of them
@@ -51,7 +51,11 @@ class Painter(Protocol):
 
 
 def painter(
-    form: Form, data: np.ndarray, values: Sequence[np.ndarray], changes: Sequence[np.ndarray]
+    form: Form,
+    data: np.ndarray,
+    values: Sequence[np.ndarray],
+    changes: Sequence[np.ndarray],
+    unitless: bool = False,
 ) -> Painter:
     """What draws samples of this form.
 
@@ -60,8 +64,10 @@ def painter(
         data: samples that the scales should span.
         values: samples that will be drawn, an array `[R, *shape]` a column of the sheet.
         changes: the same of their changes.
+        unitless: whether those are not in the columns' units.
     """
-    return PAINTERS[form.kind](form, data, values, changes)
+    own = form._replace(std=(1.0,) * len(form.std)) if unitless else form
+    return PAINTERS[form.kind](form, own, data, values, changes)
 
 
 class Pictures:
@@ -69,7 +75,7 @@ class Pictures:
 
     margin = 0.0
 
-    def __init__(self, form, data, values, changes):
+    def __init__(self, form, change, data, values, changes):
         self.size = cell_of(data.shape[1:])
         self.norms = value_norm(data), change_norm(changes)
 
@@ -87,15 +93,14 @@ class Pictures:
 class Bars:
     """Rows of a table: those columns, up to `MOST`, that change most, or else differ most."""
 
-    def __init__(self, form, data, values, changes):
-        self.form, many = form, len(form.columns)
+    def __init__(self, form, change, data, values, changes):
+        self.form, self.change, many = form, change, len(form.columns)
         self.shown = np.sort(_telling(data, values, changes)[:MOST])
         self.size = BAR_ROW * len(self.shown) + 0.06, BAR_CELL
         names = [_short(form.columns[i]) for i in self.shown]
         self.names, self.margin = names, 0.15 + LETTER * max(map(len, names))
         self.limits = _limit(data), _limit(np.concatenate(changes or [np.ones((1, many))]))
-        std = np.asarray(form.std)[self.shown]
-        self.digits = [max(0, 1 - math.floor(math.log10(spread))) for spread in std]
+        self.digits = _digits(form), _digits(change)
 
     def draw(self, axes: Axes, sample: np.ndarray, *, signed: bool, first: bool) -> None:
         """A bar a column from the mean, or from no change, with its number at the right."""
@@ -104,9 +109,9 @@ class Bars:
         axes.barh(places, np.clip(sample[self.shown], -limit, limit), 0.72, color=colours)
         axes.axvline(0, color=FAINT, linewidth=0.5)
         axes.set(xlim=(-1.05 * limit, 2.3 * limit), ylim=(len(places) - 0.4, -0.6), xticks=[])
-        restored = self.form.restored_change(sample) if signed else self.form.restored(sample)
+        restored = self.change.restored_change(sample) if signed else self.form.restored(sample)
         for place, column in enumerate(self.shown):
-            number = _number(restored[column], self.digits[place], signed)
+            number = _number(restored[column], self.digits[signed][column], signed)
             axes.text(2.22 * limit, place, number, fontsize=TINY, color=INK, ha="right",
                       va="center_baseline")  # fmt: skip
         axes.set_yticks(places if first else [], self.names if first else [])
@@ -134,8 +139,8 @@ class Lines:
 
     size, margin = (0.85, 1.3), 0.78
 
-    def __init__(self, form, data, values, changes):
-        self.form, self.alone = form, len(form.columns) == 1
+    def __init__(self, form, change, data, values, changes):
+        self.form, self.change, self.alone = form, change, len(form.columns) == 1
         spans = self._scaled(data), np.concatenate(changes or [np.ones((1, *data.shape[1:]))])
         self.limits = np.percentile(spans[0], (100 - COVER, COVER)), _limit(self._changed(spans[1]))
 
@@ -143,7 +148,7 @@ class Lines:
         return self.form.restored(x) if self.alone else x
 
     def _changed(self, x):
-        return self.form.restored_change(x) if self.alone else x
+        return self.change.restored_change(x) if self.alone else x
 
     def draw(self, axes: Axes, sample: np.ndarray, *, signed: bool, first: bool) -> None:
         """The lines of one window, on limits that all windows share."""
@@ -182,18 +187,18 @@ class Spots:
 
     size, margin = (CELL, CELL), 0.42
 
-    def __init__(self, form, data, values, changes):
-        self.form, self.cloud = form, form.restored(data[:CLOUD])
+    def __init__(self, form, change, data, values, changes):
+        self.form, self.change, self.cloud = form, change, form.restored(data[:CLOUD])
         low, high = np.percentile(form.restored(data), (100 - COVER, COVER), axis=0)
         room = 0.15 * (high - low)
         self.low, self.high = low - room, high + room
         moved = np.concatenate(changes or [np.ones((1, 2))])
-        self.limit = 1.1 * float(np.abs(form.restored_change(moved)).max()) or 1.0
+        self.limit = 1.1 * float(np.abs(change.restored_change(moved)).max()) or 1.0
 
     def draw(self, axes: Axes, sample: np.ndarray, *, signed: bool, first: bool) -> None:
         """A dot, or an arrow, in the columns' own units."""
         if signed:
-            along, up = self.form.restored_change(sample)
+            along, up = self.change.restored_change(sample)
             tip = {"arrowstyle": "-|>", "color": RISES, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (along, up), (0, 0), arrowprops=tip | {"mutation_scale": 6})
             axes.plot(0, 0, ".", color=FAINT, markersize=3)
@@ -246,9 +251,16 @@ def _limit(entries: np.ndarray) -> float:
     return float(np.percentile(np.abs(entries), COVER)) or 1.0
 
 
+def _digits(form: Form) -> list[int]:
+    """After the point, of each column: its spread has two."""
+    return [max(0, 1 - math.floor(math.log10(spread))) for spread in form.std]
+
+
 def _number(value: float, digits: int, signed: bool) -> str:
     """A number with as many digits as its column's spread asks for."""
     form = ".2e" if digits > 5 or abs(value) >= 1e7 else f".{digits}f"
+    if not float(f"{value:{form}}"):
+        return "0"
     return f"{value:{'+' if signed else ''}{form}}".replace("-", "−")
 
 

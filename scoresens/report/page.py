@@ -76,6 +76,7 @@ def draw_sheet(
     beside: Sequence[Scatter | Dots] | Curves = (),
     signed: str = "change of grey value",
     form: Form = IMAGES,
+    unitless: bool = False,
 ) -> Path:
     """Write rows of pictures under column titles, beside panels, over a caption.
 
@@ -89,12 +90,13 @@ def draw_sheet(
         beside: what stands to the right: plots from top to bottom, or small ones, one a row.
         signed: what signed columns show.
         form: what one sample is.
+        unitless: whether signed columns are no changes of columns, and so not in their units.
     """
     rows, small = len(labels), isinstance(beside, Curves)
     panels = () if small else beside
     changes = [column.images for column in columns if column.signed]
     drawn = [column.images for column in columns if not column.signed]
-    hand = painter(form, values, drawn, changes)
+    hand = painter(form, values, drawn, changes, unitless)
     tall, wide = hand.size
     pitch = tall + GAP + NOTE * (small or any(column.notes for column in columns))
     lefts = [EDGE + LABEL + hand.margin]
