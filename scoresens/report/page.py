@@ -74,7 +74,7 @@ def draw_sheet(
     caption: str,
     values: np.ndarray,
     beside: Sequence[Scatter | Dots] | Curves = (),
-    signed: str = "change of grey value",
+    signed: str = "",
     form: Form = IMAGES,
     unitless: bool = False,
 ) -> Path:
@@ -88,11 +88,12 @@ def draw_sheet(
         caption: what is to be seen, in sentences.
         values: samples that the scales should span: images from white to black.
         beside: what stands to the right: plots from top to bottom, or small ones, one a row.
-        signed: what signed columns show.
+        signed: what signed columns show; left out, changes.
         form: what one sample is.
         unitless: whether signed columns are no changes of columns, and so not in their units.
     """
     rows, small = len(labels), isinstance(beside, Curves)
+    signed = signed or ("change" if form.columns else "change of grey value")
     panels = () if small else beside
     changes = [column.images for column in columns if column.signed]
     drawn = [column.images for column in columns if not column.signed]

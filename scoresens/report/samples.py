@@ -294,9 +294,7 @@ def _agreement(found: Comparison) -> list[Dots | Scatter]:
 def _sheet(
     path: Path, columns: Sequence[Column], labels: Sequence[str], data: Named, **words: str
 ) -> Path:
-    signed = "change of grey value" if data.form.kind == "images" else "change"
-    named = {"values": data.images, "form": data.form, "signed": signed}
-    return draw_sheet(path, columns, labels, **named, **words)
+    return draw_sheet(path, columns, labels, values=data.images, form=data.form, **words)
 
 
 def _colours(form: Form, than: str = "") -> str:
