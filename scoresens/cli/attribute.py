@@ -138,7 +138,7 @@ def draw_attributed(
         rows_are = f"The first {len(samples)} of {len(found.x)} samples"
     rows = [(m, p) for m in range(len(samples)) for p in range(len(parts))]
     noun = setup.dataset.form.noun
-    told = len(setup.dataset.class_names) > 1 or not setup.dataset.form.columns
+    told = setup.named.labelled
     looks = [told * f"like {name}" for name in class_names(found.x, setup.named)]
     labels = [
         "\n".join(filter(None, (f"sample {samples[m]}", looks[m], parts[p]))) for m, p in rows
@@ -155,7 +155,8 @@ def draw_attributed(
         title=title,
         says=question.says,
         kinds=question.kinds,
-        remark=f"\n{rows_are}, labelled with the class of their nearest training {noun}.",
+        remark=f"\n{rows_are}"
+        f"{f', labelled with the class of their nearest training {noun}' * told}.",
     )
 
 

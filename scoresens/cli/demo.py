@@ -147,7 +147,7 @@ def run_demo(run: DemoRun, out: Path, where: str) -> str:
             " to the one that moves least",
         )  # fmt: skip
     says = ", ".join(f"{words(name)} {value:.1%}" for name, value in shares.items())
-    rows = table(_rows(shown, numbers, names, medians))
+    rows = table(_rows(shown, numbers, names if setup.named.labelled else {}, medians))
     return "\n\n".join([title, rows, *_by_column(dataset, moves), f"share of {more.what}: {says}"])
 
 
@@ -261,7 +261,7 @@ def _rows(
     """A row for each sample in the picture, and one for the medians of all."""
     rows = {
         f"sample {i}": {
-            "class": f"{names['class_before'][i]} -> {names['class_after'][i]}",
+            **({"class": " -> ".join(each[i] for each in names.values())} if names else {}),
             **{words(name): f"{values[i]:.2f}" for name, values in numbers.items()},
         }
         for i in shown

@@ -163,7 +163,8 @@ class Lines:
         if signed:
             axes.axhline(0, color=FRAME, linewidth=0.6)
         axes.set(xticks=[], yticks=(low, high) if first else [])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}".replace("-", "−"))
+        digits = _digits(self.form)[0] if self.alone else 1
+        axes.yaxis.set_major_formatter(lambda value, _: _number(value, digits, False))
         name = _short(self.form.columns[0]) if self.alone else "std. dev."
         axes.set_ylabel(name if first else "", fontsize=TINY, color=INK, labelpad=1)
         _dress(axes)

@@ -103,9 +103,10 @@ def draw_demo(
         "Each row starts from one draw of noise. Before: what the model makes of it. First-order "
         "change: mass times the derivative of the sample with respect to the training data. "
         "Counterfactual: what the model would make of the same noise, had it been trained on the "
-        f"changed data. Nearest added: the training {form.nouns} of the added class closest to the "
-        f"counterfactual sample. {_colours(form, ' than before')}\n{_rows(rows, before)}, labelled "
-        f"with the class of the nearest training {form.noun} before → after. {remark}"
+        f"changed data. Nearest added: the training {form.nouns} "
+        f"{'of the added class' if data.labelled else 'that are added,'} closest to the "
+        f"counterfactual sample. {_colours(form, ' than before')}\n{_rows(rows, before)}"
+        f"{_labelled(data)}. {remark}"
     )
     return _sheet(path, columns, labels, data, title=title, caption=caption)
 
@@ -139,9 +140,9 @@ def draw_strip(
     caption = (
         "Each row starts from one draw of noise. Before: what the model makes of it. Then: what it "
         f"would make of the same noise, had its training data changed. Mass: {mass}. Below each "
-        f"sample, how far it is from before (Euclidean norm, {form.unit}). Orange: it has come to "
-        f"look like another class, that of its nearest training {form.noun}.\n"
-        f"{_rows(rows, strip.before)}, labelled with that class before → at the last mass. {remark}"
+        f"sample, how far it is from before (Euclidean norm, {form.unit}).{_turned(data)}\n"
+        f"{_rows(rows, strip.before)}"
+        f"{', labelled with that class before → at the last mass' * data.labelled}. {remark}"
     )
     labels = _became(_labels(rows, sizes), start, end, data)
     if strip.cosine is not None:
@@ -304,9 +305,19 @@ def _colours(form: Form, than: str = "") -> str:
     return f"The numbers below changes are Euclidean norms, in {form.unit}."
 
 
+def _labelled(data: Named) -> str:
+    nearest_one = f"the nearest training {data.form.noun}"
+    return f", labelled with the class of {nearest_one} before → after" * data.labelled
+
+
+def _turned(data: Named) -> str:
+    looks = f"look like another class, that of its nearest training {data.form.noun}"
+    return f" Orange: it has come to {looks}." * data.labelled
+
+
 def _became(labels: Sequence[str], before: Batch, after: Batch, data: Named) -> list[str]:
     """Labels with the class that each sample looks like, before → after."""
-    if data.form.columns and len(data.class_names) < 2:
+    if not data.labelled:
         return list(labels)
     looks = [class_names(x, data) for x in (before, after)]
     return [f"{label}\n{was} → {now}" for label, was, now in zip(labels, *looks, strict=True)]

@@ -20,6 +20,11 @@ class Named(NamedTuple):
     class_names: tuple[str, ...]
     form: Form = IMAGES
 
+    @property
+    def labelled(self) -> bool:
+        """Whether classes are worth a word: of columns without a label they are not."""
+        return len(self.class_names) > 1 or not self.form.columns
+
 
 def norms(changes: Batch) -> Float[np.ndarray, "M"]:
     """The Euclidean norm of each change."""
