@@ -76,6 +76,7 @@ def test_the_demo_of_other_images_says_what_to_run(tmp_path):
     assert "use scoresens train" in told
 
 
+@pytest.mark.filterwarnings("default:.*is taken as the label")
 def test_a_table_is_trained_on_and_its_numbers_are_in_own_units(table, tmp_path):
     data = f"[data]\nname = '{table}'\n"
     ran = scoresens("train", settings_file(tmp_path, data + TINY), out=tmp_path / "model")
@@ -92,7 +93,7 @@ def test_a_table_is_trained_on_and_its_numbers_are_in_own_units(table, tmp_path)
         found = result["columns_in_own_units"][column]
         assert found["sample_mean"] == pytest.approx(by_hand[:, place].mean())
         assert found["sample_std"] == pytest.approx(by_hand[:, place].std())
-    change = data + "label = 'class'\n[change]\nkind = 'remove'\nclasses = ['far']\n"
+    change = data + "label = 'class'\n[change]\nclasses = ['far']\nmass = 0.3\n"
     moved = scoresens(
         "counterfactual", settings_file(tmp_path, f"{checkpoint}bandwidth = 0.5\n{change}"),
         out=tmp_path / "moved",
