@@ -73,9 +73,9 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
         kind = "probability flow" if run.sampler == "ode" else "reverse SDE"
         says = f"By the {kind} in {run.steps} steps, seed {run.seed}."
         most = at_most(form)
-        noted = density is not None and most == GRID
-        says += " Below each sample its log-density in nats." if noted else ""
-        notes = [f"{value:.1f}" for value in density[:GRID]] if noted else []
+        noted = [] if density is None or most != GRID else density[:GRID]
+        says += " Below each sample its log-density in nats." if len(noted) else ""
+        notes = [f"{value:.1f}" for value in noted]
         shown = "" if run.count <= most else f"{most} of "
         title = f"{shown}{run.count} samples of {run.checkpoint}"
         path, named = out / "samples.png", {"title": title, "caption": says, "notes": notes}

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from scoresens.datasets.forms import Form
 from scoresens.report._canvas import EDGE, Page
-from scoresens.report._plots import BODY, FAINT, OKABE_ITO, SMALL, dress
+from scoresens.report._plots import FAINT, OKABE_ITO, SMALL, dress
 
 SHOWN = 16  # columns
 ACROSS, TALL, WIDE, BELOW, LEFT = 4, 1.25, 1.75, 0.68, 0.35  # inches
@@ -48,13 +48,13 @@ def scatter(title: str, caption: str, x: np.ndarray, form: Form, data: np.ndarra
             axes.scatter(*form.restored(each).T, s=9, alpha=0.6, label=name, **style)
     dress(axes, *form.columns)
     axes.legend(fontsize=SMALL, frameon=False)
-    axes.xaxis.label.set_size(BODY)
     return page
 
 
 def _histogram(axes: Axes, both: list[np.ndarray]) -> None:
     whole = np.concatenate(both)
-    edges = np.linspace(*np.percentile(whole, (0.25, 99.75)), BINS + 1)
+    low, high = np.percentile(whole, (0.25, 99.75))
+    edges = np.linspace(low, high, BINS + 1)
     heights, _ = np.histogram(both[0], edges, density=True)
     axes.stairs(heights, edges, fill=True, color=OKABE_ITO[1], alpha=0.45)
     if len(both) > 1:

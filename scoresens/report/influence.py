@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -98,11 +98,10 @@ def draw_influence(
         f"were moved to it. Right: the share of all {data.form.nouns}' influence by the "
         f"noise level at which it acts, dashed its median. {remark}"
     )
-    words = {"title": title, "caption": caption, "signed": "what is measured: red, darker is more"}
-    if data.form.columns:
-        words["signed"] = "what is measured"
+    signed = "what is measured" + ": red, darker is more" * (not data.form.columns)
+    words: dict[str, Any] = {"title": title, "caption": caption, "signed": signed}
     shown = {"values": data.images, "beside": curves, "form": data.form, "unitless": True}
-    return draw_sheet(path, columns, found.labels, **shown, **words)
+    return draw_sheet(path, columns, found.labels, **words, **shown)
 
 
 def _ranked(

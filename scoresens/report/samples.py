@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -249,9 +249,9 @@ def draw_validation(
         f"averaged where there are several pairs. {_colours(form)}\n"
         f"{_rows(rows, real)}. Dashed: prediction equal to truth."
     )
-    words, labels = {"title": title, "caption": caption}, _labels(rows, norms(real))
-    beside = _agreement(found)
-    return draw_sheet(path, columns, labels, values=values, beside=beside, form=form, **words)
+    words: dict[str, Any] = {"title": title, "caption": caption, "values": values, "form": form}
+    labels = _labels(rows, norms(real))
+    return draw_sheet(path, columns, labels, beside=_agreement(found), **words)
 
 
 def _agreement(found: Comparison) -> list[Dots | Scatter]:
@@ -293,7 +293,7 @@ def _agreement(found: Comparison) -> list[Dots | Scatter]:
 
 
 def _sheet(
-    path: Path, columns: Sequence[Column], labels: Sequence[str], data: Named, **words: str
+    path: Path, columns: Sequence[Column], labels: Sequence[str], data: Named, **words: Any
 ) -> Path:
     return draw_sheet(path, columns, labels, values=data.images, form=data.form, **words)
 

@@ -75,7 +75,7 @@ def test_columns_keep_their_order_around_a_label_that_is_none(tmp_path):
 
 def test_parquet_and_csv_are_one_table(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
 
     columns = {
         "a": [1, 2, 4],

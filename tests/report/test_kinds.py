@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scoresens.datasets.forms import Form
-from scoresens.report._rows import MOST, PAINTERS, painter
+from scoresens.report._rows import MOST, PAINTERS, Bars, painter
 from scoresens.report.influence import Influence, draw_influence
 from scoresens.report.page import at_most, draw_grid
 from scoresens.report.samples import (
@@ -132,20 +132,23 @@ def test_a_wide_table_shows_what_changes_most():
     changes = np.zeros((2, 30))
     changes[:, 7], changes[:, 25] = 3, -2
     hand = painter(form, np.ones((4, 30)), [], [changes])
-    assert len(hand.names) == MOST and {"c7", "c25"} <= set(hand.names)
+    assert isinstance(hand, Bars) and len(hand.names) == MOST
+    assert {"c7", "c25"} <= set(hand.names)
 
 
 def test_a_line_and_a_dot_stand_in_their_own_units():
     data = of_kind("series").images
     axes = Figure().add_subplot()
     painter(FORMS["series"][0], data, [data], []).draw(axes, data[0], signed=False, first=True)
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), 50 + 40 * data[0, :, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(axes.lines[0].get_ydata()), 50 + 40 * data[0, :, 0], rtol=1e-6
+    )
     assert axes.get_ylabel() == "level"
     data = of_kind("points").images
     axes = Figure().add_subplot()
     painter(FORMS["points"][0], data, [data], []).draw(axes, data[3], signed=False, first=True)
     where = [5 + 2 * data[3, 0], -5 + 3 * data[3, 1]]
-    np.testing.assert_allclose(np.ravel(axes.lines[1].get_data()), where, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(axes.lines[1].get_xydata())[0], where, rtol=1e-6)
 
 
 def test_every_kind_is_drawn_in_one_place():
