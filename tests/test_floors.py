@@ -32,6 +32,7 @@ HEAVY = {
     "optax",
     "ot",
     "PIL",
+    "pyarrow",
     "torch",
     "sklearn",
     "safetensors",

@@ -6,6 +6,7 @@ Every day a thousand mutated files, the same ones; `pytest tests/test_hostile_fi
 
 import functools
 import gzip
+import importlib.util
 import json
 import shutil
 import struct
@@ -153,6 +154,23 @@ def make_pickle(folder):
     (folder / "a.pkl").write_bytes(hostile.PICKLED)
 
 
+def make_tables(folder):
+    rows = ["1.5,50,a,3", "1.7,70,b,4", '1.9,60,"a",5', "2e-3,-6,c,6"]
+    text = "\n".join(['height,"weight, kg",class,target', *rows, ""])
+    (folder / "a.csv").write_text(text)
+    (folder / "b.csv").write_text("\ufeffx,y\r\n1,2\r\n2,3\r\n4,4\r\n")
+    (folder / "c.csv").write_bytes(hostile.PICKLED)
+
+
+def make_parquet(folder):
+    pyarrow = importlib.import_module("pyarrow")
+    parquet = importlib.import_module("pyarrow.parquet")
+    columns = {"x": [1, 2, 4, 8], "y": [0.5, 1.0, 0.25, 2.0], "class": ["a", "b", "a", "a"]}
+    table = pyarrow.table(columns)
+    parquet.write_table(table, folder / "a.parquet")
+    parquet.write_table(table, folder / "b.parquet", compression="zstd", row_group_size=2)
+
+
 # ------------------------------------------------------------------ and their readers
 
 
@@ -162,6 +180,10 @@ def in_memory(path):
 
 def by_rows(path):
     streams.stream(path)[:]
+
+
+def as_series(path):
+    datasets.load(str(path), window=2)
 
 
 def as_sweep(folder):
@@ -182,6 +204,8 @@ READERS = {  # the files, who reads them, and whether one by one or all together
     "histograms": (make_histograms, read_histograms, False),
     "potentials": (make_potential, read_potential, False),
     "images": (make_images, in_memory, True),
+    "tables": (make_tables, in_memory, False),
+    "series": (make_tables, as_series, False),
     "Zarr 2": (make_zarr(2), in_memory, True),
     "Zarr 3": (make_zarr(3), by_rows, True),
     "checkpoints": (make_checkpoint, models.load, False),
@@ -198,6 +222,9 @@ READERS = {  # the files, who reads them, and whether one by one or all together
     "sweeps": (make_sweep, as_sweep, True),
     "pickles": (make_pickle, functools.partial(importers.from_edm, trust=False), False),
 }
+
+if importlib.util.find_spec("pyarrow"):
+    READERS["Parquet"] = (make_parquet, in_memory, False)
 
 SLOW = ("checkpoints", "converted", "pipelines")  # that build a network: fewer of these
 ALSO = {"pipelines": ("UNet2DModel",)}  # a file may be named by the class it configures

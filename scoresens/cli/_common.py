@@ -23,7 +23,8 @@ from scoresens.cli._settings import (
     Trace,
     trace_of,
 )
-from scoresens.datasets.images import Dataset, DataSettings, prepare
+from scoresens.datasets.forms import Dataset, Form, form_of
+from scoresens.datasets.images import DataSettings, prepare
 from scoresens.importers import Foreign
 from scoresens.laws.learned import Smoothed
 from scoresens.laws.measures import Points, default_bandwidth
@@ -68,7 +69,8 @@ class Setup(NamedTuple):
     @property
     def named(self) -> Named:
         """The data as pictures need them."""
-        return Named(self.dataset.images, self.dataset.labels, self.dataset.class_names)
+        dataset = self.dataset
+        return Named(dataset.images, dataset.labels, dataset.class_names, dataset.form)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Setup(NamedTuple):
         return {
             "count": len(self.noise),
             "images": len(self.dataset.images),
+            **unit_of(self.dataset.form),
         } | kernel_of(self.data)
 
 
@@ -90,8 +93,13 @@ class Changed(NamedTuple):
     def title(self) -> str:
         """The data and what changes in them, in one line."""
         touched, dataset = int(self.change.touched.sum()), self.setup.dataset
-        share = f" ({touched} of {len(dataset.images)} images)" if touched else ""
-        return f"{dataset.name}: {self.settings.title}{share}"
+        share = f" ({touched} of {len(dataset.images)} {dataset.form.nouns})" if touched else ""
+        return f"{dataset.name}: {self.words}{share}"
+
+    @property
+    def words(self) -> str:
+        """What changes."""
+        return self.settings.words(self.setup.dataset.form.noun)
 
     @property
     def touched(self) -> Touched:
@@ -102,7 +110,7 @@ class Changed(NamedTuple):
     @property
     def about(self) -> dict[str, Any]:
         """What every result about a change records of it."""
-        record = {"change": self.settings.title, "mass": self.settings.mass}
+        record = {"change": self.words, "mass": self.settings.mass}
         return record | self.setup.about | {"touched_images": int(self.change.touched.sum())}
 
 
@@ -128,7 +136,8 @@ def set_up(
     if isinstance(model, Foreign):
         tell(f"note: {checkpoint} was converted: nothing tells what it was trained on")
     elif trained_on != (dataset.name, len(dataset.images)):
-        tell(f"note: {checkpoint} was trained on {trained_on[1]} images of {trained_on[0]}")
+        nouns = dataset.form.nouns
+        tell(f"note: {checkpoint} was trained on {trained_on[1]} {nouns} of {trained_on[0]}")
     return Setup(dataset, points, model, noise)
 
 
@@ -140,13 +149,30 @@ def data_and_model(
         dataset = read(data)
     with blaming(f"{where}: checkpoint"):
         model, about = load_checkpoint(checkpoint)
+        trained = form_of(about)
     if dataset.images.shape[1:] != model.shape:
         raise ConfigError(
-            f"{where}: data: images of shape {dataset.images.shape[1:]}, where the checkpoint "
-            f"{checkpoint} takes {model.shape}: choose the data that it was "
+            f"{where}: data: {dataset.form.nouns} of shape {dataset.images.shape[1:]}, where the "
+            f"checkpoint {checkpoint} takes {model.shape}: choose the data that it was "
             f"trained on ({about.get('data')}), or their size"
         )
+    _check_scale(trained, dataset, f"{where}: data", checkpoint)
     return dataset, model, about
+
+
+def _check_scale(trained: Form, dataset: Dataset, where: str, checkpoint: str) -> None:
+    """Refuse columns that are not those that a checkpoint was trained on, in its scale; one that
+    records none is believed."""
+    form = dataset.form
+    if not trained.columns:
+        return
+    scales = [np.array([each.mean, each.std]) for each in (trained, form)]
+    if trained[:2] != form[:2] or not np.allclose(*scales, rtol=1e-6):
+        raise ConfigError(
+            f"{where}: the checkpoint {checkpoint} was trained on {trained.nouns} of other columns "
+            f"or of another mean and spread, than {dataset.name} has: choose the data that it was "
+            "trained on, whole, and change them by [change]"
+        )
 
 
 def points_of(
@@ -291,6 +317,38 @@ def norms_by_mass(
 def words(name: str) -> str:
     """The name of a number as text."""
     return name.replace("_", " ").replace("first order", "first-order")
+
+
+def unit_of(form: Form) -> dict[str, str]:
+    """What a result records of the unit of norms and of noise levels; nothing of images."""
+    return {"unit_of_norms": form.unit} if form.columns else {}
+
+
+def in_own_units(form: Form, x: Batch, **changes: Batch) -> dict[str, Any]:
+    """What a result records of each column, in its own units: mean and spread of the samples, mean
+    and root mean square of each of their changes; nothing of images."""
+    if not form.columns:
+        return {}
+    rows, numbers = tuple(range(x.ndim - 1)), {}
+    restored = form.restored(x)
+    numbers |= {"sample_mean": restored.mean(rows), "sample_std": restored.std(rows)}
+    for name, change in changes.items():
+        moved = form.restored_change(change)
+        numbers[f"{name}_mean"] = moved.mean(rows)
+        numbers[f"{name}_rms"] = np.sqrt(np.mean(moved**2, rows))
+    return {
+        "columns_in_own_units": {
+            column: {name: float(values[place]) for name, values in numbers.items()}
+            for place, column in enumerate(form.columns)
+        }
+    }
+
+
+def arrays_in_own_units(form: Form, **samples: Batch) -> dict[str, np.ndarray]:
+    """Samples by column, in its own units, as arrays of an npz file; nothing of images."""
+    if not form.columns:
+        return {}
+    return {f"{name}_in_own_units": form.restored(x) for name, x in samples.items()}
 
 
 def as_json(numbers: dict[str, float]) -> dict[str, float | None]:

@@ -32,11 +32,13 @@ class FunctionalSettings:
     Args:
         kind: `itself`, how far the sample stands from the mean of the data, in its own direction;
             `class`, the log-odds that it is of its class; `closeness`, minus its distance to a
-            training image; `pixel`, one grey value; `components`, the first principal components of
-            the data; `log_density`, how likely the model finds it.
+            training image; `pixel`, one grey value, or one number of a row, of a window or of a
+            point, in its column's own units; `components`, the first principal components of the
+            data; `log_density`, how likely the model finds it.
         class_name: for `class`: of this class; left out, of the class each sample looks like most.
         image: for `closeness`: the index of the training image.
-        pixel: for `pixel`: row, column (and channel).
+        pixel: for `pixel`: row, column (and channel); of a table, the column; of a series, the
+            step and the column.
         components: for `components`: how many.
     """
 
@@ -67,7 +69,7 @@ class Question(NamedTuple):
     def title(self, dataset: Dataset, samples: int) -> str:
         """The question about so many samples, in one line."""
         return (
-            f"{dataset.name}: which of {len(dataset.images)} training images decide "
+            f"{dataset.name}: which of {len(dataset.images)} training {dataset.form.nouns} decide "
             f"{self.name} ({samples} samples)"
         )
 
@@ -98,7 +100,7 @@ def make_question(
 def _make_itself(settings, dataset):
     says = (
         "Measured: how much the sample is itself, its distance from the mean of the data in its "
-        "own direction, in grey values."
+        f"own direction, in {dataset.form.unit}."
     )
     functional = Partial(_itself, jnp.asarray(mean(dataset.images)))
     return Question(functional, "how much a sample is itself", says)
@@ -111,8 +113,8 @@ def _make_class(settings, dataset):
         raise ValueError(f"kind = 'class' needs data of two classes at least, got {names}")
     if settings.class_name not in (None, *names):
         raise ValueError(
-            f"class {settings.class_name!r} has no image in {dataset.name}: choose among "
-            f"{', '.join(names)}"
+            f"class {settings.class_name!r} has no {dataset.form.noun} in {dataset.name}: choose "
+            f"among {', '.join(names)}"
         )
     own = OWN if settings.class_name is None else names.index(settings.class_name)
     means = np.stack([dataset.images[dataset.labels == label].mean(0) for label in present])
@@ -129,12 +131,14 @@ def _make_class(settings, dataset):
 
 
 def _make_closeness(settings, dataset):
-    image = settings.image
+    image, form = settings.image, dataset.form
     if not 0 <= image < len(dataset.images):
-        raise ValueError(f"image {image} lies outside the data's {len(dataset.images)} images")
-    says = f"Measured: minus the distance to training image {image}, in grey values."
+        raise ValueError(
+            f"{form.noun} {image} lies outside the data's {len(dataset.images)} {form.nouns}"
+        )
+    says = f"Measured: minus the distance to training {form.noun} {image}, in {form.unit}."
     functional = Partial(_closeness, jnp.asarray(dataset.images[image : image + 1][0]))
-    return Question(functional, f"how close a sample is to image {image}", says)
+    return Question(functional, f"how close a sample is to {form.noun} {image}", says)
 
 
 def _make_pixel(settings, dataset):
@@ -142,10 +146,22 @@ def _make_pixel(settings, dataset):
     place = settings.pixel + (0,) * (len(shape) - len(settings.pixel))
     inside = len(place) == len(shape) and all(0 <= i < n for i, n in zip(place, shape, strict=True))
     if not inside:
-        raise ValueError(f"pixel {list(settings.pixel)} lies outside images of shape {shape}")
+        nouns = dataset.form.nouns
+        raise ValueError(f"pixel {list(settings.pixel)} lies outside {nouns} of shape {shape}")
+    if dataset.form.columns:
+        return _make_entry(place, dataset.form)
     name = f"pixel ({', '.join(map(str, settings.pixel))})"
     says = f"Measured: the grey value of {name}."
     return Question(pixel(*place), f"{name} of a sample", says, kinds=RAISING)
+
+
+def _make_entry(place, form):
+    """A number of a row, of a window or of a point, in its column's own units."""
+    column = place[-1]
+    name = f"{form.columns[column]}{f' at step {place[0]}' if len(place) > 1 else ''}"
+    functional = Partial(_restored, pixel(*place), form.mean[column], form.std[column])
+    says = f"Measured: {name}, in its own units."
+    return Question(functional, f"{name} of a sample", says, kinds=RAISING)
 
 
 def _make_components(settings, dataset):
@@ -177,6 +193,10 @@ def _itself(mean, x):
     """`<u, x - mean>` along the sample's own direction u, which is held."""
     own = jax.lax.stop_gradient(x - mean)
     return jnp.vdot(own / jnp.linalg.norm(own.reshape(-1)), x - mean)
+
+
+def _restored(entry, mean, std, x):
+    return mean + std * entry(x)
 
 
 def _closeness(image, x):

@@ -71,5 +71,5 @@ def blaming(setting: str) -> Iterator[None]:
     """What goes wrong in here is for the reader of that setting to mend."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # the last of an extra that is not there
         raise ConfigError(f"{setting}: {error}") from error

@@ -46,7 +46,9 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     stages, solve = Stages(), attended(Solve(steps=run.steps))
     setup = set_up_run(run, run.checkpoint, where, stages)
     if run.top > len(setup.data):
-        raise ConfigError(f"{where}: top is {run.top}, and there are {len(setup.data)} images")
+        raise ConfigError(
+            f"{where}: top is {run.top}, and there are {len(setup.data)} {setup.dataset.form.nouns}"
+        )
     with blaming(f"{where}: functional"):
         question = question_of(run.functional, setup, solve)
     with stages("attribution", f"compiling and integrating {run.count} paths and adjoints"):
@@ -63,9 +65,10 @@ def run_attribute(run: AttributeRun, out: Path, where: str) -> str:
     write(out, result, run, stages)
     with stages("pictures", "drawing"):
         picture(draw_attributed, out / "report.png", setup, question, found, title)
+    nouns = setup.dataset.form.nouns
     says = (
         f"of the class their sample looks like: {same['top']:.0%} of the {question.kinds[0]} "
-        f"images, {same['bottom']:.0%} of the {question.kinds[1]}, {same['all']:.0%} of all"
+        f"{nouns}, {same['bottom']:.0%} of the {question.kinds[1]}, {same['all']:.0%} of all"
     )
     return f"{title}\n\n{_table(setup, question, found)}\n\n{says}"
 
@@ -134,10 +137,11 @@ def draw_attributed(
         samples = np.arange(min(len(found.x), max(1, SHOWN // len(parts))))
         rows_are = f"The first {len(samples)} of {len(found.x)} samples"
     rows = [(m, p) for m in range(len(samples)) for p in range(len(parts))]
-    looks = class_names(found.x, setup.named)
+    noun = setup.dataset.form.noun
+    told = setup.named.labelled
+    looks = [told * f"like {name}" for name in class_names(found.x, setup.named)]
     labels = [
-        "\n".join(filter(None, (f"sample {samples[m]}", f"like {looks[m]}", parts[p])))
-        for m, p in rows
+        "\n".join(filter(None, (f"sample {samples[m]}", looks[m], parts[p]))) for m, p in rows
     ]
     places, which = (np.array(part) for part in zip(*rows, strict=True))
     at = (places, which) if question.parts else places
@@ -151,7 +155,8 @@ def draw_attributed(
         title=title,
         says=question.says,
         kinds=question.kinds,
-        remark=f"\n{rows_are}, labelled with the class of their nearest training image.",
+        remark=f"\n{rows_are}"
+        f"{f', labelled with the class of their nearest training {noun}' * told}.",
     )
 
 
@@ -231,9 +236,9 @@ COMMAND = Command(
     settings=AttributeRun,
     brief="training images that raise or lower a number of each sample",
     about="""\
-Which training images make a sample what it is? Asks of every image at once, by one pass down the
-sample's path and one back up: if a little of the data's weight were moved to it, by how much would
-a number of the sample rise (helpful) or fall (harmful)?
+Which training images, or rows of a table, make a sample what it is? Asks of each at once, by one
+pass down the sample's path and one back up: if a little of the data's weight were moved to it, by
+how much would a number of the sample rise (helpful) or fall (harmful)?
 
 Settings: top (images named of either kind), scores ("all", or "top": keep those of the images
 named, nothing of the data's size), sampler ("ode", or "sde", its Brownian path held); [data],
@@ -245,7 +250,8 @@ spectral_bias as for sensitivity; [functional] kind, class_name, image, pixel, c
                  it is the same sample, more pronounced (default)
   "class"        log-odds of the class it looks like most, or of class_name
   "closeness"    minus its distance to the training image with index image
-  "pixel"        one grey value, pixel = [row, column]
+  "pixel"        one grey value, pixel = [row, column]; of a table one column in its own units,
+                 pixel = [column]; of a series [step, column]
   "components"   the first principal components of the data, components = 3
   "log_density"  the model's log-density of the sample
 Scores are per unit of mass: 0.01 times a score is what 1 % of the data's weight does, to first

@@ -43,7 +43,7 @@ def run_calibrate(run: CalibrateRun, out: Path, where: str) -> str:
     write(out, result | {"error": found.error, "images": len(dataset.images)}, run, stages)
     with stages("pictures", "drawing"):
         path = out / "report.png"
-        picture(draw_calibration, path, found, title=title, count=run.count)
+        picture(draw_calibration, path, found, title=title, count=run.count, form=dataset.form)
     return f"{title}\n\n{calibration_table(found)}"
 
 

@@ -8,8 +8,10 @@ import numpy as np
 
 from scoresens.cli._command import Command
 from scoresens.cli._common import (
+    arrays_in_own_units,
     black_box,
     bound_cosines,
+    in_own_units,
     norms_by_mass,
     picture,
     quantiles,
@@ -74,8 +76,11 @@ def run_counterfactual(run: CounterfactualRun, out: Path, where: str) -> str:
     if run.sampler == "ode":
         bound = bound_cosines(run, setup, before, predicted, stages)
     title = changed._replace(settings=replace(run.change, mass=masses[-1])).title
-    write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded)
+    form = setup.dataset.form
+    own = arrays_in_own_units(form, before=before, x=after)
+    write_arrays(out / "samples.npz", before=before, x=after, masses=masses, bounded=bounded, **own)
     result = changed.about | {"masses": masses, "norms": sizes}
+    result |= in_own_units(form, before, change_at_last_mass=predicted)
     moved = change.moved * masses[-1] / run.change.mass
     result |= {"reliability": reliability(predicted, moved, spacing_of(setup.data))}
     result |= {} if bound is None else {"cosine_bound": bound}
@@ -129,8 +134,9 @@ change that is made, 1 the whole. With base = "model" a removal may ask for more
 somewhere: it is bounded there, and `bounded` counts the samples (and the steps) where it was.""",
     example="scoresens counterfactual configs/counterfactual.toml",
     writes={
-        "samples.npz": "before [M, *shape], x [M, E, *shape] at masses [E], bounded [M, E]",
-        "report.png": "a strip a sample: before, then one image a mass",
+        "samples.npz": "before [M, *shape], x [M, E, *shape] at masses [E], bounded [M, E];\n"
+        f"{'':22}before_in_own_units and x_in_own_units, of columns",
+        "report.png": "a strip a sample: before, then one picture a mass",
         "result.json": "norms of the changes by mass, classes that turned, what to trust",
     },
 )

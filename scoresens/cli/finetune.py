@@ -17,6 +17,7 @@ from scoresens.cli._common import (
     agreement,
     as_json,
     bound_cosines,
+    in_own_units,
     picture,
     set_up_change,
     trainable,
@@ -94,6 +95,7 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     drift = np.concatenate(real.control - before)
     moves = {"real": real.displacement, "control_drift": drift, **predicted}
     result = about_agreement(changed, results, moves)
+    form = setup.dataset.form
     finite = predicted["counterfactual_data"]
     trust = finetuning.reliability(finite, change.moved, spacing_of(setup.data))
     options = {"resamples": run.resamples, "seed": run.seed}
@@ -103,12 +105,14 @@ def run_finetune(run: FinetuneRun, out: Path, where: str) -> str:
     held = None if bound is None else np.mean(cosines(finite, real.displacement) >= bound)
     result |= {} if bound is None else {"cosine_bound": bound, "bound_held": held}
     result |= as_json({"reach": real.reach})
+    result |= in_own_units(form, before, real=real.displacement, predicted=finite)
     result["after"] = {str(steps): about_measures(rows) for steps, rows in found.items()}
     write(out, result, run, stages)
     with stages("pictures", "drawing"):
         one, other, moved = real.control[0], real.changed[0], real.displacement
         shown_pair = Comparison(before, one, other, moved, predicted, results)
         says = {"title": f"{title}, predicted and real", "trained": "the checkpoint fine-tuned"}
+        says |= {"form": form}
         picture(draw_validation, out / "report.png", setup.dataset.images, shown_pair, **says)
     parts = [f"{title}, {run.count} samples", validation_table(results)]
     if np.isfinite(real.reach):

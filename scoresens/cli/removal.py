@@ -65,24 +65,24 @@ def run_removal(run: RemovalRun, out: Path, where: str) -> str:
     stages, solve = Stages(), Solve(steps=run.steps)
     with stages("data", f"reading {run.data.name}"), blaming(f"{where}: data"):
         dataset = prepare(run.data)
-    images = dataset.images
+    images, nouns = dataset.images, dataset.form.nouns
     with blaming(where):
         of_study(out, run, STUDY)
     study, bases = Retraining(out, images, run.model, run.train, solve, shown), baselines(run.seeds)
-    with stages("base", f"{run.seeds} models of all images", bars=True):
+    with stages("base", f"{run.seeds} models of all {nouns}", bars=True):
         models = study.models(bases)
         queries = _queries(run, study, models["all-0"])
-    with stages("rank", f"ranking the images by what they do to {run.queries} samples"):
+    with stages("rank", f"ranking the {nouns} by what they do to {run.queries} samples"):
         orders = _orders(run, models["all-0"], images, queries, solve)
     trials = bases | _trials(run, orders, len(images))
     with stages("train", f"{len(trials)} trainings", bars=True):
         found = study.outputs(trials, models, queries)
     effects = _effects(run, list(orders), found)
-    title = f"{dataset.name}: trained without the images that matter to a sample"
+    title = f"{dataset.name}: trained without the {nouns} that matter to a sample"
     write(out, {"effects": effects, "images": len(images)}, run, stages)
     with stages("pictures", "drawing"):
-        picture(draw_removal, out / "report.png", effects, title=title)
-    return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{removal_tables(effects)}"
+        picture(draw_removal, out / "report.png", effects, title=title, nouns=nouns)
+    return f"{title}, {run.queries} samples, {run.seeds} seeds\n\n{removal_tables(effects, nouns)}"
 
 
 # ------------------------------------------------------------------ queries, and what is removed

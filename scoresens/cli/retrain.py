@@ -96,6 +96,7 @@ def run_retrain(run: RetrainRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         pair = Comparison(before[0], control[0], changed[0], real[0], first, results)
         says = {"title": f"{title}, predicted and real", "trained": "a model trained from scratch"}
+        says |= {"form": dataset.form}
         picture(draw_validation, out / "report.png", dataset.images, pair, **says)
     return f"{title}, {run.count} samples, {run.seeds} seeds\n\n{validation_table(results)}"
 

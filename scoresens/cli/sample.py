@@ -8,12 +8,22 @@ import jax
 import numpy as np
 
 from scoresens.cli._command import Command, add_optional_config
-from scoresens.cli._common import GRID, load_checkpoint, picture, write, write_arrays
+from scoresens.cli._common import (
+    GRID,
+    arrays_in_own_units,
+    in_own_units,
+    load_checkpoint,
+    picture,
+    unit_of,
+    write,
+    write_arrays,
+)
 from scoresens.cli._progress import Stages, blaming
 from scoresens.cli._settings import Sampler, Trace, at_least, check_trace, trace_of
+from scoresens.datasets.forms import form_of
 from scoresens.flow import sample_ode, sample_sde
 from scoresens.flow.solve import Solve
-from scoresens.report.page import draw_grid
+from scoresens.report.page import at_most, draw_grid
 from scoresens.report.tables import table
 
 
@@ -38,6 +48,7 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
     stages = Stages()
     with blaming(f"{where}: checkpoint"):
         model, about = load_checkpoint(run.checkpoint)
+        form = form_of(about)
     key, other = jax.random.split(jax.random.key(run.seed))
     process, score, solve = model.process, model.score, Solve(steps=run.steps)
     noise = process.sample_prior((run.count, *model.shape), key=key)
@@ -46,10 +57,11 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
         trace = None if run.trace is None else trace_of(run.trace)
         path = draw(process, score, noise, trace=trace, key=other, solve=solve)
     x, density = jax.device_get((path.x, path.log_density))
-    arrays = {"x": x, "noise": np.asarray(noise)}
+    arrays = {"x": x, "noise": np.asarray(noise)} | arrays_in_own_units(form, x=x)
     result: dict[str, Any] = {"count": run.count, "trained_on": about.get("data")}
     row = {"samples": f"{run.count}", "mean": f"{x.mean():.3f}", "std": f"{x.std():.3f}"}
     result |= {"mean": float(x.mean()), "std": float(x.std())}
+    result |= unit_of(form) | in_own_units(form, x)
     if density is not None:
         arrays["log_density"] = density
         summary = {"mean": float(density.mean()), "std": float(density.std())}
@@ -60,12 +72,14 @@ def run_sample(run: SampleRun, out: Path, where: str) -> str:
     with stages("pictures", "drawing"):
         kind = "probability flow" if run.sampler == "ode" else "reverse SDE"
         says = f"By the {kind} in {run.steps} steps, seed {run.seed}."
-        says += "" if density is None else " Below each sample its log-density in nats."
-        notes = [] if density is None else [f"{value:.1f}" for value in density[:GRID]]
-        shown = "" if run.count <= GRID else f"{GRID} of "
+        most = at_most(form)
+        noted = [] if density is None or most != GRID else density[:GRID]
+        says += " Below each sample its log-density in nats." if len(noted) else ""
+        notes = [f"{value:.1f}" for value in noted]
+        shown = "" if run.count <= most else f"{most} of "
         title = f"{shown}{run.count} samples of {run.checkpoint}"
         path, named = out / "samples.png", {"title": title, "caption": says, "notes": notes}
-        picture(draw_grid, path, x[:GRID], **named)
+        picture(draw_grid, path, x[:most], form=form, **named)
     return table({run.checkpoint: row}, "checkpoint")
 
 
@@ -84,8 +98,9 @@ reverse SDE), steps (of the solver, two network evaluations each), trace (of the
 "exact", or a number of random probes; left out: no log-density).""",
     example="scoresens sample configs/sample.toml",
     writes={
-        "samples.npz": "x and noise [M, *shape], log_density [M] with trace",
-        "samples.png": f"the first {GRID} samples",
+        "samples.npz": "x and noise [M, *shape], log_density [M] with trace;\n"
+        f"{'':22}x_in_own_units, of columns",
+        "samples.png": f"the first {GRID} samples; of tables and points, all",
         "result.json": "their mean, spread and log-density",
     },
 )

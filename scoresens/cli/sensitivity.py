@@ -6,7 +6,16 @@ from pathlib import Path
 import jax
 
 from scoresens.cli._command import Command
-from scoresens.cli._common import black_box, picture, quantiles, set_up_change, write, write_arrays
+from scoresens.cli._common import (
+    arrays_in_own_units,
+    black_box,
+    in_own_units,
+    picture,
+    quantiles,
+    set_up_change,
+    write,
+    write_arrays,
+)
 from scoresens.cli._progress import Stages
 from scoresens.cli._settings import Base, ChangeRun
 from scoresens.flow.solve import Solve
@@ -35,12 +44,14 @@ def run_sensitivity(run: SensitivityRun, out: Path, where: str) -> str:
         found = sample_sensitivity(*start, solve=Solve(steps=run.steps), **options)
     x, tangent, density = jax.device_get((found.x, found.tangent[:, 0], found.log_density))
     moved = run.change.mass * tangent
-    arrays = {"x": x, "tangent": tangent}
+    form = setup.dataset.form
+    arrays = {"x": x, "tangent": tangent} | arrays_in_own_units(form, x=x)
     arrays |= {} if density is None else {"log_density": density}
     write_arrays(out / "tangents.npz", **arrays)
     sizes = norms(moved)
     spread = quantiles(sizes)
     result = changed.about | {"first_order_norm": spread, "norms": sizes}
+    result |= in_own_units(form, x, first_order=moved)
     write(out, result, run, stages)
     with stages("pictures", "drawing"):
         path, says = out / "report.png", {"title": title, "log_density": density}

@@ -1,10 +1,10 @@
-"""Where images come from: the data sets that are at hand, files and folders, and arrays that stay
-on disk and are read in blocks.
+"""Where data come from: images, tables, series and points that are at hand, files and folders, and
+arrays that stay on disk and are read in blocks.
 """
 
+from scoresens.datasets.forms import Dataset, Form
 from scoresens.datasets.images import (
     BACKGROUND,
-    Dataset,
     DataSettings,
     downsample,
     load,
@@ -16,6 +16,6 @@ from scoresens.datasets.images import (
 from scoresens.datasets.streams import ImageFiles, Stream, stream
 
 __all__ = [
-    "BACKGROUND", "DataSettings", "Dataset", "ImageFiles", "Stream", "downsample", "load",
+    "BACKGROUND", "DataSettings", "Dataset", "Form", "ImageFiles", "Stream", "downsample", "load",
     "of_classes", "prepare", "read_idx", "stream", "subset",
 ]  # fmt: skip

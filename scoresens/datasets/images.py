@@ -1,8 +1,9 @@
-"""Images with labels, scaled to [-1, 1], channels last.
+"""Data sets by name, and images: with labels, scaled to [-1, 1], channels last.
 
 The digits come with the package. Fashion-MNIST and MNIST are read from IDX files where the
-operating system or the reader put them; other data from `.npy` and `.npz` files, from Zarr arrays
-and from folders of images. Nothing is downloaded and nothing is unpickled.
+operating system or the reader put them; other images from `.npy` and `.npz` files, from Zarr arrays
+and from folders of images; tables, series and points by their own files. Nothing is downloaded and
+nothing is unpickled.
 """
 
 import math
@@ -10,13 +11,15 @@ import struct
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from scoresens._reading import read_arrays, read_bytes
+from scoresens.datasets import _series, _tables
+from scoresens.datasets._planes import PLANES, plane
 from scoresens.datasets._zarr import is_zarr, open_zarr
+from scoresens.datasets.forms import Dataset
 from scoresens.datasets.streams import ImageFiles, scaled
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -25,25 +28,10 @@ FASHION_CLASSES = (
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 DIGIT_CLASSES = tuple("0123456789")
+IMAGES = ("digits", "fashion-mnist", "mnist")  # names of data sets
 UNSIGNED_BYTE = 0x08  # the only IDX element type that these data sets use
 AXES = 8  # at most, of an IDX file
 BACKGROUND = -1.0
-
-
-class Dataset(NamedTuple):
-    """Images with labels.
-
-    Args:
-        name: what the data are called.
-        images: `[N, *shape]`, float32; grey images are `[N, H, W, 1]` in [-1, 1].
-        labels: `[N]`, indices into class_names.
-        class_names: one name a class.
-    """
-
-    name: str
-    images: Float[np.ndarray, "N *shape"]
-    labels: Int[np.ndarray, "N"]
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,9 @@ class DataSettings:
         count: keep this many images, drawn once with `seed`; all if None.
         size: side in pixels to reduce the images to by `downsample`; as they are if None.
         seed: of the draw.
+        label: of a table: the column of classes, or "" for none; see `load`.
+        window: of a series: how many rows a window has.
+        stride: how many rows one begins after another.
     """
 
     name: str
@@ -65,15 +56,30 @@ class DataSettings:
     count: int | None = None
     size: int | None = None
     seed: int = 0
+    label: str | None = None
+    window: int | None = None
+    stride: int = 1
 
 
-def load(name: str, path: str | Path | None = None) -> Dataset:
+def load(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    label: str | None = None,
+    window: int | None = None,
+    stride: int = 1,
+) -> Dataset:
     """A data set by name.
 
     `"digits"`: 1,797 digits `[8, 8, 1]` of 17 grey levels, with the package.
     `"fashion-mnist"`, `"mnist"`: 60,000 training images `[28, 28, 1]` from IDX files, plain
-    or gzipped. Any other name is a path, of a `.npy` or `.npz` file, a Zarr array, or a folder of
-    images.
+    or gzipped.
+    `"wine"`, `"breast-cancer"`: tables of 178 wines `[13]` and of 569 tumours `[30]`, with the
+    package.
+    `"sunspots"`: windows `[22, 1]` of their yearly numbers from 1700 to 2008, with the package.
+    `"moons"`, `"pinwheel"`: 600 points `[2]`, drawn.
+    Any other name is a path: of a `.csv` or `.parquet` table, or series, of a `.npy` or `.npz`
+    file, a Zarr array, or a folder of images.
 
     Args:
         name: one of the names above.
@@ -82,20 +88,53 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
             the sub-folders of a folder are classes. Bytes are scaled from 0..255 to [-1, 1]
             (pictures of 16 bits from 0..65535), floats are taken as they are; `[N, H, W]` becomes
             `[N, H, W, 1]`.
+        label: of a table, the column of classes; "" for none. Left out, the first named `class`,
+            `label` or `target` that holds text or few whole numbers, which is said in a warning.
+        window: of a .csv, .parquet or .npy file: it is a series, cut into windows of so many rows.
+        stride: how many rows one window begins after another.
 
     Returns:
         A `Dataset`; without labels, all images are of one class `"all"`, with numbers for labels
-        the classes are those numbers that occur.
+        the classes are those numbers that occur. Columns of tables, series and points are
+        standardised; `Dataset.form` gives values back in their own units.
 
     Raises:
         FileNotFoundError: if the data are not there; says how to get them.
-        ValueError: if a file is damaged or is not what it should be.
+        ValueError: if a file is damaged or is not what it should be, or an option is not of it.
+        ImportError: without the extra that a file needs.
 
     References:
         Digits: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi 10.24432/C50P49.
+        Wine: Aeberhard and Forina 1992, UCI, doi 10.24432/C5PC7J.
+        Breast cancer: Wolberg, Mangasarian, Street, Street 1993, UCI, doi 10.24432/C5DW2B.
+        Sunspots: National Geophysical Data Center, as distributed with statsmodels; public domain.
         Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747.
         MNIST and its file format: LeCun, Cortes, Burges 1998.
     """
+    file, within = Path(path or name), path is None
+    suffix = "" if name in IMAGES else file.suffix.lower()
+    if within and name in _series.BUNDLED:
+        _refuse("label is of a table in a file", name, label)
+        return _series.bundled_series(name, window, stride)
+    if window is not None and suffix in (*_tables.SUFFIXES, ".npy"):
+        _refuse("label is of a table, which has no window", name, label)
+        return _series.read_series(file, window, stride)
+    _refuse("window and stride are of a series, in a .csv, .parquet or .npy file", name, window)
+    _refuse("stride is of a series, beside window", name, None if stride == 1 else stride)
+    if suffix in _tables.SUFFIXES:
+        return _tables.read_table(file, label)
+    _refuse("label is of a table in a file", name, label)
+    if within and name in _tables.BUNDLED:
+        return _tables.bundled_table(name)
+    return plane(name) if within and name in PLANES else _load_images(name, path)
+
+
+def _refuse(rule: str, name: str, given: object) -> None:
+    if given is not None:
+        raise ValueError(f"{rule}: leave it out for {name}, got {given!r}")
+
+
+def _load_images(name: str, path: str | Path | None) -> Dataset:
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
@@ -116,12 +155,20 @@ def load(name: str, path: str | Path | None = None) -> Dataset:
 def prepare(settings: DataSettings) -> Dataset:
     """The data that settings name: loaded, chosen by class, drawn from, and reduced in
     size."""
-    dataset = load(settings.name, settings.path)
+    dataset = load(
+        settings.name,
+        settings.path,
+        label=settings.label,
+        window=settings.window,
+        stride=settings.stride,
+    )
     if settings.classes:
         dataset = of_classes(dataset, settings.classes)
     if settings.count is not None:
         dataset = subset(dataset, settings.count, settings.seed)
     if settings.size is not None:
+        if dataset.form.kind != "images":
+            raise ValueError(f"size is of images, and {dataset.name} has {dataset.form.nouns}")
         dataset = dataset._replace(images=downsample(dataset.images, settings.size))
     return dataset
 
@@ -153,7 +200,8 @@ def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
     """
     size = len(dataset.images)
     if not 1 <= count <= size:
-        raise ValueError(f"a subset of {dataset.name} has 1 to {size} images, got {count}")
+        nouns = dataset.form.nouns
+        raise ValueError(f"a subset of {dataset.name} has 1 to {size} {nouns}, got {count}")
     chosen = np.random.default_rng(seed).permutation(size)[:count]
     return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
 
@@ -275,8 +323,9 @@ def _arrays(name: str, path: Path) -> dict[str, np.ndarray]:
         return {part: rows[:] for part, rows in open_zarr(path).items()}
     if path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(
-            f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, or give the path "
-            "of a .npy or .npz file, of a Zarr array or of a folder of images"
+            f"unknown data set {name!r}: choose digits, fashion-mnist or mnist, wine, "
+            "breast-cancer, sunspots, moons or pinwheel, or give the path of a .csv or .parquet "
+            "table, of a .npy or .npz file, of a Zarr array or of a folder of images"
         )
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: correct the path")

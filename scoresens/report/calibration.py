@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scoresens.datasets.forms import IMAGES, Form
 from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import MARKERS, OKABE_ITO, dress, head
 from scoresens.report.page import panels_of
@@ -31,19 +32,23 @@ def calibration_table(found: Calibrated) -> str:
 
 
 @drawing
-def draw_calibration(path: Path, found: Calibrated, *, title: str, count: int) -> Path:
+def draw_calibration(
+    path: Path, found: Calibrated, *, title: str, count: int, form: Form = IMAGES
+) -> Path:
     """Write what kernels leave unexplained of a network's denoiser, over noise levels.
 
     Args:
         found: by `calibrate`.
         count: of samples that the network was asked around.
+        form: of the data.
     """
     page, (first, second) = panels_of(
         2,
         title,
         f"The network's denoiser at {count} of its own samples, noised to each level. Left: how "
-        "much of it is not linear in the noised image, which is where single training images "
-        "matter. Right: the share of that which a denoiser of the training images leaves "
+        f"much of it is not linear in the noised {form.noun}, which is where single training "
+        f"{form.nouns} matter. Right: the share of that which a denoiser of the training "
+        f"{form.nouns} leaves "
         "unexplained, by the nearest kernel, and by that of the default bandwidth, as sharp as "
         "Bayes' rule.",
     )

@@ -9,22 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.ticker import LogLocator
 
+from scoresens.report._canvas import EDGE, Page, draw_bar
 from scoresens.report._matplotlib import drawing
+from scoresens.report._pixels import GREY, SIGNED, change_norm, show
 from scoresens.report._plots import BODY, DASH, FAINT, INK, MARKERS, OKABE_ITO, SMALL, dress, head
-from scoresens.report.page import (
-    EDGE,
-    GAP,
-    GREY,
-    LABEL,
-    NOTE,
-    SIGNED,
-    SPLIT,
-    Page,
-    change_norm,
-    draw_bar,
-    panels_of,
-    show,
-)
+from scoresens.report.page import GAP, LABEL, NOTE, SPLIT, panels_of
 from scoresens.report.tables import Rows, cell, number, table
 from scoresens.statistics.estimates import Estimate
 from scoresens.studies.gap import GRID, Sampled

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -84,21 +84,24 @@ def draw_influence(
         *_ranked(data, found.bottom, found.bottom_scores, images, f"most\n{kinds[1]}", HARMFUL),
     ]
     curves = Curves(
-        "at which noise level\nimages have their influence",
-        "noise level τ, in grey values:\nfine detail  ←    →  coarse form",
+        f"at which noise level\n{data.form.nouns} have their influence",
+        f"noise level τ, in {data.form.unit}:\nfine detail  ←    →  coarse form",
         edges[::-1],
         (found.profile / widths)[:, ::-1],
         middles,
         [f"half above {middle:.2g}" for middle in middles],
     )
     caption = (
-        f"{says} Its value stands under each sample. Blue: the training images that raise it most; "
-        "orange: those that lower it most. Below each image, by how much, to first order, if "
-        f"{100 * PART:g} % of the data's weight were moved to it. Right: the share of all images' "
-        f"influence by the noise level at which it acts, dashed its median. {remark}"
+        f"{says} Its value stands under each sample. Blue: the training {data.form.nouns} that "
+        "raise it most; orange: those that lower it most. Below each "
+        f"{data.form.noun}, by how much, to first order, if {100 * PART:g} % of the data's weight "
+        f"were moved to it. Right: the share of all {data.form.nouns}' influence by the "
+        f"noise level at which it acts, dashed its median. {remark}"
     )
-    words = {"title": title, "caption": caption, "signed": "what is measured: red, darker is more"}
-    return draw_sheet(path, columns, found.labels, values=data.images, beside=curves, **words)
+    signed = "what is measured" + ": red, darker is more" * (not data.form.columns)
+    words: dict[str, Any] = {"title": title, "caption": caption, "signed": signed}
+    shown = {"values": data.images, "beside": curves, "form": data.form, "unitless": True}
+    return draw_sheet(path, columns, found.labels, **words, **shown)
 
 
 def _ranked(

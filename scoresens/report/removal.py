@@ -19,8 +19,8 @@ Effects = Mapping[str, Mapping[str, Points]]  # by effect and method
 EFFECTS = {"loss": "rise of the denoising loss at the sample", "moved": "how far the sample moved"}
 
 
-def removal_tables(effects: Effects) -> str:
-    """A table an effect: methods by the share of the images left out."""
+def removal_tables(effects: Effects, nouns: str = "images") -> str:
+    """A table an effect: methods by the share of the images, or of what the data are, left out."""
     parts = []
     for effect, what in EFFECTS.items():
         rows = {
@@ -29,19 +29,19 @@ def removal_tables(effects: Effects) -> str:
             }
             for method, points in effects[effect].items()
         }
-        parts.append(f"{what}, by the share of the images left out\n\n{table(rows, 'left out')}")
+        parts.append(f"{what}, by the share of the {nouns} left out\n\n{table(rows, 'left out')}")
     return "\n\n".join(parts)
 
 
 @drawing
-def draw_removal(path: Path, effects: Effects, *, title: str) -> Path:
+def draw_removal(path: Path, effects: Effects, *, title: str, nouns: str = "images") -> Path:
     """Write a panel an effect, of the `effects` that the command writes: its mean over samples
     against the share of the images left out."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=BODY + 2, color=INK)
     for axes, (effect, what) in zip(figure.subplots(1, 2), EFFECTS.items(), strict=True):
         _panel(axes, effects[effect])
-        dress(axes, "images left out, per cent", what)
+        dress(axes, f"{nouns} left out, per cent", what)
     figure.axes[0].legend(fontsize=SMALL, frameon=False, loc="upper left")
     with replacing(path) as beside:
         figure.savefig(beside, dpi=150, format="png")

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scoresens.datasets.forms import IMAGES, Form
 from scoresens.report._plots import FRAME, OKABE_ITO, Dots, Scatter
 from scoresens.report.page import Column, draw_sheet
 from scoresens.report.tables import MEASURES, NAMES, number
@@ -88,7 +89,7 @@ def draw_demo(
         count: how many of the samples to show.
         remark: a sentence or two for the caption.
     """
-    finite, data = after - before, touched.data
+    finite, data, form = after - before, touched.data, touched.data.form
     rows = spread(norms(finite), count)
     labels = _became(_labels(rows, norms(finite)), before[rows], after[rows], data)
     columns = [
@@ -102,12 +103,12 @@ def draw_demo(
         "Each row starts from one draw of noise. Before: what the model makes of it. First-order "
         "change: mass times the derivative of the sample with respect to the training data. "
         "Counterfactual: what the model would make of the same noise, had it been trained on the "
-        "changed data. Nearest added: the training images of the added class closest to the "
-        "counterfactual sample. Red: darker than before, blue: lighter; the numbers are Euclidean "
-        f"norms.\n{_rows(rows, before)}, labelled with the class of the nearest training image "
-        f"before → after. {remark}"
+        f"changed data. Nearest added: the training {form.nouns} "
+        f"{'of the added class' if data.labelled else 'that are added,'} closest to the "
+        f"counterfactual sample. {_colours(form, ' than before')}\n{_rows(rows, before)}"
+        f"{_labelled(data)}. {remark}"
     )
-    return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
+    return _sheet(path, columns, labels, data, title=title, caption=caption)
 
 
 def draw_strip(
@@ -121,7 +122,7 @@ def draw_strip(
         count: how many of the samples to show.
         remark: a sentence or two for the caption.
     """
-    data, sizes, verb = touched.data, strip.sizes, touched.verb
+    data, sizes, verb, form = touched.data, strip.sizes, touched.verb, touched.data.form
     rows = spread(sizes, count)
     shown, start, end = strip.after[rows], strip.before[rows], strip.after[rows, -1]
     steps = np.zeros(shown.shape[:2], int) if strip.bounded is None else strip.bounded[rows]
@@ -139,9 +140,9 @@ def draw_strip(
     caption = (
         "Each row starts from one draw of noise. Before: what the model makes of it. Then: what it "
         f"would make of the same noise, had its training data changed. Mass: {mass}. Below each "
-        "sample, how far it is from before (Euclidean norm, grey values). Orange: it has come to "
-        "look like another class, that of its nearest training image.\n"
-        f"{_rows(rows, strip.before)}, labelled with that class before → at the last mass. {remark}"
+        f"sample, how far it is from before (Euclidean norm, {form.unit}).{_turned(data)}\n"
+        f"{_rows(rows, strip.before)}"
+        f"{', labelled with that class before → at the last mass' * data.labelled}. {remark}"
     )
     labels = _became(_labels(rows, sizes), start, end, data)
     if strip.cosine is not None:
@@ -153,7 +154,7 @@ def draw_strip(
         )
     if steps.any():
         caption += "* bounded: the removal asked for more than there is."
-    return draw_sheet(path, columns, labels, title=title, caption=caption, values=data.images)
+    return _sheet(path, columns, labels, data, title=title, caption=caption)
 
 
 def draw_sensitivity(
@@ -173,7 +174,7 @@ def draw_sensitivity(
         change: `[M, *shape]`, mass times the derivative.
         log_density: `[M]` nats, if known.
     """
-    rows = spread(norms(change), SHOWN)
+    rows, form = spread(norms(change), SHOWN), touched.data.form
     labels = _labels(rows, norms(change))
     if log_density is not None:
         known = zip(labels, log_density[rows], strict=True)
@@ -186,12 +187,10 @@ def draw_sensitivity(
     ]
     caption = (
         "First-order change: mass times the derivative of the sample with respect to the training "
-        "data, the noise held fixed. Red: darker than before, blue: lighter; the numbers are "
-        f"Euclidean norms. Nearest {touched.verb}: the training images whose weight changes, "
-        f"closest to the sample.\n{_rows(rows, x)}."
+        f"data, the noise held fixed. {_colours(form, ' than before')} Nearest {touched.verb}: the "
+        f"training {form.nouns} whose weight changes, closest to the sample.\n{_rows(rows, x)}."
     )
-    values = touched.data.images
-    return draw_sheet(path, columns, labels, title=title, caption=caption, values=values)
+    return _sheet(path, columns, labels, touched.data, title=title, caption=caption)
 
 
 class Comparison(NamedTuple):
@@ -215,14 +214,21 @@ class Comparison(NamedTuple):
 
 
 def draw_validation(
-    path: Path, values: Images, found: Comparison, *, title: str, trained: str
+    path: Path,
+    values: Images,
+    found: Comparison,
+    *,
+    title: str,
+    trained: str,
+    form: Form = IMAGES,
 ) -> Path:
     """Write predicted beside real changes of the same samples, and how well they agree.
 
     Args:
-        values: images that the grey map should span.
+        values: samples that the scales should span.
         found: what there is to show.
         trained: what was trained on the changed and on the unchanged data, for the caption.
+        form: what one sample is.
     """
     first, finite = (found.predicted[f"{kind}_data"] for kind in ("first_order", "counterfactual"))
     before, real = found.before, found.real
@@ -240,12 +246,12 @@ def draw_validation(
         "Each row is one draw of noise. Predicted, by the counterfactual, without training: before "
         f"→ predicted after. Real: {trained} on the changed data, against a control on the "
         "unchanged data with the same randomness. Real change: really after minus control, "
-        "averaged where there are several pairs. Red: darker, blue: lighter; the "
-        "numbers are Euclidean norms.\n"
+        f"averaged where there are several pairs. {_colours(form)}\n"
         f"{_rows(rows, real)}. Dashed: prediction equal to truth."
     )
-    words, labels = {"title": title, "caption": caption}, _labels(rows, norms(real))
-    return draw_sheet(path, columns, labels, values=values, beside=_agreement(found), **words)
+    words: dict[str, Any] = {"title": title, "caption": caption, "values": values, "form": form}
+    labels = _labels(rows, norms(real))
+    return draw_sheet(path, columns, labels, beside=_agreement(found), **words)
 
 
 def _agreement(found: Comparison) -> list[Dots | Scatter]:
@@ -286,8 +292,33 @@ def _agreement(found: Comparison) -> list[Dots | Scatter]:
     ]
 
 
+def _sheet(
+    path: Path, columns: Sequence[Column], labels: Sequence[str], data: Named, **words: Any
+) -> Path:
+    return draw_sheet(path, columns, labels, values=data.images, form=data.form, **words)
+
+
+def _colours(form: Form, than: str = "") -> str:
+    """How changes and their numbers are to be read."""
+    if form.kind == "images":
+        return f"Red: darker{than}, blue: lighter; the numbers are Euclidean norms."
+    return f"The numbers below changes are Euclidean norms, in {form.unit}."
+
+
+def _labelled(data: Named) -> str:
+    nearest_one = f"the nearest training {data.form.noun}"
+    return f", labelled with the class of {nearest_one} before → after" * data.labelled
+
+
+def _turned(data: Named) -> str:
+    looks = f"look like another class, that of its nearest training {data.form.noun}"
+    return f" Orange: it has come to {looks}." * data.labelled
+
+
 def _became(labels: Sequence[str], before: Batch, after: Batch, data: Named) -> list[str]:
     """Labels with the class that each sample looks like, before → after."""
+    if not data.labelled:
+        return list(labels)
     looks = [class_names(x, data) for x in (before, after)]
     return [f"{label}\n{was} → {now}" for label, was, now in zip(labels, *looks, strict=True)]
 

@@ -6,16 +6,24 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import rankdata
 
+from scoresens.datasets.forms import IMAGES, Form
+
 Batch = Float[np.ndarray, "M *shape"]
 Images = Float[np.ndarray, "N *shape"]
 
 
 class Named(NamedTuple):
-    """Images and the names of their classes, as pictures need them."""
+    """Images, or other samples, and the names of their classes, as pictures need them."""
 
     images: Images
     labels: Int[np.ndarray, "N"]
     class_names: tuple[str, ...]
+    form: Form = IMAGES
+
+    @property
+    def labelled(self) -> bool:
+        """Whether classes are worth a word: of columns without a label they are not."""
+        return len(self.class_names) > 1 or not self.form.columns
 
 
 def norms(changes: Batch) -> Float[np.ndarray, "M"]:

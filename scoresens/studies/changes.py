@@ -68,9 +68,13 @@ class ChangeSettings:
     @property
     def title(self) -> str:
         """The change in words, for tables and figures."""
-        what = "class " + ", ".join(self.classes) if self.classes else f"image {self.images}"
+        return self.words("image")
+
+    def words(self, noun: str) -> str:
+        """The change in words, of what the data are called one by one."""
+        what = "class " + ", ".join(self.classes) if self.classes else f"{noun} {self.images}"
         if self.random:
-            what = f"{self.random} random images"
+            what = f"{self.random} random {noun}s"
         if self.kind == "half":
             return "a random half of the data"
         if self.kind == "model":
@@ -135,6 +139,10 @@ def _add(dataset, data, settings):
 
 
 def _shift(dataset, data, settings):
+    if dataset.form.kind != "images":
+        raise ValueError(
+            f"kind = 'shift' moves pixels, and {dataset.name} has {dataset.form.nouns}"
+        )
     touched = _touched(dataset, settings)
     shifted = np.roll(dataset.images[touched], 1, axis=2)
     shifted[:, :, 0] = BACKGROUND
@@ -176,12 +184,16 @@ def _touched(dataset: Dataset, settings: ChangeSettings) -> np.ndarray:
     """The mask of the images that a change names."""
     touched = np.zeros(len(dataset.images), bool)
     if settings.random > len(touched):
-        raise ValueError(f"{settings.random} random images are more than the {len(touched)} there")
+        nouns = dataset.form.nouns
+        raise ValueError(f"{settings.random} random {nouns} are more than the {len(touched)} there")
     order = np.random.default_rng(settings.seed).permutation(len(touched))
     touched[order[: settings.random]] = True
     for index in settings.images:
         if not 0 <= index < len(touched):
-            raise ValueError(f"image {index} lies outside the data's {len(touched)} images")
+            raise ValueError(
+                f"{dataset.form.noun} {index} lies outside the data's {len(touched)} "
+                f"{dataset.form.nouns}"
+            )
         touched[index] = True
     for name in settings.classes:
         if name not in dataset.class_names:
@@ -190,7 +202,8 @@ def _touched(dataset: Dataset, settings: ChangeSettings) -> np.ndarray:
         members = dataset.labels == dataset.class_names.index(name)
         if not members.any():
             raise ValueError(
-                f"class {name!r} has no image among the {len(members)} of {dataset.name}"
+                f"class {name!r} has no {dataset.form.noun} among the {len(members)} of "
+                f"{dataset.name}"
             )
         touched |= members
     return touched

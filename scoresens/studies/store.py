@@ -12,7 +12,7 @@ import os
 import random
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,8 +20,10 @@ import numpy as np
 
 from scoresens._files import refuse_another, replacing, write_text
 from scoresens._reading import read_arrays, read_json
+from scoresens.datasets.images import DataSettings
 
 Result = TypeVar("Result")
+LATER = {"label": None, "window": None, "stride": 1}  # settings of data, told where not these
 DAMAGED = (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile)
 
 
@@ -137,6 +139,9 @@ def _write_array(file: Path, result: np.ndarray) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, DataSettings):
+        told = asdict(value)
+        return {name: told[name] for name in told if told[name] != LATER.get(name, MISSING)}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 

@@ -184,8 +184,8 @@ def train_to_file(
 ) -> TrainResult:
     """A new denoiser trained on a data set, having saved it to a file.
 
-    The file's metadata are the data's name, count and classes, the settings, the seed, the seconds
-    taken and the last losses.
+    The file's metadata are the data's name, count, classes and columns, the settings, the seed, the
+    seconds taken and the last losses.
 
     Args:
         path: the checkpoint to write, see `scoresens.models.load`.
@@ -207,6 +207,7 @@ def train_to_file(
         "data": data.name,
         "count": len(data.images),
         "class_names": data.class_names,
+        **({"form": data.form._asdict()} if data.form.columns else {}),
         "train": asdict(settings),
         "seed": seed,
         "seconds": round(time.monotonic() - began, 1),

@@ -10,10 +10,11 @@ import matplotlib.style
 import numpy as np
 import pytest
 
+from scoresens._files import replacing
 from scoresens.report._matplotlib import drawing
 from scoresens.report._plots import FRAME, Curves, Dots, Scatter
 from scoresens.report.influence import Influence, draw_influence, median_levels
-from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet, replacing
+from scoresens.report.page import Column, draw_grid, draw_loss, draw_sheet
 from scoresens.report.samples import (
     Comparison,
     Strip,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scoresens.datasets.images import DataSettings
 from scoresens.models import ModelSettings
 from scoresens.studies.store import ARRAY, Store, arrays, of_study
 
@@ -131,3 +132,17 @@ def test_a_folder_belongs_to_one_study(tmp_path):
     ):
         of_study(out, settings, names)
     assert (out / "study.json").read_bytes() == before
+
+
+def test_a_study_that_was_begun_before_tables_goes_on(tmp_path):
+    """Its data had no label, window or stride; those of images have none now."""
+
+    @dataclass(frozen=True)
+    class Asked:
+        data: DataSettings
+
+    before = {"name": "digits", "path": None, "classes": [], "count": None, "size": None, "seed": 0}
+    (tmp_path / "study.json").write_text(json.dumps({"data": before}))
+    of_study(tmp_path, Asked(DataSettings("digits")), ["data"])
+    with pytest.raises(ValueError, match="other settings of data"):
+        of_study(tmp_path, Asked(DataSettings("digits", window=3)), ["data"])
