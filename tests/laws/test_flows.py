@@ -1,6 +1,9 @@
 """Conditional flows: each kernel is transported by its velocity, and every verb that follows the
 flow answers as flows of data that are truly others."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import laws
@@ -185,3 +188,13 @@ def test_angles_have_no_end():
 def test_what_does_not_fit_is_refused(asked, why):
     with pytest.raises(ValueError, match=why):
         asked()
+
+
+@pytest.mark.slow
+def test_the_pages_example_runs():
+    page = (Path(__file__).parents[2] / "docs" / "flows.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found = {}
+    exec(code, found)
+    assert found["after"].x.shape == (4, 1, 8, 8, 1)
+    assert found["owed"].top_values.shape == (4, 1, 5)
