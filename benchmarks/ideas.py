@@ -35,7 +35,6 @@ from scoresens.cli.halves import HalvesRun, stored
 from scoresens.laws.measures import default_bandwidth
 from scoresens.statistics import principal_components
 from scoresens.studies.halves import Judge
-from scoresens.studies.retraining import PROCESS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits-halves.toml"
 Correction = Callable[..., jax.Array]  # (denoise, points, tau, x, weights, *settings)
@@ -143,8 +142,8 @@ def _samples(idea, shape):
                     shape
                 )
 
-            score = ss.from_denoiser(PROCESS, changed)
-            return ss.sample_ode(PROCESS, score, noise).x.reshape(len(noise), -1)
+            score = ss.from_denoiser(ss.EDM(), changed)
+            return ss.sample_ode(ss.EDM(), score, noise).x.reshape(len(noise), -1)
 
         return jax.lax.map(one, weights)
 

@@ -9,7 +9,6 @@ from study import Case
 
 import scoresens as ss
 from scoresens.laws.scores import Score
-from scoresens.studies.retraining import PROCESS
 
 Row = dict[str, object]
 RUNS = 5  # after the first, the median of which is taken
@@ -24,7 +23,7 @@ def loss_sensitivity(case: Case, meter: Meter) -> Row:
 
     def run(x):
         return ss.loss_sensitivity(
-            PROCESS, score, data, x, levels=levels, weights=weights, key=key
+            ss.EDM(), score, data, x, levels=levels, weights=weights, key=key
         ).scores
 
     alone = _measured(run, queries.x[:1], meter, "one")
@@ -37,7 +36,7 @@ def attribution(case: Case, meter: Meter) -> Row:
     likeness = ss.functionals.inner_product(case.training.x.mean(0))
 
     def run(noise):
-        return ss.attribute(PROCESS, score, data, likeness, noise).scores
+        return ss.attribute(ss.EDM(), score, data, likeness, noise).scores
 
     return _measured(run, case.noise[:1], meter, "query")
 
@@ -45,7 +44,7 @@ def attribution(case: Case, meter: Meter) -> Row:
 def _asked(case: Case) -> tuple[ss.Points, Score]:
     images = case.training.x
     data = ss.Points(images, bandwidth=ss.default_bandwidth(images))
-    return data, ss.from_denoiser(PROCESS, case.model)
+    return data, ss.from_denoiser(ss.EDM(), case.model)
 
 
 def _measured(run: Callable, x: np.ndarray, meter: Meter, name: str) -> Row:

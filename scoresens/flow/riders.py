@@ -289,7 +289,7 @@ def _driver(process, score, weight, perturbation, base, prior):
         perturbation = perturbation.under(process)
         if base is not None:
             check_base(base)
-            base = base.under(process) if isinstance(base, Measure) else base
+            base = cast(Measure, base.under(process)) if isinstance(base, Measure) else base
             perturbation = perturbation.bumped_like(base)
         for part in perturbation.parts if base is None else ():
             check_comparable(part.measure.kernel)

@@ -86,7 +86,8 @@ def _built(about: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> Foreign:
     kind = by_name()[said.pop("kind")]
     said |= {name[8:]: jnp.asarray(x) for name, x in tensors.items() if name[:8] == "process."}
     noise = noise_of(said.pop("degrees_of_freedom", None))
-    schedule = Schedule(kind(noise=noise, **said), *(about[name] for name in SPOKEN))
+    process = kind(noise=noise, **said)  # pyright: ignore[reportCallIssue]
+    schedule = Schedule(process, *(about[name] for name in SPOKEN))
     given = [jnp.asarray(tensors[f"conditioning.{i}"]) for i in range(about["conditioning"])]
     named = {name[8:]: x for name, x in tensors.items() if name.startswith("network.")}
     network = _network(about["network"], named)

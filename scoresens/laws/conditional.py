@@ -45,7 +45,7 @@ class ConditionalFlow(Process):
     velocity becomes a score by `from_velocity`.
     """
 
-    is_gaussian = False  # pyright: ignore[reportAssignmentType]
+    is_gaussian = False  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     is_scalar = False
 
     @abc.abstractmethod

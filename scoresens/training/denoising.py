@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -308,7 +308,7 @@ def train_step(
 ) -> tuple[TrainState, Float[Array, ""]]:
     """The state after one step, and the batch's loss. The state given is used up."""
     own = jax.random.fold_in(key, state.step)
-    drawn, tau, noise = draw_batch(images, draws, own, settings, state.model.noise)
+    drawn, tau, noise = draw_batch(images, draws, own, settings, cast(Denoiser, state.model).noise)
     loss, gradient = jax.value_and_grad(denoising_loss)(state.model, images[drawn], tau, noise)
     return advanced(state, gradient, settings), loss
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import refused, scoresens, settings_file
 
-from scoresens.cli._common import PROCESS
+import scoresens as ss
 from scoresens.cli._config import read
 from scoresens.cli.residual import ResidualRun, at_level
 from scoresens.datasets.images import load
@@ -66,8 +66,8 @@ def test_an_exact_denoiser_leaves_nothing_over():
     means = jnp.asarray([[0.0, 1.0], [2.0, -1.0]])
     law = GaussianMixture(jnp.array([0.3, 0.7]), means, jnp.array([0.5, 0.2]))
     x = jax.random.normal(jax.random.key(0), (5, 2))
-    score, key = exact_score(PROCESS, law), jax.random.key(1)
-    found = at_level(PROCESS, score, x, 0.7, Exact(), key=key)
+    score, key = exact_score(ss.EDM(), law), jax.random.key(1)
+    found = at_level(ss.EDM(), score, x, 0.7, Exact(), key=key)
     assert (found.residual < 1e-18 * found.rate).all()
     assert found.twist.shape == (2, 5) and (found.twist < 1e-18 * found.whole).all()
 
@@ -75,8 +75,8 @@ def test_an_exact_denoiser_leaves_nothing_over():
 def test_shares_are_those_of_dense_jacobians():
     """A linear denoiser W x: its Jacobian is W, and that of its score (W - I) / tau^2."""
     matrix = jnp.array([[0.5, 0.3], [-0.1, 0.2]])
-    score = from_denoiser(PROCESS, lambda t, x: matrix @ x)
-    found = at_level(PROCESS, score, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
+    score = from_denoiser(ss.EDM(), lambda t, x: matrix @ x)
+    found = at_level(ss.EDM(), score, jnp.ones((3, 2)), 2.0, Exact(), key=jax.random.key(0))
     whole = np.array([np.sum((matrix - jnp.eye(2)) ** 2), np.sum(matrix**2)])
     twisted = 2 * (0.4 / 2) ** 2  # |A|_F^2, A the antisymmetric part of either
     np.testing.assert_allclose(found.twist / found.whole, np.outer(twisted / whole, np.ones(3)))

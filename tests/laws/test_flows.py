@@ -141,10 +141,10 @@ def test_equal_axes_are_a_scalar_process():
 
 def test_blurring_begins_as_the_image_and_ends_as_noise():
     flow, image = ss.blurring((4, 6, 2)), jnp.asarray(rng.normal(size=48))
-    offset = flow.basis.T @ flow.basis - jnp.eye(48)
-    laws.close(offset, np.zeros((48, 48)), absolute=1e-12)
-    laws.close(flow.signal(1e-9) * (image @ flow.basis) @ flow.basis.T, image, relative=1e-6)
-    blurred = flow.signal(0.5) * (image @ flow.basis) @ flow.basis.T
+    basis = np.asarray(flow.basis)
+    laws.close(basis.T @ basis, np.eye(48), absolute=1e-12)
+    laws.close(flow.signal(1e-9) * (image @ basis) @ basis.T, image, relative=1e-6)
+    blurred = flow.signal(0.5) * (image @ basis) @ basis.T
     means = image.reshape(24, 2).mean(0) * np.cos(np.pi / 4)
     laws.close(blurred.reshape(24, 2).mean(0), means, relative=1e-9)  # heat keeps each channel's
     assert float(jnp.max(flow.signal(0.99))) < 0.02

@@ -38,7 +38,8 @@ KEY = jax.random.key(0)
 def test_the_density_of_student_t_is_scipys(size):
     x = rng.normal(size=size) * 3
     spread = 1.7
-    expected = stats.multivariate_t(np.zeros(size), spread * np.eye(size), df=4.0).logpdf(x)
+    law = stats.multivariate_t(np.zeros(size), spread * np.eye(size), df=4.0)
+    expected = np.log(law.pdf(x))
     laws.close(StudentT(4.0).evaluate(np.sum(x**2), spread, size), expected, relative=1e-12)
 
 
@@ -148,8 +149,9 @@ def test_the_kernel_of_a_resolution_has_the_noise_at_its_heart():
     coarse = data(resolution=0.05, temperature=2.0)
     found = ss.attribute(process, score, coarse, ss.functionals.pixel(0), start, solve=SHORT)
     plain = ss.attribute(ss.EDM(TOP), score, coarse, ss.functionals.pixel(0), start, solve=SHORT)
-    assert float(jnp.max(jnp.abs(found.scores - plain.scores))) > 1e-3
-    laws.close(found.scores @ WEIGHTS, np.zeros(3), absolute=1e-9)
+    scores, others = np.asarray(found.scores), np.asarray(plain.scores)
+    assert np.max(np.abs(scores - others)) > 1e-3
+    laws.close(scores @ WEIGHTS, np.zeros(3), absolute=1e-9)
 
 
 def test_calibrate_finds_the_kernel_of_a_network_that_is_one():

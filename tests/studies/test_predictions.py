@@ -11,7 +11,7 @@ from scoresens.laws.learned import Smoothed
 from scoresens.models import ModelSettings, build
 from scoresens.studies import predictions
 from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case
-from scoresens.studies.retraining import PROCESS, Queries, noise_of_losses
+from scoresens.studies.retraining import Queries, noise_of_losses
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(10, 2, 2, 1))
@@ -29,10 +29,10 @@ def case():
     model = jax.tree.map(
         lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size * 1.0)).reshape(leaf.shape), model
     )
-    noise = PROCESS.sample_prior((2, 2, 2, 1), key=jax.random.key(1))
+    noise = ss.EDM().sample_prior((2, 2, 2, 1), key=jax.random.key(1))
     queries = jnp.asarray(IMAGES[:2] + 0.3)
     queries = Queries(noise, queries, jnp.array([0.5, 3.0]), jax.random.key(2))
-    x = ss.sample_ode(PROCESS, ss.from_denoiser(PROCESS, model), noise, solve=SOLVE).x
+    x = ss.sample_ode(ss.EDM(), ss.from_denoiser(ss.EDM(), model), noise, solve=SOLVE).x
     return Case(model, IMAGES, HALVES, queries, np.asarray(x), SOLVE)
 
 
@@ -85,7 +85,7 @@ def test_first_order_is_the_slope_of_the_finite_change(case):
 @pytest.mark.slow
 def test_displacements_are_those_of_the_verbs(case):
     halved = ss.reweight(DATA, HALVES.astype(float))
-    asked = (PROCESS, case.score, halved, case.queries.noise)
+    asked = (ss.EDM(), case.score, halved, case.queries.noise)
     moved = ss.sample_sensitivity(*asked, base=DATA, solve=SOLVE).tangent
     after = ss.counterfactual(*asked, mass=1.0, base=DATA, solve=SOLVE).x
     laws.close(

@@ -10,7 +10,6 @@ import scoresens as ss
 from scoresens.models import ModelSettings, build
 from scoresens.studies import retraining
 from scoresens.studies.retraining import (
-    PROCESS,
     Queries,
     Retraining,
     Trial,
@@ -26,7 +25,7 @@ SETTINGS = TrainSettings(steps=4, batch_size=4, warmup=1)
 IMAGES = np.random.default_rng(0).normal(size=(6, 2, 2, 1)).astype(np.float32)
 LEVELS = jnp.asarray([0.3, 2.0], jnp.float32)
 QUERIES = Queries(
-    PROCESS.sample_prior((3, 2, 2, 1), key=jax.random.key(0)).astype(jnp.float32),
+    ss.EDM().sample_prior((3, 2, 2, 1), key=jax.random.key(0)).astype(jnp.float32),
     jnp.asarray(IMAGES[:2]),
     LEVELS,
     jax.random.key(1),
@@ -49,7 +48,7 @@ def test_levels_are_quantiles_of_those_of_training():
 def test_outputs_are_samples_and_losses_on_the_table_of_noise(model):
     found = evaluate(model, QUERIES, ss.Solve(steps=4))
     truth = ss.sample_ode(
-        PROCESS, ss.from_denoiser(PROCESS, model), QUERIES.noise, solve=ss.Solve(steps=4)
+        ss.EDM(), ss.from_denoiser(ss.EDM(), model), QUERIES.noise, solve=ss.Solve(steps=4)
     )
     laws.close(found.samples, truth.x, relative=1e-5)
     for i, loss in enumerate(found.losses):
@@ -63,8 +62,8 @@ def test_outputs_are_samples_and_losses_on_the_table_of_noise(model):
 @pytest.mark.slow
 def test_the_loss_is_that_of_loss_sensitivity(model):
     found = ss.loss_sensitivity(
-        PROCESS,
-        ss.from_denoiser(PROCESS, model),
+        ss.EDM(),
+        ss.from_denoiser(ss.EDM(), model),
         ss.Points(jnp.asarray(IMAGES), bandwidth=0.5),
         QUERIES.images,
         levels=LEVELS,
