@@ -8,6 +8,7 @@ from scoresens.sensitivity import functionals
 from scoresens.sensitivity.attribution import Attribution, attribute
 from scoresens.sensitivity.calibration import Calibrated, calibrate
 from scoresens.sensitivity.counterfactual import Counterfactual, counterfactual
+from scoresens.sensitivity.editing import edit
 from scoresens.sensitivity.losses import LossSensitivity, loss_sensitivity
 from scoresens.sensitivity.tangents import (
     SampleSensitivity,
@@ -18,6 +19,6 @@ from scoresens.sensitivity.tangents import (
 
 __all__ = [
     "Attribution", "Calibrated", "Counterfactual", "LossSensitivity", "SampleSensitivity",
-    "ScoreSensitivity", "attribute", "calibrate", "counterfactual", "functionals",
+    "ScoreSensitivity", "attribute", "calibrate", "counterfactual", "edit", "functionals",
     "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
 ]  # fmt: skip
