@@ -106,6 +106,7 @@ from scoresens.sensitivity import (
     LossSensitivity,
     SampleSensitivity,
     ScoreSensitivity,
+    TransportSensitivity,
     attribute,
     calibrate,
     counterfactual,
@@ -114,6 +115,7 @@ from scoresens.sensitivity import (
     loss_sensitivity,
     sample_sensitivity,
     score_sensitivity,
+    transport_sensitivity,
 )
 from scoresens.statistics import Estimate
 
@@ -127,13 +129,13 @@ __all__ = [
     "LossSensitivity", "Measure", "Mixture", "Noise", "NonConservative", "Pair", "Path", "Paths",
     "Perturbation", "Points", "Posterior", "Process", "Replay", "Route", "SampleSensitivity",
     "ScoreSensitivity", "Smoothed", "Solve", "Stats", "StudentT", "SubVP", "Torus",
-    "TraceEstimator", "add", "along_forward", "along_reverse", "attribute", "blurring", "calibrate",
-    "counterfactual", "default_bandwidth", "edit", "encode", "exact_score",
+    "TraceEstimator", "TransportSensitivity", "add", "along_forward", "along_reverse", "attribute",
+    "blurring", "calibrate", "counterfactual", "default_bandwidth", "edit", "encode", "exact_score",
     "fokker_planck_residual", "forward_paths", "from_canonical", "from_denoiser", "from_noise",
     "from_potential", "from_v", "from_velocity", "functionals", "gap_certificate", "guide",
     "in_box", "induced_log_density", "invert", "log_density_along", "loss_sensitivity", "move",
     "non_conservative_part", "ode_sde_gap", "pairs", "remove", "replace", "reverse_paths",
     "reweight", "sample", "sample_euler", "sample_ode", "sample_sde", "sample_sensitivity",
     "score_residual", "score_sensitivity", "to_denoiser", "to_noise", "to_v", "to_velocity",
-    "wrapped",
+    "transport_sensitivity", "wrapped",
 ]  # fmt: skip

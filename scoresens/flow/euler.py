@@ -65,8 +65,8 @@ def sample_euler(
         check_gaussian(process, "the reverse SDE")
     if not isinstance(route, Flow | Diffusion):
         raise ValueError(
-            f"sample_euler takes route=Flow() or Diffusion(key), got {type(route).__name__}: kicks are "
-            "replayed by sample"
+            f"sample_euler takes route=Flow() or Diffusion(key), got "
+            f"{type(route).__name__}: sample replays kicks"
         )
     keys = fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
     x = _euler(process, score, noise, times, keys, solve.batch_size)

@@ -16,9 +16,11 @@ from scoresens.sensitivity.tangents import (
     sample_sensitivity,
     score_sensitivity,
 )
+from scoresens.sensitivity.transport import TransportSensitivity, transport_sensitivity
 
 __all__ = [
     "Attribution", "Calibrated", "Counterfactual", "LossSensitivity", "SampleSensitivity",
-    "ScoreSensitivity", "attribute", "calibrate", "counterfactual", "edit", "functionals",
-    "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
+    "ScoreSensitivity", "TransportSensitivity", "attribute", "calibrate", "counterfactual", "edit",
+    "functionals", "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
+    "transport_sensitivity",
 ]  # fmt: skip
