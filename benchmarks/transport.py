@@ -1,9 +1,9 @@
 """The derivative of a transport map beside that of a flow on transport couplings, in the plane.
 
 Points in two moons, sources of a normal law, and their entropic coupling. The flow is a `Bridge` on
-the coupled pairs, by its exact marginal velocity: what flow matching on these couplings learns, with
-no network's error. The change: a share of the weight moves to one moon. The truth is training again:
-the changed data are coupled anew, and the same sources go along the new flow.
+the coupled pairs, by its exact marginal velocity: what flow matching on these couplings learns,
+without a network's error. The change: a share of the weight moves to one moon. The truth stands for
+training again: the changed data are coupled anew, and the same sources go along the new flow.
 
     python benchmarks/transport.py            # results/transport.json, docs/figures/transport.png
     python benchmarks/transport.py --table    # the markdown in docs/neighbours.md

@@ -68,6 +68,19 @@ def test_nothing_changed_gives_the_image_back_along_the_sde():
     laws.close(edited(0.0, ss.Diffusion(KEY))[:, 0], IMAGES, absolute=ROUNDING)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["VP", "DiscreteVP"])
+def test_black_boxes_of_other_processes_give_the_image_back(name):
+    process, _ = laws.between_levels(laws.PROCESSES[name])
+    score = ss.exact_score(process, DATA)
+    found = ss.edit(
+        process, score, TOWARD, IMAGES, mass=jnp.array([0.0, 0.1]), trace=ss.Exact(),
+        route=ss.Diffusion(KEY), solve=SHORT,
+    )  # fmt: skip
+    laws.close(found.x[:, 0, 0], IMAGES, absolute=ROUNDING)
+    assert np.max(np.abs(found.x[:, 1, 0] - IMAGES)) > 1e-3
+
+
 @pytest.mark.parametrize("route", [ss.Flow(), ss.Diffusion(KEY)])
 def test_a_little_mass_moves_it_along_the_tangent(route):
     found = ss.invert(PROCESS, SCORE, IMAGES, route=route, solve=SHORT)
