@@ -77,13 +77,13 @@ def condition(
     lever = jax.scipy.linalg.solve_triangular(root, operator, lower=True)
     means = points + bump * product(seen.T, lever)
     covariance = bump * jnp.eye(operator.shape[1]) - jnp.square(bump) * product(lever.T, lever)
-    one = GaussianMixture(jnp.ones(1), means[:1], covariance[None])
+    variances, axes = jnp.linalg.eigh(covariance)  # once, for it is every bump's
     count = len(points)
     law = GaussianMixture._with(
         weights,
         means.reshape(count, *data.shape),
-        jnp.broadcast_to(one.variances, (count, one.variances.shape[1])),
-        jnp.broadcast_to(one.axes, (count, *one.axes.shape[1:])),
+        jnp.broadcast_to(jnp.maximum(variances, 0), (count, *variances.shape)),
+        jnp.broadcast_to(axes, (count, *axes.shape)),
     )
     return Conditioned(law, evidence)
 

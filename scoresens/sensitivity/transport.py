@@ -108,7 +108,9 @@ def _table(data, perturbation):
     for index, table in terms:
         np.add.at(masses, (rows, index), table)
         masses[:, : len(own)] -= np.outer(table.sum(1), rho)
-    moves = np.zeros((count, *points.shape)) if moved else None
+    if not moved:
+        return points, masses, None
+    moves = np.zeros((count, *points.shape))
     for index, table in moved:
         np.add.at(moves, (rows, index), table)
     return points, masses, moves

@@ -105,16 +105,16 @@ def entropic_transport(
         Cuturi 2013, arXiv 1306.0895; its derivative: Eisenberger et al. 2022, arXiv 2205.06688.
     """
     x, y = _rows("x", x), _rows("y", y)
-    weights = _checks.floats("weights", weights).astype(np.float64)
-    _checks.weights("weights", weights, (len(y),))
+    shares = _checks.floats("weights", weights).astype(np.float64)
+    _checks.weights("weights", shares, (len(y),))
     _checks.positive("epsilon", epsilon)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be of one dimension, got {x.shape[1]} and {y.shape[1]}")
-    weights = weights / weights.sum()
+    shares = shares / shares.sum()
     costs = cdist(x, y, "sqeuclidean") / epsilon
     if not np.isfinite(costs).all():
         raise ValueError("squared distances over epsilon overflow: rescale x, y and epsilon")
-    return Entropic(x, y, weights, _settled(costs, weights), float(epsilon))
+    return Entropic(x, y, shares, _settled(costs, shares), float(epsilon))
 
 
 def _settled(costs, weights):
@@ -124,8 +124,8 @@ def _settled(costs, weights):
         logs = np.log(weights)
     f = np.zeros(len(costs))
     for _ in range(ROUNDS):
-        g = -logsumexp(f[:, None] - costs, axis=0) + np.log(len(costs))
-        before, f = f, -logsumexp(logs + g - costs, axis=1)
+        g = -_log_sum(f[:, None] - costs, 0) + np.log(len(costs))
+        before, f = f, -_log_sum(logs + g - costs, 1)
         if np.max(np.abs(f - before)) <= allowed:
             break
     else:
@@ -133,8 +133,12 @@ def _settled(costs, weights):
             f"transport did not settle in {ROUNDS} turns: take a larger epsilon (squared distances "
             f"are up to {costs.max():.3g} epsilon)"
         )
-    g = -logsumexp(f[:, None] - costs, axis=0) + np.log(len(costs))
+    g = -_log_sum(f[:, None] - costs, 0) + np.log(len(costs))
     return np.exp(f[:, None] + g - costs)
+
+
+def _log_sum(logs, axis) -> np.ndarray:
+    return np.asarray(logsumexp(logs, axis=axis))
 
 
 def _rows(name, value):

@@ -32,6 +32,7 @@ def test_the_sde_ends_at_the_image(rule):
     again = ss.sample(PROCESS, SCORE, found.noise, route=found.route, solve=solve)
     laws.close(again.x, IMAGES, absolute=ROUNDING)
     if isinstance(rule, diffrax.Euler):
+        assert isinstance(found.route, ss.Replay)
         laws.close(found.route.kicks, by_hand(found.noise), relative=1e-12)
 
 
