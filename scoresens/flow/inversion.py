@@ -104,8 +104,8 @@ def invert(
             `jit`).
 
     Notes:
-        Cost: of the flow, that of `encode`. Of the SDE with `diffrax.Euler()` two network
-        evaluations a step, with Heun's rule some forty in float32 and twice that in float64.
+        Cost: of the flow, that of `encode`. Of the SDE with `diffrax.Euler()` two or three network
+        evaluations a step, with Heun's rule up to some forty in float32 and a hundred in float64.
         Between two modes, where the denoiser expands, Heun's kicks may not be found: Euler's
         always are. Kicks found so are no fresh Brownian path's: they hold the image.
 

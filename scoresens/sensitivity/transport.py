@@ -103,17 +103,19 @@ def _table(data, perturbation):
         else:
             velocity = np.asarray(part.velocity, np.float64).reshape(len(new), -1)
             moved.append((index, (table != 0)[..., None] * velocity))
-    points, rows = np.concatenate(points), np.arange(count)[:, None]
-    masses = np.zeros((count, len(points)))
-    for index, table in terms:
-        np.add.at(masses, (rows, index), table)
+    points = np.concatenate(points)
+    masses = _summed((count, len(points)), terms)
+    for _, table in terms:
         masses[:, : len(own)] -= np.outer(table.sum(1), rho)
-    if not moved:
-        return points, masses, None
-    moves = np.zeros((count, *points.shape))
-    for index, table in moved:
-        np.add.at(moves, (rows, index), table)
-    return points, masses, moves
+    return points, masses, _summed((count, *points.shape), moved) if moved else None
+
+
+def _summed(shape, terms):
+    """The tables of some points each as one of all points."""
+    found = np.zeros(shape)
+    for index, table in terms:
+        np.add.at(found, (np.arange(len(found))[:, None], index), table)
+    return found
 
 
 def _same(own, index, points):
