@@ -63,6 +63,11 @@ def sample_euler(
     times = falling(process, times).astype(noise.dtype)
     if route.noisy:
         check_gaussian(process, "the reverse SDE")
+    if not isinstance(route, Flow | Diffusion):
+        raise ValueError(
+            f"sample_euler takes route=Flow() or Diffusion(key), got "
+            f"{type(route).__name__}: sample replays kicks"
+        )
     keys = fold(route.key, len(noise)) if isinstance(route, Diffusion) else None
     x = _euler(process, score, noise, times, keys, solve.batch_size)
     steps = jnp.full(len(x), len(times) - 1)

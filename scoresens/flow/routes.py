@@ -48,7 +48,7 @@ from scoresens.flow.starts import fold, lowest_level, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.kernels import level_of
 from scoresens.laws.learned import Known, Smoothed
-from scoresens.laws.processes import Scalar, check_gaussian
+from scoresens.laws.processes import Process, Scalar, check_gaussian
 
 
 class Stage(NamedTuple):
@@ -145,30 +145,24 @@ class Flow(Route):
         return run(cargo, state, (tau, end), solve, taps)
 
 
-@register_dataclass
-@dataclass(frozen=True)
-class Diffusion(Route):
+class Reverse(Route):
     """The reverse SDE (1.2), along Brownian paths that are held fixed while the data change.
 
-    Args:
-        key: of the Brownian paths; sample i uses `fold_in(key, i)`, or its own of a row of keys
-            `[M]`.
+    Abstract: `of_samples`, `brownian`.
     """
-
-    key: PRNGKeyArray | Key[Array, " M"]
 
     noisy = True
 
-    def __post_init__(self):
-        _checks.key_given("Diffusion", self.key, "the Brownian paths are drawn from it")
-
-    def of_samples(self, count):
-        return Diffusion(fold(self.key, count))
+    @abc.abstractmethod
+    def brownian(
+        self, process: Process, noise: Float[Array, "*shape"], solve: Solve
+    ) -> diffusion.Brownian:
+        """The Brownian path of one sample."""
 
     def follow(self, cargo, noise, solve, *, directions=0, taps=None):
         drivers = cargo.drivers
         check_gaussian(drivers[0].process, "the reverse SDE")
-        run = diffusion.brownian(drivers[0].process, noise, self.key, solve)
+        run = self.brownian(drivers[0].process, noise, solve)
         held = taps is not None
 
         def evaluate(w, state, before, tap, _):
@@ -197,6 +191,28 @@ class Diffusion(Route):
         gains = [riders.own and riders.own.gain for riders in before[0]]
         own = _nats(drivers, gains, bottom**-0.5, x)
         return End(x, tangents, own, solve.steps, jnp.array(True), flags, seen if held else None)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Diffusion(Reverse):
+    """The reverse SDE (1.2), along Brownian paths that are drawn.
+
+    Args:
+        key: of the Brownian paths; sample i uses `fold_in(key, i)`, or its own of a row of keys
+            `[M]`.
+    """
+
+    key: PRNGKeyArray | Key[Array, " M"]
+
+    def __post_init__(self):
+        _checks.key_given("Diffusion", self.key, "the Brownian paths are drawn from it")
+
+    def of_samples(self, count):
+        return Diffusion(fold(self.key, count))
+
+    def brownian(self, process, noise, solve):
+        return diffusion.brownian(process, noise, self.key, solve)
 
 
 def _check_followed(cargo):

@@ -6,6 +6,7 @@ closed form; perturbations of them, infinitesimal and finite.
 
 from scoresens.laws.axes import Axes, principal_axes
 from scoresens.laws.conditional import ConditionalFlow
+from scoresens.laws.conditioned import Conditioned, condition
 from scoresens.laws.discrete_vp import DiscreteVP
 from scoresens.laws.flows import Bridge, DiagonalGaussian, Torus, blurring, pairs, wrapped
 from scoresens.laws.kernels import Kernel
@@ -49,11 +50,12 @@ from scoresens.laws.scores import (
 )
 
 __all__ = [
-    "EDM", "OU", "VE", "VP", "Axes", "Bridge", "ConditionalFlow", "Cosine", "DiagonalGaussian",
-    "DiscreteVP", "FlowMatching", "Gaussian", "GaussianMixture", "Guided", "Kernel", "Laplace",
-    "Law", "Learned", "Measure", "Mixture", "Noise", "Pair", "Perturbation", "Points", "Posterior",
-    "Process", "Smoothed", "StudentT", "SubVP", "Torus", "add", "blurring", "default_bandwidth",
-    "exact_score", "from_canonical", "from_denoiser", "from_noise", "from_potential", "from_v",
-    "from_velocity", "guide", "move", "pairs", "principal_axes", "remove", "replace", "reweight",
-    "to_denoiser", "to_noise", "to_v", "to_velocity", "wrapped",
+    "EDM", "OU", "VE", "VP", "Axes", "Bridge", "ConditionalFlow", "Conditioned", "Cosine",
+    "DiagonalGaussian", "DiscreteVP", "FlowMatching", "Gaussian", "GaussianMixture", "Guided",
+    "Kernel", "Laplace", "Law", "Learned", "Measure", "Mixture", "Noise", "Pair", "Perturbation",
+    "Points", "Posterior", "Process", "Smoothed", "StudentT", "SubVP", "Torus", "add", "blurring",
+    "condition", "default_bandwidth", "exact_score", "from_canonical", "from_denoiser",
+    "from_noise", "from_potential", "from_v", "from_velocity", "guide", "move", "pairs",
+    "principal_axes", "remove", "replace", "reweight", "to_denoiser", "to_noise", "to_v",
+    "to_velocity", "wrapped",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from scoresens.sensitivity import functionals
 from scoresens.sensitivity.attribution import Attribution, attribute
 from scoresens.sensitivity.calibration import Calibrated, calibrate
 from scoresens.sensitivity.counterfactual import Counterfactual, counterfactual
+from scoresens.sensitivity.editing import edit
 from scoresens.sensitivity.losses import LossSensitivity, loss_sensitivity
 from scoresens.sensitivity.tangents import (
     SampleSensitivity,
@@ -15,9 +16,11 @@ from scoresens.sensitivity.tangents import (
     sample_sensitivity,
     score_sensitivity,
 )
+from scoresens.sensitivity.transport import TransportSensitivity, transport_sensitivity
 
 __all__ = [
     "Attribution", "Calibrated", "Counterfactual", "LossSensitivity", "SampleSensitivity",
-    "ScoreSensitivity", "attribute", "calibrate", "counterfactual", "functionals",
-    "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
+    "ScoreSensitivity", "TransportSensitivity", "attribute", "calibrate", "counterfactual", "edit",
+    "functionals", "loss_sensitivity", "sample_sensitivity", "score_sensitivity",
+    "transport_sensitivity",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from scoresens.statistics.bootstrap import percentiles, resampled_rows
 from scoresens.statistics.components import principal_components
 from scoresens.statistics.conformal import unseen_quantile
 from scoresens.statistics.displacements import Named, cosines, looks_like, norms
+from scoresens.statistics.entropic import Entropic, entropic_transport
 from scoresens.statistics.estimates import Estimate
 from scoresens.statistics.histograms import (
     Grid,
@@ -17,7 +18,8 @@ from scoresens.statistics.histograms import (
 from scoresens.statistics.transport import transport_map
 
 __all__ = [
-    "Estimate", "Grid", "Histogram", "Named", "cosines", "histogram", "looks_like", "norms",
-    "percentiles", "principal_components", "resampled_rows", "sampling_floor", "transport_map",
-    "unseen_quantile", "wasserstein_interval", "wasserstein_of_histograms",
+    "Entropic", "Estimate", "Grid", "Histogram", "Named", "cosines", "entropic_transport",
+    "histogram", "looks_like", "norms", "percentiles", "principal_components", "resampled_rows",
+    "sampling_floor", "transport_map", "unseen_quantile", "wasserstein_interval",
+    "wasserstein_of_histograms",
 ]  # fmt: skip
