@@ -46,7 +46,7 @@ def test_the_density_of_student_t_is_scipys(size):
 def test_the_density_of_laplace_is_scipys_on_a_line_and_one_in_space():
     x = np.linspace(-4, 4, 9)
     found = jax.vmap(lambda x: Laplace().evaluate(jnp.square(x), 2.0, 1))(jnp.asarray(x))
-    laws.close(found, stats.laplace(scale=1.0).logpdf(x), relative=1e-12)
+    laws.close(found, -np.abs(x) - np.log(2), relative=1e-12)
     radii = np.linspace(0, 40, 40_001)
     inside = 4 * np.pi * radii**2 * np.exp(Laplace().evaluate(jnp.asarray(radii**2), 1.0, 3))
     laws.close(np.trapezoid(inside, radii), 1.0, absolute=1e-6)
