@@ -11,7 +11,7 @@ The packages say how much k helps, the same without the sign. They differ in wha
     dot      the identity
     trak     sum_k P g_k (P g_k)^T + damping, for projections P g in place of g
     dtrak    the same, with gradients of sum_j w_j |D - c_skip x|^2 in place of the loss's
-    ekfac    the Gauss-Newton matrix, Kronecker-factored, of linear layers, + damping
+    ekfac    the Gauss-Newton matrix, Kronecker-factored, + damping; of linear layers, convolutions
 
 D - c_skip x is c_out F, and w_j c_out^2 = 1 / (d K): the squared norm is that of the network's own
 output F, as the loss is the squared error of F.
@@ -24,6 +24,7 @@ arXiv 2303.14186 (TRAK); Zheng et al. 2023, arXiv 2311.00500 (D-TRAK); Grosse et
 """
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scoresens.importers import to_torch
+from scoresens.models import UNet
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 HEURISTIC = float("nan")  # kronfluence's own: a tenth of each layer's mean eigenvalue
@@ -44,6 +46,8 @@ PROJECTION = 2048  # TRAK's dimension
 BATCH = 128  # training points at a time
 PROJECTED = 256  # of them for traker, which draws its projection again for each batch
 QUERIES = 64  # queries at a time
+UNSEEN = 4  # a U-Net's factors are of every fourth point
+NUMBERS = 2**19  # of all three no more than have so many noised pixels, for the memory of a U-Net
 
 
 class Scores(NamedTuple):
@@ -221,28 +225,43 @@ def _traker_task(output: Callable):
 
 
 def ekfac(case: Case, dampings: tuple[float, ...], meter: Meter) -> Scores:
-    """Influence functions with EK-FAC, of linear layers and their biases, not of layer norms."""
+    """Influence functions with EK-FAC, of linear layers, convolutions and their biases, not of
+    normalisations. The gradients of kronfluence's own scores, by its heuristic damping, serve the
+    other dampings too."""
+    meter.start_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        analyzer, caught = ekfac_fitted(case, folder, meter)
+        factors = analyzer.load_all_factors("ekfac")
+        heuristic = ekfac_scores(analyzer, case, HEURISTIC, meter)
+    gradients = {name: torch.cat(parts) for name, parts in caught.items()}
+    unit = mean_eigenvalue(factors)
+    found = [damped(factors, gradients, len(case.queries.x), unit * d) for d in dampings]
+    return Scores(np.array([*dampings, HEURISTIC]), -np.stack([*found, heuristic]))
+
+
+def ekfac_fitted(case: Case, folder: str, meter: Meter):
+    """kronfluence's analyzer, with the factors of the training data in a folder, and where it will
+    leave the gradients of its scores by layer, `[B, out, in]` a batch, queries first."""
     from kronfluence.analyzer import Analyzer, prepare_model
 
-    meter.start_memory()
-    task = _kronfluence_task()
+    folded = _folded(case)
+    task = _kronfluence_task(folded)
     module = prepare_model(to_torch(case.model), task)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer(
-            "rivals", module, task, cpu=True, output_dir=folder, disable_tqdm=True, log_level=30
-        )
-        with meter.timing("prepare"):
-            analyzer.fit_all_factors("ekfac", _dataset(case.training), per_device_batch_size=BATCH)
-        meter.noted |= {"bytes": stored(Path(folder))}
-        unit = _mean_eigenvalue(analyzer.load_all_factors("ekfac"))
-        asked = (*dampings, HEURISTIC)
-        found = [_ekfac_scores(analyzer, case, damping * unit, meter) for damping in asked]
-    return Scores(np.array(asked), -np.stack(found))
+    analyzer = Analyzer(
+        "rivals", module, task, cpu=True, output_dir=folder, disable_tqdm=True, log_level=30
+    )
+    seen = Table(*(a[:: 1 if folded == 1 else UNSEEN] for a in case.training))
+    batch = _fitting(case.training, BATCH)
+    with meter.timing("prepare"):
+        analyzer.fit_all_factors("ekfac", _dataset(seen), per_device_batch_size=batch)
+    meter.noted |= {"bytes": stored(Path(folder)), "of the factors": len(seen.x)}
+    task.caught = defaultdict(list)
+    return analyzer, task.caught
 
 
-def _ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndarray:
-    """`[Q, N]` at one damping."""
+def ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndarray:
+    """`[Q, N]` at one damping: how much the points help."""
     from kronfluence.arguments import ScoreArguments
 
     name = f"damped by {damping:.6g}"
@@ -252,24 +271,55 @@ def _ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndar
             "ekfac",
             query_dataset=_dataset(case.queries),
             train_dataset=_dataset(case.training),
-            per_device_query_batch_size=QUERIES,
-            per_device_train_batch_size=BATCH,
+            per_device_query_batch_size=len(case.queries.x),
+            per_device_train_batch_size=_fitting(case.training, BATCH),
             score_args=ScoreArguments(damping_factor=None if np.isnan(damping) else damping),
         )
         return analyzer.load_pairwise_scores(name)["all_modules"].numpy()
 
 
-def _mean_eigenvalue(factors) -> float:
+def damped(factors, gradients: dict[str, Tensor], queries: int, damping: float) -> np.ndarray:
+    """The same at another damping, of the gradients that kronfluence has left."""
+
+    def of_layer(name):
+        left = factors["gradient_eigenvectors"][name]
+        right = factors["activation_eigenvectors"][name]
+        eigenvalues = factors["lambda_matrix"][name] / factors["num_lambda_processed"][name]
+        turned = left.T @ gradients[name] @ right
+        asked = (turned[:queries] / (eigenvalues + damping)).flatten(1)
+        return (asked @ turned[queries:].flatten(1).T).numpy()
+
+    return np.sum([of_layer(name) for name in gradients], 0)
+
+
+def mean_eigenvalue(factors) -> float:
     """Of the corrected eigenvalues of all layers."""
     matrices, counts = factors["lambda_matrix"], factors["num_lambda_processed"]
     total = sum(float(matrices[name].sum() / counts[name]) for name in matrices)
     return total / sum(matrix.numel() for matrix in matrices.values())
 
 
-def _kronfluence_task():
+def _folded(case: Case) -> int:
+    """How many rows of every layer are one point's: a U-Net's levels are to its layers images of
+    their own, an MLP's are an axis of one row."""
+    return case.training.levels.shape[1] if isinstance(case.model.network, UNet) else 1
+
+
+def _kronfluence_task(folded: int):
+    """The task of points with so many rows in every layer, whose gradients are added up, and kept
+    in `caught` where there is one."""
     from kronfluence.task import Task
 
     class Denoising(Task):
+        enable_post_process_per_sample_gradient = True
+        caught: defaultdict[str, list[Tensor]] | None = None
+
+        def post_process_per_sample_gradient(self, module_name, gradient):
+            each = gradient.unflatten(0, (-1, folded)).sum(1)
+            if self.caught is not None:
+                self.caught[module_name].append(each)
+            return each
+
         def compute_train_loss(self, batch, model, sample=False):
             return (sampled_loss if sample else loss)(model, *batch)
 
@@ -287,7 +337,11 @@ def _dataset(table: Table) -> TensorDataset:
 
 
 def _loader(table: Table, count: int) -> DataLoader:
-    return DataLoader(_dataset(table), batch_size=count, shuffle=False)
+    return DataLoader(_dataset(table), batch_size=_fitting(table, count), shuffle=False)
+
+
+def _fitting(table: Table, count: int) -> int:
+    return min(count, max(1, NUMBERS // table.noise[0].size))
 
 
 METHODS = {"dot": dot, "trak": trak, "dtrak": dtrak, "ekfac": ekfac}

@@ -130,7 +130,7 @@ def work(args: argparse.Namespace) -> None:
         meter = Meter()
         dampings = methods.DAMPINGS[: args.dampings]
         found = methods.METHODS[method](case, dampings, meter)
-        row = meter.row(len(case.queries.x)) | {"levels": study.TRAINING_LEVELS}
+        row = meter.row(len(case.queries.x)) | {"levels": case.training.levels.shape[1]}
         row |= {"dampings": len(found.dampings)}
         scores = found.scores.astype(np.float32)
         if not np.isfinite(scores).all():
