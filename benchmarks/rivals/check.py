@@ -24,6 +24,7 @@ import methods
 import numpy as np
 import study
 import torch
+from kept import Gradients, influence
 from meter import Meter
 from torch import Tensor, nn
 
@@ -36,7 +37,6 @@ NETWORKS = {"U-Net": ModelSettings("unet", 4, 2), "MLP": ModelSettings("mlp", 8,
 
 
 def main() -> None:
-    methods.UNSEEN = 1
     for name, settings in NETWORKS.items():
         for check in (dot, trak, ekfac, gauss_newton):
             print(f"{name}, {check.__name__}: {check(case_of(settings))}", flush=True)
@@ -87,22 +87,23 @@ def trak(case: study.Case) -> str:
 def ekfac(case: study.Case) -> str:
     queries, training = _of_both(case)
     layers = _layers(case)
+    rows = Gradients(_rows(queries), _rows(training))
     with tempfile.TemporaryDirectory() as folder:
-        analyzer, caught = methods.ekfac_fitted(case, folder, Meter())
+        analyzer = methods.ekfac_fitted(case, folder, Meter())
         factors = analyzer.load_all_factors("ekfac")
         unit = methods.mean_eigenvalue(factors)
         told = []
         for damping in (1e-2 * unit, 1e9 * unit):
-            caught.clear()
             found = methods.ekfac_scores(analyzer, case, damping, Meter())
-            left = {name: torch.cat(parts) for name, parts in caught.items()}
-            told.append(_near(methods.damped(factors, left, QUERIES, damping), found, 1e-4))
+            told.append(_near(influence(case, factors, rows, damping), found, 1e-4))
             wanted = sum(
                 _product(*(_rotated(factors, layer, g) for g in (queries, training)),
                          1 / (_eigenvalues(factors, layer) + damping).ravel())
                 for layer in layers
             )  # fmt: skip
             told.append(_near(found, wanted, 1e-3))
+        theirs = methods.ekfac_scores(analyzer, case, methods.HEURISTIC, Meter())
+        told.append(_near(influence(case, factors, rows, methods.HEURISTIC), theirs, 1e-4))
         plain = sum(_product(_joined(queries, layer), _joined(training, layer)) for layer in layers)
         told.append(_near(found * damping, plain, 1e-3))
     return ", ".join(told)
@@ -112,7 +113,7 @@ def gauss_newton(case: study.Case) -> str:
     """The sums of eigenvalues of all layers, over the traces; each is a mean of draws."""
     often = study.Table(*(np.repeat(rows, DRAWN, 0) for rows in case.training))
     with tempfile.TemporaryDirectory() as folder:
-        analyzer, _ = methods.ekfac_fitted(case._replace(training=often), folder, Meter())
+        analyzer = methods.ekfac_fitted(case._replace(training=often), folder, Meter())
         factors = analyzer.load_all_factors("ekfac")
     traces = _traces(case)
     ratios = {layer: float(_eigenvalues(factors, layer).sum()) / traces[layer] for layer in traces}
