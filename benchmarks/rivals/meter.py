@@ -1,4 +1,4 @@
-"""What a method costs: seconds, memory beyond what was there, bytes on disk."""
+"""What a method costs: the processor's seconds, memory beyond what was there, bytes on disk."""
 
 import contextlib
 import ctypes
@@ -15,6 +15,7 @@ class Meter:
 
     def __init__(self):
         self.spent: dict[str, list[float]] = {}
+        self.before_each: dict[str, float] = {}
         self.noted: dict[str, object] = {}
         self.start_memory()
 
@@ -28,14 +29,15 @@ class Meter:
 
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Adds the seconds that its block takes."""
-        start = time.perf_counter()
+        """Adds the processor's seconds that its block takes, whoever else is busy."""
+        start = time.process_time()
         yield
-        self.spent.setdefault(name, []).append(time.perf_counter() - start)
+        self.spent.setdefault(name, []).append(time.process_time() - start)
 
     def seconds(self, name: str) -> float:
-        """The median of the blocks of a name, 0 where there was none."""
-        return median(self.spent.get(name, [0.0]))
+        """The median of the blocks of a name, 0 where there was none, and what each had to wait for
+        that another run has done."""
+        return median(self.spent.get(name, [0.0])) + self.before_each.get(name, 0.0)
 
     def beyond(self) -> float:
         """MB of memory at its peak, more than there was at the start."""

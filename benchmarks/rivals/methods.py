@@ -11,7 +11,7 @@ The packages say how much k helps, the same without the sign. They differ in wha
     dot      the identity
     trak     sum_k P g_k (P g_k)^T + damping, for projections P g in place of g
     dtrak    the same, with gradients of sum_j w_j |D - c_skip x|^2 in place of the loss's
-    ekfac    the Gauss-Newton matrix, Kronecker-factored, of linear layers, + damping
+    ekfac    the Gauss-Newton matrix, Kronecker-factored, + damping; of linear layers, convolutions
 
 D - c_skip x is c_out F, and w_j c_out^2 = 1 / (d K): the squared norm is that of the network's own
 output F, as the loss is the squared error of F.
@@ -23,10 +23,11 @@ arXiv 2303.14186 (TRAK); Zheng et al. 2023, arXiv 2311.00500 (D-TRAK); Grosse et
 2308.03296 (EK-FAC).
 """
 
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scoresens.importers import to_torch
+from scoresens.models import UNet
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 HEURISTIC = float("nan")  # kronfluence's own: a tenth of each layer's mean eigenvalue
@@ -44,6 +46,7 @@ PROJECTION = 2048  # TRAK's dimension
 BATCH = 128  # training points at a time
 PROJECTED = 256  # of them for traker, which draws its projection again for each batch
 QUERIES = 64  # queries at a time
+SMALLER = 8  # times fewer of a U-Net's, for the memory of its convolutions
 
 
 class Scores(NamedTuple):
@@ -119,18 +122,20 @@ def dot(case: Case, dampings: tuple[float, ...], meter: Meter) -> Scores:
     module = to_torch(case.model)
 
     def of_parameters(params, row):
-        return loss(_functional(module, params), *row)
+        return loss(functional(module, params), *row)
 
     task = AttributionTask(of_parameters, module, module.state_dict())
     attributor = TracInAttributor(task, weight_list=torch.ones(1), normalized_grad=False)
     vars(attributor)["projector_kwargs"] = None  # None as an argument means 512 dimensions
     with meter.timing("query"):
-        helps = attributor.attribute(_loader(case.training, BATCH), _loader(case.queries, QUERIES))
+        helps = attributor.attribute(
+            _loader(case.training, few(case, BATCH)), _loader(case.queries, few(case, QUERIES))
+        )
     meter.noted |= {"bytes": 0}
     return Scores(np.array([np.inf]), -helps.T.numpy()[None])
 
 
-def _functional(module: nn.Module, *state) -> Callable:
+def functional(module: nn.Module, *state) -> Callable:
     return lambda levels, place: torch.func.functional_call(module, state, (levels, place))
 
 
@@ -145,32 +150,45 @@ def trak(case: Case, dampings: tuple[float, ...], meter: Meter) -> Scores:
 def dtrak(case: Case, dampings: tuple[float, ...], meter: Meter) -> Scores:
     """TRAK with the squared norm of the network's output for the model output function."""
 
-    def output(denoise, *row):
-        return squared_output(case.model.sigma_data, denoise, *row)
-
-    return _traked(case, output, dampings, meter)
+    return _traked(case, functools.partial(squared_output, case.model.sigma_data), dampings, meter)
 
 
 def _traked(case: Case, output: Callable, dampings: tuple[float, ...], meter: Meter) -> Scores:
+    meter.start_memory()
+    training = _loader(case.training, few(case, PROJECTED))
+    asked = _loader(case.queries, few(case, QUERIES))
+    return projected(case, training, asked, dampings, meter, task=traker_task(output))
+
+
+def projected(
+    case: Case,
+    training: DataLoader,
+    asked: DataLoader,
+    dampings: tuple[float, ...],
+    meter: Meter,
+    **given: Any,
+) -> Scores:
+    """TRAK of what the loaders give its task, or its gradient computer."""
     from trak import TRAKer
 
-    meter.start_memory()
     module = to_torch(case.model)
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
             model=module,
-            task=_traker_task(output),
             train_set_size=len(case.training.x),
             save_dir=folder,
             device="cpu",
             proj_dim=PROJECTION,
             use_half_precision=False,
             logging_level=30,
+            **given,
         )
         with meter.timing("prepare"):
-            _featurise(traker, module, case.training)
+            traker.load_checkpoint(module.state_dict(), model_id=0)
+            for batch in training:
+                traker.featurize(batch=batch, num_samples=len(batch[0]))
         unit = float(np.square(traker.saver.current_store["grads"]).sum()) / PROJECTION
-        found = [_trak_scores(traker, module, case, damping * unit, meter) for damping in dampings]
+        found = [_trak_scores(traker, module, asked, unit * damping, meter) for damping in dampings]
         meter.noted |= {
             "bytes": stored(Path(folder, "0")),
             "projection": PROJECTION,
@@ -179,27 +197,23 @@ def _traked(case: Case, output: Callable, dampings: tuple[float, ...], meter: Me
     return Scores(np.array(dampings), -np.stack(found))
 
 
-def _featurise(traker, module: nn.Module, training: Table) -> None:
-    traker.load_checkpoint(module.state_dict(), model_id=0)
-    for batch in _loader(training, PROJECTED):
-        traker.featurize(batch=batch, num_samples=len(batch[0]))
-
-
-def _trak_scores(traker, module: nn.Module, case: Case, damping: float, meter: Meter) -> np.ndarray:
+def _trak_scores(
+    traker, module: nn.Module, asked: DataLoader, damping: float, meter: Meter
+) -> np.ndarray:
     """`[Q, N]` at one damping, of features that are made once and finalised for each."""
-    name, count = f"damped by {damping:.6g}", len(case.queries.x)
+    name, count = f"damped by {damping:.6g}", len(asked.dataset)
     with meter.timing("finalise"):
         traker.score_computer.lambda_reg = damping
         traker.saver.model_ids[0]["is_finalized"] = 0
         traker.finalize_features()
     with meter.timing("query"):
         traker.start_scoring_checkpoint(name, module.state_dict(), model_id=0, num_targets=count)
-        for batch in _loader(case.queries, QUERIES):
+        for batch in asked:
             traker.score(batch=batch, num_samples=len(batch[0]))
         return np.array(traker.finalize_scores(name)).T
 
 
-def _traker_task(output: Callable):
+def traker_task(output: Callable):
     from trak.modelout_functions import AbstractModelOutput
 
     class Output(AbstractModelOutput):
@@ -208,7 +222,7 @@ def _traker_task(output: Callable):
 
         @staticmethod
         def get_output(model, weights, buffers, *row):
-            return output(_functional(model, weights, buffers), *row)
+            return output(functional(model, weights, buffers), *row)
 
         @staticmethod
         def get_out_to_loss_grad(model, weights, buffers, batch):
@@ -221,28 +235,36 @@ def _traker_task(output: Callable):
 
 
 def ekfac(case: Case, dampings: tuple[float, ...], meter: Meter) -> Scores:
-    """Influence functions with EK-FAC, of linear layers and their biases, not of layer norms."""
-    from kronfluence.analyzer import Analyzer, prepare_model
-
+    """Influence functions with EK-FAC, of linear layers, convolutions and their biases, not of
+    normalisations."""
     meter.start_memory()
-    task = _kronfluence_task()
-    module = prepare_model(to_torch(case.model), task)
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer(
-            "rivals", module, task, cpu=True, output_dir=folder, disable_tqdm=True, log_level=30
-        )
-        with meter.timing("prepare"):
-            analyzer.fit_all_factors("ekfac", _dataset(case.training), per_device_batch_size=BATCH)
-        meter.noted |= {"bytes": stored(Path(folder))}
-        unit = _mean_eigenvalue(analyzer.load_all_factors("ekfac"))
+        analyzer = ekfac_fitted(case, folder, meter)
+        unit = mean_eigenvalue(analyzer.load_all_factors("ekfac"))
         asked = (*dampings, HEURISTIC)
-        found = [_ekfac_scores(analyzer, case, damping * unit, meter) for damping in asked]
+        found = [ekfac_scores(analyzer, case, damping * unit, meter) for damping in asked]
     return Scores(np.array(asked), -np.stack(found))
 
 
-def _ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndarray:
-    """`[Q, N]` at one damping."""
+def ekfac_fitted(case: Case, folder: str, meter: Meter):
+    """kronfluence's analyzer, with the factors of the training data in a folder."""
+    from kronfluence.analyzer import Analyzer, prepare_model
+
+    task = _kronfluence_task(case.training.levels.shape[1] if is_unet(case) else 1)
+    module = prepare_model(to_torch(case.model), task)
+    torch.manual_seed(0)
+    analyzer = Analyzer(
+        "rivals", module, task, cpu=True, output_dir=folder, disable_tqdm=True, log_level=30
+    )
+    data, batch = dataset(case.training), few(case, BATCH)
+    with meter.timing("prepare"):
+        analyzer.fit_all_factors("ekfac", data, per_device_batch_size=batch)
+    meter.noted |= {"bytes": stored(Path(folder))}
+    return analyzer
+
+
+def ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndarray:
+    """`[Q, N]` at one damping: how much the points help."""
     from kronfluence.arguments import ScoreArguments
 
     name = f"damped by {damping:.6g}"
@@ -250,26 +272,33 @@ def _ekfac_scores(analyzer, case: Case, damping: float, meter: Meter) -> np.ndar
         analyzer.compute_pairwise_scores(
             name,
             "ekfac",
-            query_dataset=_dataset(case.queries),
-            train_dataset=_dataset(case.training),
-            per_device_query_batch_size=QUERIES,
-            per_device_train_batch_size=BATCH,
+            query_dataset=dataset(case.queries),
+            train_dataset=dataset(case.training),
+            per_device_query_batch_size=few(case, QUERIES),
+            per_device_train_batch_size=few(case, BATCH),
             score_args=ScoreArguments(damping_factor=None if np.isnan(damping) else damping),
         )
         return analyzer.load_pairwise_scores(name)["all_modules"].numpy()
 
 
-def _mean_eigenvalue(factors) -> float:
+def mean_eigenvalue(factors) -> float:
     """Of the corrected eigenvalues of all layers."""
     matrices, counts = factors["lambda_matrix"], factors["num_lambda_processed"]
     total = sum(float(matrices[name].sum() / counts[name]) for name in matrices)
     return total / sum(matrix.numel() for matrix in matrices.values())
 
 
-def _kronfluence_task():
+def _kronfluence_task(folded: int):
+    """The task of points with so many rows in every layer, whose gradients are added up: a U-Net's
+    levels are to its layers images of their own, an MLP's are an axis of one row."""
     from kronfluence.task import Task
 
     class Denoising(Task):
+        enable_post_process_per_sample_gradient = folded > 1
+
+        def post_process_per_sample_gradient(self, module_name, gradient):
+            return gradient.unflatten(0, (-1, folded)).sum(1)
+
         def compute_train_loss(self, batch, model, sample=False):
             return (sampled_loss if sample else loss)(model, *batch)
 
@@ -282,12 +311,21 @@ def _kronfluence_task():
 # ------------------------------------------------------------------ data
 
 
-def _dataset(table: Table) -> TensorDataset:
+def dataset(table: Table) -> TensorDataset:
     return TensorDataset(*map(torch.tensor, table))
 
 
 def _loader(table: Table, count: int) -> DataLoader:
-    return DataLoader(_dataset(table), batch_size=count, shuffle=False)
+    return DataLoader(dataset(table), batch_size=count, shuffle=False)
+
+
+def is_unet(case: Case) -> bool:
+    return isinstance(case.model.network, UNet)
+
+
+def few(case: Case, count: int) -> int:
+    """So many points at a time, or fewer."""
+    return max(1, count // SMALLER) if is_unet(case) else count
 
 
 METHODS = {"dot": dot, "trak": trak, "dtrak": dtrak, "ekfac": ekfac}

@@ -125,12 +125,18 @@ def work(args: argparse.Namespace) -> None:
 
         row = ours.METHODS[method](case, Meter())
     else:
+        import kept
         import methods
 
         meter = Meter()
         dampings = methods.DAMPINGS[: args.dampings]
-        found = methods.METHODS[method](case, dampings, meter)
-        row = meter.row(len(case.queries.x)) | {"levels": study.TRAINING_LEVELS}
+        if methods.is_unet(case):
+            folder = args.out / f"gradients-{seed}"
+            folder.mkdir(exist_ok=True)
+            found = kept.METHODS[method](case, dampings, meter, folder)
+        else:
+            found = methods.METHODS[method](case, dampings, meter)
+        row = meter.row(len(case.queries.x)) | {"levels": case.training.levels.shape[1]}
         row |= {"dampings": len(found.dampings)}
         scores = found.scores.astype(np.float32)
         if not np.isfinite(scores).all():

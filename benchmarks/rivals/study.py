@@ -6,7 +6,7 @@ The loss at a query i and the loss at a training point k are one function of the
 
 over K noise levels tau_j with the weight lambda of training. A query has the levels and the noise
 n_ij that the study's models were evaluated with (`scoresens.studies.retraining.evaluate`); a
-training point has levels of the same kind, and noise kj from fold_in(fold_in(key(seed + 2), k), j).
+training point has the same levels, and noise kj from fold_in(fold_in(key(seed + 2), k), j).
 """
 
 import functools
@@ -25,8 +25,7 @@ from scoresens.models import Denoiser, load
 from scoresens.studies.retraining import training_levels
 from scoresens.training.denoising import TrainSettings, loss_weight
 
-LEVELS = 32  # of a query, where the study does not say
-TRAINING_LEVELS = 32  # K of a training point
+LEVELS = 32  # K, where the study does not say
 
 
 class Table(NamedTuple):
@@ -61,10 +60,10 @@ def read(folder: Path, number: int, queries: int | None = None) -> Case:
     model, _ = load(folder / f"all-{number}.safetensors")
     settings, halves = TrainSettings(**about.get("train", {})), about.get("halves", {})
     seed, count = halves.get("seed", 0), halves.get("levels", LEVELS)
-    at = functools.partial(_table, settings=settings, sigma_data=model.sigma_data)
+    at = functools.partial(table, settings=settings, sigma_data=model.sigma_data)
     return Case(
         model,
-        at(training, count=TRAINING_LEVELS, key=jax.random.key(seed + 2)),
+        at(training, count=count, key=jax.random.key(seed + 2)),
         at(points, count=count, key=jax.random.key(seed + 1)),
         noise,
         seed,
@@ -81,7 +80,7 @@ def _data(about: Mapping[str, Any]) -> DataSettings:
     return DataSettings(**{**given, "classes": tuple(given.get("classes", ()))})
 
 
-def _table(
+def table(
     x: np.ndarray, *, count: int, key: jax.Array, settings: TrainSettings, sigma_data: float
 ) -> Table:
     levels = training_levels(settings, count).astype(np.float32)

@@ -21,6 +21,7 @@ from scoresens.laws.measures import Points, default_bandwidth
 from scoresens.models import Denoiser
 from scoresens.report.halves import draw_halves, halves_table
 from scoresens.statistics.components import principal_components
+from scoresens.statistics.estimates import Estimate
 from scoresens.studies import halves as lds
 from scoresens.studies.halves import HalvesSettings
 from scoresens.studies.predictions import LOSSES, MOVES, PATCHES, Case, Choice, Patches, Prediction
@@ -182,7 +183,7 @@ def _predictions(
         found[target].setdefault(method, {})[setting] = made
     for file in sorted((out / "rivals").glob("*.npz")):
         if not file.stem[-1].isdigit():  # METHOD-SEED.npz are its parts
-            found["loss"][file.stem] = _rival(file, study)
+            found["loss"][file.stem] = rival(file, study.halves)
     return found
 
 
@@ -197,9 +198,10 @@ def _predicted(
     return np.stack([np.asarray(predict(case, one), np.float32) for case, one in each])
 
 
-def _rival(file: Path, study: Study) -> dict[str, np.ndarray]:
-    """Another method's scores of the points, `[R, D, Q, N]` for D dampings, as loss changes."""
-    change = study.halves / study.halves.sum(1, keepdims=True) - 1 / len(study.images)
+def rival(file: Path, halves: np.ndarray) -> dict[str, np.ndarray]:
+    """Another method's scores of the points, `[R, D, Q, N]` for D dampings, as changes of the loss
+    of halves, `[R, S + C, Q]` by damping."""
+    change = halves / halves.sum(1, keepdims=True) - 1 / halves.shape[1]
     kept = arrays("scores", "dampings").read(file)
     return {
         f"{damping:g}": np.einsum("sn,rqn->rsq", change, kept["scores"][:, place])
@@ -232,32 +234,41 @@ def _judge(
             flatter = {  # in double precision: a black box's squares may overflow the single one
                 s: p.reshape(*true[target].shape).astype(float) for s, p in settings.items()
             }
-            curve = {s: chooser.rank(p[:, choose]) for s, p in flatter.items()}
-            best = max((s for s in curve if s != CALIBRATED), key=lambda s: curve[s])
-            rows[method] = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
-            rows[method]["chosen"] = judge.all(flatter[best][:, report])
+            rows[method] = chosen(flatter, judge, chooser)
             default = CALIBRATED if CALIBRATED in flatter else DEFAULT
             is_ours = method in TARGETS[target]  # a rival's "1" is a damping
             if is_ours and len(flatter) > 1 and default in flatter:
                 rows[method]["default"] = judge.all(flatter[default][:, report])
         result[target] = {"methods": rows, "ceiling": judge.ceiling()}
-    result["generated"] = _generated(run, study, truth, predicted["loss"], result["loss"])
+    settings = {method: row["setting"] for method, row in result["loss"]["methods"].items()}
+    result["generated"] = {
+        method: of_queries(run, truth.losses[:, report], found[settings[method]][:, report])
+        for method, found in predicted["loss"].items()
+    }
     return result
 
 
-def _generated(run, study, truth, methods, judged):
-    """The loss's LDS apart: at queries drawn from the model, and at held-out images."""
-    report, count = slice(run.halves.subsets), run.halves.samples
-    rows = {}
-    for method, settings in methods.items():
-        best = settings[judged["methods"][method]["setting"]][:, report]
-        rows[method] = {
-            name: lds.Judge(truth.losses[:, report, part], None, run.resamples, 0).all(
-                best[..., part]
-            )["lds"]
-            for name, part in (("generated", slice(count)), ("held_out", slice(count, None)))
-        }
-    return rows
+def chosen(
+    settings: Mapping[str, np.ndarray], judge: lds.Judge, chooser: lds.Judge
+) -> dict[str, Any]:
+    """The setting that is best on the halves for choosing, the last of `[R, S + C, ...]`, with what
+    each came to there, judged on the others."""
+    report = judge.true.shape[1]
+    curve = {s: chooser.rank(p[:, report:]) for s, p in settings.items()}
+    best = max((s for s in curve if s != CALIBRATED), key=lambda s: curve[s])
+    row = {"setting": best, "choosing": [[s, v] for s, v in curve.items()]}
+    return row | {"chosen": judge.all(settings[best][:, :report])}
+
+
+def of_queries(run: HalvesRun, losses: np.ndarray, best: np.ndarray) -> dict[str, Estimate]:
+    """The loss's LDS apart, of true and predicted changes `[R, S, Q]`: at queries drawn from the
+    model, and at held-out images."""
+    count = run.halves.samples
+    parts = {"generated": slice(count), "held_out": slice(count, None)}
+    return {
+        name: lds.Judge(losses[..., part], None, run.resamples, 0).all(best[..., part])["lds"]
+        for name, part in parts.items()
+    }
 
 
 EXPERIMENT = Experiment(

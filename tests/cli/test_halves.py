@@ -1,6 +1,8 @@
 """`scoresens validate` with experiment = "halves"."""
 
 import json
+from pathlib import Path
+from runpy import run_path
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from command_line import TINY, Ran, scoresens, settings_file
 
 import scoresens as ss
 from scoresens.cli import halves as command
+from scoresens.cli._config import read
 from scoresens.datasets.images import DataSettings, prepare
 from scoresens.models import load
 from scoresens.studies import retraining
@@ -35,6 +38,7 @@ levels = 2
 components = 2
 """
 SETTINGS += TINY
+JUDGE = Path(__file__).parents[2] / "benchmarks" / "rivals" / "judge.py"
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +157,15 @@ def test_rivals_beside(ran, folder):
     rivals = folder / "out/rivals"
     rivals.mkdir()
     scores = np.random.default_rng(0).normal(size=(2, 3, 5, 21)).astype(np.float32)
-    np.savez(rivals / "trak.npz", scores=scores, dampings=np.array([0.1, 1.0, 10.0]))
+    kept = {"dampings": np.array([0.1, 1.0, 10.0]), "seeds": np.arange(2)}
+    np.savez(rivals / "trak.npz", scores=scores, **kept)
     again = scoresens("validate", folder / "run.toml", out=folder / "out")
     assert again.code == 0 and "trak" in again.printed
     result = json.loads((folder / "out/result.json").read_text())
     assert [pair[0] for pair in result["loss"]["methods"]["trak"]["choosing"]] == ["0.1", "1", "10"]
+    run = read(folder / "run.toml", command.HalvesRun)
+    found = run_path(str(JUDGE))["judged"](run, folder / "out", rivals / "trak.npz")
+    row, apart = json.loads(json.dumps(found))  # from what is kept alone, without the command
+    assert row.pop("seeds") == [0, 1]
+    assert row == result["loss"]["methods"]["trak"]
+    assert apart == result["generated"]["trak"]
