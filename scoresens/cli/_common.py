@@ -344,7 +344,7 @@ def in_own_units(form: Form, x: Batch, **changes: Batch) -> dict[str, Any]:
     }
 
 
-def arrays_in_own_units(form: Form, **samples: Batch) -> dict[str, np.ndarray]:
+def arrays_in_own_units(form: Form, **samples: np.ndarray) -> dict[str, np.ndarray]:
     """Samples by column, in its own units, as arrays of an npz file; nothing of images."""
     if not form.columns:
         return {}

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from scoresens import _checks
 from scoresens._products import inner
 from scoresens._pytrees import register_dataclass
-from scoresens.flow.starts import gain_rate, noise_end, prior_gain
+from scoresens.flow.starts import check_process, gain_rate, noise_end, prior_gain
 from scoresens.flow.traces import TraceEstimator
 from scoresens.laws.kernels import (
     BREADTH,
@@ -108,6 +108,7 @@ def drivers_of(
     prior: Measure | Pair | None,
 ) -> Drivers:
     """The laws that a score is made of, refused if what comes with it does not fit."""
+    check_process(process)
     if not isinstance(score, Guided):
         return (_driver(process, score, 1.0, perturbation, base, prior),)
     pairs = [

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from scoresens import _checks
 from scoresens.flow.routes import Cargo, Flow, Route
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of, tableau
-from scoresens.flow.starts import checked_start, sample_keys
+from scoresens.flow.starts import check_process, checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.learned import Base
 from scoresens.laws.measures import Measure, Points, Posterior
@@ -127,6 +127,7 @@ def attribute(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, for the derivative; the adjoint is ours.
     """
+    check_process(process)
     check_points(data)
     base = "data" if base is data else base
     data = data.under(process)

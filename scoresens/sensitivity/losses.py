@@ -18,7 +18,7 @@ from scoresens import _checks
 from scoresens.flow.riders import Driver, Evaluation, known_of
 from scoresens.flow.routes import Cargo, climb
 from scoresens.flow.solve import Solve, Stats, over_samples, raise_if_failed, stats_of
-from scoresens.flow.starts import checked_start, fold, sample_keys
+from scoresens.flow.starts import check_process, checked_start, fold, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.kernels import level_of
 from scoresens.laws.learned import Base
@@ -99,6 +99,7 @@ def loss_sensitivity(
     References:
         Scarvelis & Solomon 2025, arXiv 2509.23092, section on losses.
     """
+    check_process(process)
     check_points(data)
     base = "data" if base is data else base
     data = data.under(process)

@@ -36,7 +36,7 @@ from scoresens.flow.riders import Driver
 from scoresens.flow.routes import Cargo, Flow, Route, Stage
 from scoresens.flow.sampling import climb_all
 from scoresens.flow.solve import Solve, Stats, in_batches, raise_if_failed, stats_of
-from scoresens.flow.starts import checked_start, sample_keys
+from scoresens.flow.starts import check_process, checked_start, sample_keys
 from scoresens.flow.traces import Hutchinson, TraceEstimator, drawn
 from scoresens.laws.kernels import yardstick
 from scoresens.laws.learned import Base, check_base
@@ -117,6 +117,7 @@ def score_sensitivity(
     if perturbation.learned:
         raise ValueError("a Learned law has a log-density along paths alone, not at a place")
     check_base(base, Measure | None)
+    check_process(process)
     perturbation, base = perturbation.under(process), base and cast(Measure, base.under(process))
     x, score = checked_start(process, score, x, name="x", shape=perturbation.shape)
     check_time(process, t)

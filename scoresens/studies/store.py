@@ -21,9 +21,13 @@ import numpy as np
 from scoresens._files import refuse_another, replacing, write_text
 from scoresens._reading import read_arrays, read_json
 from scoresens.datasets.images import DataSettings
+from scoresens.models import ModelSettings
 
 Result = TypeVar("Result")
-LATER = {"label": None, "window": None, "stride": 1}  # settings of data, told where not these
+LATER = {  # settings that older studies have not: told where they are not these
+    DataSettings: {"label": None, "window": None, "stride": 1},
+    ModelSettings: {"degrees_of_freedom": None},
+}
 DAMAGED = (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile)
 
 
@@ -139,10 +143,11 @@ def _write_array(file: Path, result: np.ndarray) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, DataSettings):
-        told = asdict(value)
-        return {name: told[name] for name in told if told[name] != LATER.get(name, MISSING)}
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return str(value)
+    told = asdict(value)
+    later = LATER.get(type(value), {})
+    return {name: told[name] for name in told if told[name] != later.get(name, MISSING)}
 
 
 ARRAY: Form[np.ndarray] = Form(".npy", lambda file: read_arrays(file)[""], _write_array)
